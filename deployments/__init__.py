@@ -1,1 +1,1 @@
-"""How people start runs: the command line, and the servers that it needs."""
+"""The command line by which people start runs, and the servers that it needs."""

@@ -1,7 +1,7 @@
 """Check that this machine can run DeSRA: print each missing part, with the package that brings it.
 
 Needs the standard library only, so that it runs before anything is installed (as a file) and also afterwards
-(``python -m deployments.check``). Without it, a missing system library would show only after two gigabytes of
+(``python -m deployments.check``). Without this check, a missing library would show only after two gigabytes of
 downloads, as an ``ImportError`` that does not name a package. No compiler is needed: mmcv-full and basicsr are built
 from source, but without their compiled operators.
 """

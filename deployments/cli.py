@@ -1,4 +1,4 @@
-"""``desra``: a verb per flow. A command plans from the workspace before it imports Prefect, Dask or torch."""
+"""The command line: a verb per flow. A command plans from the workspace before it imports Prefect, Dask or torch."""
 
 import os
 import signal
@@ -206,7 +206,7 @@ def _begin_again(lost: ServerLostError) -> NoReturn:
 
 
 def _is_termination(error: BaseException) -> bool:
-    """Recognise Prefect's error on a SIGTERM, which Prefect sends once more, perhaps after another error."""
+    """Check for Prefect's error on a SIGTERM; Prefect sends the SIGTERM once more, perhaps after another error."""
     return type(error).__name__ == "TerminationSignal"
 
 

@@ -1,6 +1,6 @@
 """Chains of tasks that a person schedules and watches; no science here.
 
-The parameters of a flow are JSON, and a plan is not: a caller in the same process hands its plan over beside them.
+The parameters of a flow are JSON. A plan is not, so a caller in the same process hands it over beside the parameters.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ _PLANS: ContextVar[tuple[tuple[BaseModel, object], ...]] = ContextVar("plans", d
 
 @contextlib.contextmanager
 def handing_over(*plans: tuple[BaseModel, object]) -> Iterator[None]:
-    """Offer plans to the flows that the block calls with the settings beside each; a plan of None offers nothing."""
+    """Offer plans during the block, each to the flow that is called with the settings beside it; None is no plan."""
     token = _PLANS.set((*_PLANS.get(), *plans))
     try:
         yield

@@ -19,7 +19,7 @@ from tasks.run_end import RunEnd, Summary
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated(RunEnd):
-    """How a calibration ended, and the run before it; and the weights."""
+    """How a calibration and the run before it ended, and the weights."""
 
     found: Summary
     weights: CalibratedWeights

@@ -1,4 +1,4 @@
-"""Turn functions into flows: named by corpus and date, ending in a line, with retries and reports of failures.
+"""Turn functions into flows: give runs a name and a closing line, repeat them after some errors, report failures.
 
 `process_corpus` is the body of the flows detect and mine.
 """
@@ -84,7 +84,7 @@ def report_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any])
 
 
 def _say(line: str, flow_run: FlowRun, message: Mapping[str, str | None]) -> None:
-    """Print a line in the format of the run: the Prefect worker, which reports crashed runs, has not configured it."""
+    """Print a line in the format of the run, which the Prefect worker, the reporter of crashed runs, does not set."""
     with contextlib.suppress(ValidationError):
         machine = Machine.model_validate(flow_run.parameters.get("machine", {}))
         configure(machine.log_level, machine.log_format)
@@ -99,7 +99,7 @@ def post_to_webhook(address: str, message: Mapping[str, str | None]) -> str | No
         message: The fields of a JSON object.
 
     Returns:
-        None, or the reason why the webhook was not reached, without the address, which is secret.
+        The reason why the webhook was not reached, without its secret address; None where it was reached.
     """
     try:
         httpx.post(address, json=message, timeout=_WEBHOOK_SECONDS).raise_for_status()
@@ -116,7 +116,7 @@ def failure_message(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) 
     name, deployment = flow_run.name, os.environ.get("PREFECT__DEPLOYMENT_NAME")
     if deployment is None and flow_run.deployment_id:  # in the Prefect worker, which reports a crashed run
         deployment = str(flow_run.deployment_id)
-        with contextlib.suppress(Exception), get_client(sync_client=True) as client:  # else the id must do
+        with contextlib.suppress(Exception), get_client(sync_client=True) as client:  # else keep the id
             name = client.read_flow_run(flow_run.id).name
             deployment = client.read_deployment(flow_run.deployment_id).name
     page = get_current_settings().ui_url
@@ -139,13 +139,13 @@ def _reason(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> str:
     if state.is_crashed():
         try:
             flow.validate_parameters(flow_run.parameters)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the reason
+        except Exception as error:  # noqa: BLE001 - any error here is the reason
             return printable(error)
     return printable(state.message or "no reason is known")
 
 
 def runs_by_itself() -> bool:
-    """Say whether a deployment started the run, so that it retries by itself; a run by hand fails at once."""
+    """Say whether a deployment started this run; such a run repeats itself after errors, others fail at once."""
     return bool(deployment.id)
 
 
@@ -153,7 +153,7 @@ class CorpusFlow(Flow[P, R]):
     """A Prefect flow that refuses parameters in one line."""
 
     def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Validate parameters as Prefect does, but fail in one line, as for a deployment of an earlier version.
+        """Validate parameters as Prefect does, but fail in one line, such as for a deployment of an earlier version.
 
         Raises:
             UsageError: This version does not take the parameters.
@@ -313,6 +313,6 @@ def _most_pixels(settings: CorpusSettings, plan: Plan) -> int:
     """Return the pixels of the largest result to come."""
     pixels = plan.most_pixels()
     if not isinstance(settings, Mining) or pixels * _LARGEST_SCALE**2 <= USUAL_PIXELS:
-        return pixels  # fits at any scale; to read the scale would import PyTorch
+        return pixels  # fits at any scale, so do not import PyTorch to read the scale
     _, model = load_pair(settings.mse_model, settings.gan_model, precision=settings.precision)
     return pixels * model.scale**2

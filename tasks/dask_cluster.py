@@ -1,6 +1,6 @@
-"""Connect a run to Dask workers: to those of a given scheduler or of desra serve, or to workers of the run's own.
+"""Connect a run to Dask workers: those of a given scheduler, those of desra serve, or workers for this run alone.
 
-Workers on this machine are started here, for one run or for all runs of desra serve: their number, size and GPUs.
+This module starts the workers on this machine, for one run or for desra serve, and sets their number, memory and GPUs.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ NETWORK_WORKER_BYTES = 1_600_000_000
 # The most threads of a worker with a GPU: while one image is on the device, others are read, compared and written.
 GPU_THREADS = 3
 
-_MEMORY_SHARE = 0.8
-# The share of its limit that a worker may use: Dask pauses a worker at 80 %.
+_MEMORY_SHARE = 0.8  # of this machine's memory, for all workers together
+# The share of its memory limit that a worker may plan to use: Dask pauses a worker at 80 % of the limit.
 _USABLE_SHARE = 0.75
-# The number of workers leaves each one memory for an image of at least so many pixels.
+# By default only so many workers start that each has memory for an image of at least this many pixels.
 USUAL_PIXELS = 2**24
 _MOST_GPUS = 64
 
@@ -57,13 +57,13 @@ _AWAIT_SECONDS = 60
 
 
 class Embedded(BaseModel):
-    """The cluster of desra serve, as JSON in the environment of its runs: their deployments outlive the cluster."""
+    """The cluster of desra serve, given to each run as JSON in its environment, since deployments outlive a cluster."""
 
     VARIABLE: ClassVar[str] = "DESRA_SCHEDULER"
 
     address: str  # of the scheduler
     gpus: int  # a run waits until all of them have a worker
-    machine: Machine  # also bounds the workers that a run starts in place of the cluster's
+    machine: Machine  # the limits also of workers that a run starts for itself
     key: str  # the file with the key of the cluster
     dashboard: str
 
@@ -84,18 +84,18 @@ def open_dask(
     alone: bool = False,
     most_pixels: Callable[[], int] = lambda: 0,
 ) -> Iterator[Dask]:
-    """Connect to the scheduler of a run or of desra serve, or start workers on this machine and stop them at the end.
+    """Connect to a given scheduler or that of desra serve, or start workers on this machine and stop them at the end.
 
     Args:
-        machine: Number and size of the workers; ignored by a scheduler that runs elsewhere.
+        machine: Number and memory of the workers; ignored where a scheduler runs elsewhere.
         folder: The folder that workers write to, if they do.
         networks: Whether workers will run networks, and need memory for that beside their images.
         gpus: Number of additional local workers that own one GPU each and declare the resource ``GPU: 1`` per thread.
         device: The one GPU to use, of `visible_gpus`.
         alone: Start workers for this run even where desra serve has a cluster.
         most_pixels: Returns the pixels of the largest image to come; not called where a scheduler runs elsewhere. For
-            large images this machine gets fewer and larger workers. If the image does not fit into the workers of desra
-            serve, these are restarted to free their memory, and the run starts workers of its own.
+            large images, fewer workers with more memory each are started. If that image does not fit into a worker of
+            desra serve, the workers of desra serve restart, which frees memory, and the run starts its own workers.
 
     Raises:
         AbsentError: The scheduler does not answer, or it has no workers, no worker with this version of desra that
@@ -106,7 +106,7 @@ def open_dask(
     own = NETWORK_WORKER_BYTES if networks else WORKER_BYTES
     pixels = 0 if machine.scheduler else most_pixels()
     embedded = None if machine.scheduler or alone else Embedded.find()
-    if embedded:  # its bounds hold where the run has none of its own
+    if embedded:  # the limits of desra serve hold where the run sets none
         bounds = {name: getattr(machine, name) or getattr(embedded.machine, name) for name in ("workers", "memory")}
         machine = machine.model_copy(update=bounds)
     if address := machine.scheduler or (embedded.address if embedded else None):
@@ -117,7 +117,7 @@ def open_dask(
             admission.ask()
             if embedded:
                 executing = client.run(lambda dask_worker: len(dask_worker.state.executing))
-                if any(executing.values()):  # left by a killed run, for the workers serve one run at a time
+                if any(executing.values()):  # a killed run left this work: the workers serve one run at a time
                     _restart(client)
                 _await_workers(client, embedded.gpus)
             dask = _elsewhere(address, client, machine, own, admission, embedded)
@@ -125,7 +125,7 @@ def open_dask(
                 with contextlib.closing(dask):
                     yield dask
                 return
-            _restart(client)  # to free their memory for workers of the run's own, which can take larger images
+            _restart(client)  # frees memory for the run's own workers, which can take larger images
     share = share_of(machine, own, gpus, pixels)
     if (usual := share_of(machine, own, gpus)) != share:
         threads = f" and {share.gpu_threads} threads per GPU" if gpus else ""
@@ -188,9 +188,9 @@ def _restart(client: Client) -> None:
 
 
 def connected(address: str, key: str | None = None) -> Client:
-    """Connect to a scheduler, by Dask's own settings, or by the key file of a cluster of desra serve.
+    """Connect to a scheduler, with Dask's own security settings or with the key file of desra serve.
 
-    The scheduler is asked before a client is made: a client without a connection prints errors when Python ends.
+    Try the connection before a client is made: a client without a connection prints errors when Python ends.
     """
     security = Security(require_encryption=True, tls_ca_file=key, tls_client_cert=key) if key else None
     runner = LoopRunner()
@@ -213,7 +213,7 @@ async def _try_connection(address: str, security: Security) -> None:
 
 
 def _unanswered(address: str, error: Exception) -> UsageError:
-    """Make the error for a scheduler that does not answer; TLS on one side alone raises several kinds of errors."""
+    """Make the error for a scheduler that does not answer; TLS on one side only shows as several kinds of errors."""
     tls = address.startswith("tls://")
     if tls and isinstance(error, TypeError):
         remedy = "set DASK_DISTRIBUTED__COMM__TLS__CA_FILE, …__TLS__CLIENT__KEY and …__TLS__CLIENT__CERT"
@@ -245,7 +245,7 @@ def share_of(machine: Machine, own: int, gpus: int, pixels: int = 0) -> Share:
         UsageError: The workers have too little memory.
     """
     all_memory = MEMORY_LIMIT * _MEMORY_SHARE
-    # Each image at work needs a worker, or a thread of a worker with a GPU. Memory suffices for this number of them.
+    # The number of images that fit into memory together. Each needs a worker, or a thread of a worker with a GPU.
     images = int(all_memory * _USABLE_SHARE / (own + max(pixels, USUAL_PIXELS) * BYTES_PER_PIXEL))
     # Memory for one worker without a GPU stays free.
     gpu_threads = max(1, min(GPU_THREADS, (images - 1) // gpus)) if gpus else GPU_THREADS
@@ -268,14 +268,14 @@ def _cores() -> int:
 
 
 def threads_of(workers: int) -> int:
-    """Return the threads that each of so many workers on this machine may use."""
+    """Return the number of threads that each worker may use where ``workers`` workers share this machine."""
     return max(1, _cores() // max(1, workers))
 
 
 def visible_gpus() -> list[str]:
-    """List the GPUs of this machine as ``CUDA_VISIBLE_DEVICES`` names them; without it, the numbers 0 to 63.
+    """List the GPUs of this machine as ``CUDA_VISIBLE_DEVICES`` names them; without that variable, list 0 to 63.
 
-    The machine may have fewer.
+    The machine may have fewer GPUs.
     """
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     return [str(index) for index in range(_MOST_GPUS)] if given is None else [part for part in given.split(",") if part]
@@ -304,8 +304,8 @@ def _local_cluster(share: Share, gpus: list[str], dashboard_port: int = 0) -> It
     tls: dict[str, Any] = {"security": Security.temporary(), "protocol": "tls://"}
     hidden = secrets.token_urlsafe(32)
     dashboard = {"dashboard_address": f"127.0.0.1:{dashboard_port}", "http_prefix": f"/{hidden}"}
-    # These replace Dask's own variables. With Dask's malloc trim threshold, every buffer is mapped and faulted in anew,
-    # and computing takes half as long again.
+    # These replace the variables that Dask sets. With Dask's malloc trim threshold, the system maps every buffer
+    # anew, and computing takes half as long again.
     libraries = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
     environment = dict.fromkeys(libraries, str(share.threads))
     # Let PyTorch ask for huge pages: else the page faults of its large buffers take longer than some convolutions.
@@ -324,7 +324,7 @@ def _local_cluster(share: Share, gpus: list[str], dashboard_port: int = 0) -> It
         ) as cluster,
         Client(cluster) as client,
     ):
-        # Other pages of the scheduler would redirect to the hidden path.
+        # Without this rule, the scheduler's other pages would redirect to the hidden path and so reveal it.
         elsewhere = Rule(PathMatches(rf"/(?!{hidden}/).*"), _Nothing)
         cluster.scheduler.http_application.default_router.rules.insert(0, elsewhere)
         client.register_worker_callbacks(_prepare_worker)
@@ -335,7 +335,7 @@ class _Nothing(RequestHandler):
     """Answer every request with 404."""
 
     def prepare(self) -> None:
-        """Raise 404; Tornado calls this before any method. Dask passes over Tornado's own `ErrorHandler`."""
+        """Raise 404 before any HTTP method is called. Dask skips Tornado's own `ErrorHandler`."""
         raise HTTPError(404)
 
 
@@ -357,7 +357,7 @@ class StandingCluster(NamedTuple):
         return {Embedded.VARIABLE: self.embedded.model_dump_json(exclude_defaults=True)}
 
     def keep_up(self) -> None:
-        """Start the workers again whose nanny has died; a nanny restarts its own dead worker."""
+        """Replace the workers whose nanny has died; a living nanny restarts its dead worker itself."""
         self.cluster.scale(len(self.cluster.worker_spec))
 
 
@@ -369,7 +369,7 @@ def standing_cluster(machine: Machine, *, gpus: int, key: Path, dashboard_port: 
         machine: Number and memory of the workers.
         gpus: As for `open_dask`.
         key: File for the key of the cluster, which only this user may read; it is deleted at the end.
-        dashboard_port: Port of Dask's page; another port where it is taken, and by default any.
+        dashboard_port: Port of Dask's page; if it is 0 or taken, any free port.
     """
     share = share_of(machine, NETWORK_WORKER_BYTES, gpus)
     with _local_cluster(share, visible_gpus()[:gpus], dashboard_port) as (cluster, _):

@@ -2,8 +2,8 @@
 
 Workers that were started elsewhere work only if they have the desra of the run and see the folder that it writes to.
 
-Only this module, `tasks.dask_cluster` (workers: starting some, or connecting to others), `tasks.lost_workers` and
-`tasks.question` (the check of workers that were started elsewhere) know Dask.
+Only this module, `tasks.dask_cluster` (starts workers, or connects to them), `tasks.lost_workers` and `tasks.question`
+(checks workers that were started elsewhere) know Dask.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from tasks import question
 from tasks.logs import configure, record, say
 from tasks.lost_workers import Watch, call_on_worker, error_of
 
-# Takes an image and something small about it, as Dask pickles both; the result must be small, too.
+# Takes an image and a value that belongs to it. Dask pickles the value and the result, so both must be small.
 ImageFunction = Callable[[ImageRef, Any], Any]
 # Dask's resources, such as {"GPU": 1}.
 Resources = dict[str, float]
@@ -38,7 +38,7 @@ Resources = dict[str, float]
 Calls = Sequence[tuple[Any, ...]]
 
 _RETRIES = 2
-# Workers evaluate these with the source that is sent along, since their own desra may be another version.
+# Workers evaluate these with the source of `tasks.question`, since their own desra may be of another version.
 _SOURCE = Path(question.__file__).read_text("utf-8")
 _ASK = "exec(source) or refusal(*question)"
 _WORK = "exec(source) or work(question, function, arguments)"
@@ -92,7 +92,7 @@ class Admission:
             say(f"warning: {address}: {reason}; {remedy}")
 
     def before(self, function: Callable[..., Any], calls: Calls) -> tuple[Callable[..., Any], Calls]:
-        """Make each call of a function ask its worker first; the calls return a `question.Answer`."""
+        """Wrap the calls of a function: each first asks its worker, and returns a `question.Answer`."""
         asked = {"source": _SOURCE, "question": self._question, "function": cloudpickle.dumps(function)}
         return eval, [(_WORK, asked | {"arguments": cloudpickle.dumps(call)}) for call in calls]
 
@@ -113,7 +113,7 @@ class Admission:
 
 
 class Share(NamedTuple):
-    """The share of this machine that each of its workers gets."""
+    """The division of a machine among its workers."""
 
     workers: int  # number of workers, beside those with a GPU
     threads: int  # threads that the work on one image may use
@@ -128,7 +128,7 @@ class Dask:
     Args:
         client: The client of the cluster.
         machine: Level and format of the log of workers.
-        share: The share of each worker in its machine.
+        share: The division of the machine among the workers.
         gpus: Number of workers with a GPU.
         admission: The check of workers that were started elsewhere.
     """
@@ -143,7 +143,7 @@ class Dask:
         self.max_pixels = share.max_pixels  # of the largest image that fits into a worker's share of memory
         self.workers = share.workers + gpus  # number of workers in all
         self.gpus = gpus
-        self.gpu_slots = share.gpu_threads  # resource of a worker with a GPU: a task that takes all of it runs alone
+        self.gpu_slots = share.gpu_threads  # the resource GPU of a worker: a task that takes all of it runs alone
         self.dashboard: str = client.dashboard_link  # address of Dask's own page about the cluster
         self._watch = Watch(client, self._is_any_able)
 
@@ -154,9 +154,9 @@ class Dask:
     def map(
         self, name: str, function: ImageFunction, resources: Resources, work: Sequence[tuple[ImageRef, Any]]
     ) -> Iterator[tuple[ImageRef, Any]]:
-        """Call a function on every image, in this order; yield each with its result or `ImageError` once it is there.
+        """Call a function on every image, in the order of ``work``; yield each image with its result once it is there.
 
-        ``work`` gives each image with something small about it; the log shows ``name``; each call needs ``resources``.
+        A result may be an `ImageError`. The log shows ``name``; each call needs ``resources``.
 
         Raises:
             CancelledError: The run has ended meanwhile.
@@ -180,7 +180,7 @@ class Dask:
                 image, call = waiting.pop(future.key)
                 if future.status == "error":
                     _, result, _ = result  # the type of the error, the error, the traceback
-                elif future.status != "finished":  # it may have been cancelled after it had finished
+                elif future.status != "finished":  # cancelled, perhaps after it had finished
                     result = CancelledError()
                 elif self.admission:
                     refused, result = result
@@ -193,7 +193,7 @@ class Dask:
                         continue
                 if isinstance(result, BaseException):
                     result = error_of(image.path, result)
-                future.release()  # or finished work would be repeated when its worker ends
+                future.release()  # else Dask repeats finished work when its worker ends
                 yield image, result
 
     def call(self, function: Callable[..., Any], *arguments: Any, resources: Resources) -> None:
@@ -253,7 +253,7 @@ class Dask:
         resources: Resources,
         **options: Any,
     ) -> Future[Any]:
-        """Submit a call again, to other workers, since a worker has refused it, such as a worker that joined later."""
+        """Submit a call again, to other workers, because a worker has refused it, for example one that joined later."""
         assert self.admission is not None
         self.admission.refuse(*refused)
         able = self._able(resources)
@@ -281,7 +281,7 @@ def _recorded(
 ) -> Any:
     """Call a function on an image, and log the outcome.
 
-    A failure that would repeat is returned. Any other is raised, so that Dask tries again.
+    Return an error that would come again; raise any other error, so that Dask tries again.
     """
     configure(machine.log_level, machine.log_format)
     log = partial(record, logging.DEBUG, run=run, shard=f"{image.shard:05d}", image=image.id, stage=name)

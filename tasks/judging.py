@@ -40,7 +40,7 @@ from tasks.progress import RunProgress
 from tasks.run_end import show_outcome, show_overview
 from tasks.shards import explicit_key
 
-# Histograms of so many images are written at a time: a killed run loses at most these and those on the workers.
+# The histograms of this many images are written together: a killed run loses at most these and those on workers.
 _AT_A_TIME = 50
 
 
@@ -90,7 +90,7 @@ def each_image(
                 progress.failed(result, 1, 0)
             progress.passed(1, last=last and image.id not in failed)
             if last:
-                progress.passed(stages - turns[image.id])  # count the stages that this image lacks
+                progress.passed(stages - turns[image.id])  # an image may have fewer calls than there are stages
             progress.show()
             yield image, result
 

@@ -1,8 +1,8 @@
 """Print to stderr: lines for people, and records of shards and images for log collectors.
 
-Lines are for a person at a terminal, errors and warnings too. Records have the levels of Python's logging: a record per
-shard at info, a record per image at debug, each with run, shard and image. With the format ``json``, each line and each
-record is a JSON object.
+Errors and warnings are lines, too. Records have the levels of Python's logging: a record per shard has the level info,
+a record per image debug, and each names its run, shard and image. With the format ``json``, each line and each record
+is a JSON object.
 """
 
 import json

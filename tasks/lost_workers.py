@@ -14,7 +14,7 @@ from distributed.core import Status
 from desra_core.errors import DesraError, ImageError, TransientError
 from desra_core.gpu import is_broken
 
-# Work is given up when no worker is able to do it at two looks in a row, half of this time apart.
+# Work is given up when two checks in a row, half of this time apart, find no worker that is able to do it.
 LOST_SECONDS = 20
 _END_SECONDS = 10
 # A worker's message about an ended task reaches the scheduler within this time.
@@ -34,7 +34,7 @@ class Watch:
         self._is_any_able = is_any_able
         self._ended = threading.Event()
         self._lock = threading.Lock()
-        self._live: list[tuple[int, list[Future[Any]]]] = []  # a thread, and the futures it waits for
+        self._live: list[tuple[int, list[Future[Any]]]] = []  # each thread, and the futures that it waits for
 
     def end(self) -> None:
         """Cancel all futures, and wait up to 10 s for the threads that wait for them."""
@@ -71,13 +71,13 @@ class Watch:
         ended = threading.Event()
 
         def watch() -> None:
-            looks_in_vain = 0
+            failed_checks = 0
             while not ended.wait(LOST_SECONDS / 2):
                 found = False
                 with contextlib.suppress(OSError, AttributeError):  # the scheduler has gone, or the client is closed
                     found = self._is_any_able(resources)
-                looks_in_vain = 0 if found else looks_in_vain + 1
-                if looks_in_vain >= 2:  # not only at the second: futures may have been added since
+                failed_checks = 0 if found else failed_checks + 1
+                if failed_checks >= 2:  # at every later check too, since futures may have been added
                     self._client.cancel(futures)
 
         watcher = threading.Thread(target=watch, daemon=True)
@@ -93,7 +93,7 @@ class Watch:
 def call_on_worker(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function on this worker, and end the worker if its GPU is broken.
 
-    The causes of errors are dropped: Dask would pickle them too, and often cannot.
+    Drop the causes of errors, which Dask would pickle too, and often cannot.
     """
     try:
         return function(*arguments)
@@ -116,7 +116,7 @@ async def _leave(worker: Worker) -> None:
     while worker.state.executing and time.monotonic() < deadline:
         await asyncio.sleep(_MESSAGE_SECONDS)
     await asyncio.sleep(_MESSAGE_SECONDS)
-    # An expected end: else the scheduler would count the death of the worker against the tasks that waited here.
+    # An expected end: else the scheduler would blame the tasks that waited here for the death of the worker.
     await worker.scheduler.unregister(address=worker.address, expected=True, close=False, stimulus_id="leave")
     await worker.close(nanny=False)
 

@@ -20,13 +20,13 @@ from desra_core.errors import DesraError, TransientError, may_pass, printable
 from tasks.logs import LINE_SECONDS, SHOWN_FAILURES, is_json, say
 
 _REFRESH_SECONDS = 1.0
-# The pause between attempts to reach a server that does not answer: Prefect's client takes a minute for an attempt.
+# The pause before the next call of a server that does not answer, since a call by Prefect's client takes a minute.
 _SILENT_SECONDS = 60.0
 
 
 @cache
 def _usual_retries() -> int:
-    """Return how often Prefect's client tries again by its settings, before `RunProgress` changes them."""
+    """Return the number of retries that Prefect's client is set to, before `RunProgress` changes it."""
     return get_current_settings().client.max_retries
 
 
@@ -98,7 +98,7 @@ class RunProgress:
         self._task = self._bar.add_task("", total=self._steps)
         self._artifact = cast(UUID, create_progress_artifact(0.0, key="progress", description=self.line()))
         self._silent_until = 0.0
-        _usual_retries()
+        _usual_retries()  # caches the setting before `show` changes it
 
     def __enter__(self) -> RunProgress:
         self._bar.start()
@@ -136,7 +136,7 @@ class RunProgress:
             self._note = f"{what} {done} of {total} steps" + (f", {left} of that left" if left else "")
 
     def failed(self, error: DesraError, names: int, stages_left: int) -> None:
-        """Count an image with a number of names as failed: it skips the stages that are left."""
+        """Count an image as failed, once for each of its names; the image skips the stages that are left."""
         with self._lock:
             self._failed += names
             if isinstance(error, TransientError) and may_pass(error):

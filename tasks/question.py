@@ -1,7 +1,7 @@
 """Check on a worker, before each call, that it has the desra of the run and sees the folder of the results.
 
-This file is sent as source, for a worker may have another desra, another Python or no desra at all: it may import only
-the standard library and Dask. `tasks.dask_map.Admission` sends it.
+`tasks.dask_map.Admission` sends the source of this file, because a worker may have another desra, another Python or no
+desra at all. So this file may import only the standard library and Dask.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _PAUSE_SECONDS = 1
 
 
 def fingerprint() -> str:
-    """Return the version of desra on this machine and a hash of its code; both change masks."""
+    """Return the version of desra on this machine and a hash of its code; another of either may change masks."""
     digest = hashlib.sha256()
     for package in _PACKAGES:
         spec = util.find_spec(package)
@@ -43,7 +43,7 @@ def fingerprint() -> str:
 
 
 def own() -> str:
-    """Return the fingerprint of the code that this process runs: that of the first call, before any update."""
+    """Return the fingerprint of the code that this process runs; a later update of its files is ignored."""
     known = vars(sys.modules.setdefault("desra_question", ModuleType("desra_question")))
     if "own" not in known:
         known["own"] = fingerprint()

@@ -1,4 +1,4 @@
-"""Show a run in the Prefect UI: its work, where to watch it, its results, and how it ended."""
+"""Show a run in the Prefect UI: its work, the page to watch it on, its results, and how it ended."""
 
 import os
 from collections.abc import Sequence
@@ -56,8 +56,8 @@ def show_outcome(workspace: Workspace, line: str, facts: Sequence[str] = ()) -> 
     """
     report = f"[Report]({os.environ.get(REPORT) or workspace.report.as_uri()}): `{workspace.report}`"
     resting = count_resting(workspace, load_settings(workspace)[1].gan_sr_key)
-    people = [f"{counted(resting, 'image')} with a human mask"] if resting else []
-    text = _listed(f"**{line}**", [*facts, *people, report])
+    human_masks = [f"{counted(resting, 'image')} with a human mask"] if resting else []
+    text = _listed(f"**{line}**", [*facts, *human_masks, report])
     create_markdown_artifact(text, key="outcome", description="End of this run.")
 
 
@@ -135,7 +135,7 @@ def line_of(*, images: int, pending: int, failed: int, regions: int, failures: i
 
 
 def problem_of(broken_shards: Sequence[str], passing: Sequence[TransientError]) -> TransientError | None:
-    """Make the error of a run with shards that could not finish or failures worth a retry; None without these."""
+    """Make the error of a run whose shards could not finish or whose failures are worth a retry; None without these."""
     if broken_shards:
         count = f"{counted(len(broken_shards), 'shard')} could not finish"
         return TransientError(count, broken_shards[0], "run again")

@@ -56,9 +56,9 @@ class Run:
 class Shard:
     """The images of a shard that lack products, and their records so far.
 
-    The products come from the plan and from records that workers return, not from a new look at the workspace: the lock
-    keeps other runs out. ``content`` are the ids of all images of the shard, finished images too. ``work`` are the
-    images for the current stage, each with its record.
+    The plan and the records that workers return say which products exist. The workspace is not read again, since its
+    lock keeps other runs out. ``content`` lists the ids of all images of the shard, finished images too. ``work``
+    lists the images for the current stage, each with its record.
     """
 
     def __init__(self, run: Run, number: int) -> None:
@@ -114,7 +114,7 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
     logger = get_run_logger()
     for image, result in run.dask.map(spec.name, function, spec.resources, work):
         error: ImageError | None
-        if isinstance(result, ImageError):  # transient, so Dask has tried again
+        if isinstance(result, ImageError):  # a transient error, after Dask's retries
             record, error = failure(image, shard.record_of(image.id), spec.name, run.plan.target, result), result
         else:
             record, error = result, result.error if result.failed else None
@@ -149,7 +149,7 @@ def process_shard(number: int, run: Run) -> Counts:
 def stages_of(
     settings: CorpusSettings, target: Target, weights: Weights, machine: Machine, dask: Dask
 ) -> list[StageSpec]:
-    """Make the stages of a run from the declarations of its products, and try their networks on a worker.
+    """Make the stages that compute the products of a run, and load their networks on a worker to try them.
 
     Raises:
         UsageError: A model or the segmenter cannot be loaded, or there is no GPU for ``--device cuda``

@@ -1,1 +1,1 @@
-"""The commands of `desra`: flags in, a plan, a flow, a summary out."""
+"""The commands of `desra`: from flags to a plan, a flow and a printed summary."""

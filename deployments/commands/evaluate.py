@@ -88,7 +88,7 @@ def evaluate(
 
 
 def _check_targets(json: Path | None, output: Path | None, *, rated: bool) -> None:
-    """Check, before anything is read, that results can be written and that no ratings of a person are overwritten."""
+    """Check, before reading anything, that results can be written and will not overwrite ratings that a person gave."""
     if json is not None and json.exists() and (json.suffix.lower() != ".json" or json.is_dir()):
         raise UsageError(json, "exists and is no JSON file", "name another file for --json")
     if output is not None and output.exists() and not output.is_dir():
@@ -99,7 +99,7 @@ def _check_targets(json: Path | None, output: Path | None, *, rated: bool) -> No
 
 
 def _show(evaluation: Evaluation) -> None:
-    """Print the scores; print warnings and the files that do not fit together on stderr."""
+    """Print the scores, and on stderr warnings and the files that do not fit together."""
     _warn(evaluation)
     scores = evaluation.scores
     failed = f", {len(evaluation.failures)} failed" if evaluation.failures else ""

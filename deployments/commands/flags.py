@@ -31,13 +31,13 @@ def with_flags(
     argument: str | None = None,
     config_argument: bool = False,
 ) -> Callable[..., None]:
-    """Turn a function of settings and machine into a Typer command with a flag for each field of both.
+    """Turn a function of settings and a machine into a Typer command with a flag for each field of either model.
 
     Args:
-        run: The function; it gives the command its name and help.
+        run: The function; the command gets its name and its docstring as help.
         kind: The settings model.
-        argument: A field that is given by position instead.
-        config_argument: The TOML file is given by position instead.
+        argument: A field that is given by position instead of as a flag.
+        config_argument: Whether the TOML file is given by position instead of as ``--config``.
     """
     labelled = "segmenter" in kind.model_fields and "labels" not in kind.model_fields
 
@@ -88,7 +88,7 @@ def with_flags(
 def paths_at_home(
     run: Callable[..., None], *, interrupted: str = "the same command begins again"
 ) -> Callable[..., None]:
-    """Wrap a command that declares its flags itself: replace ``~`` in paths, and end on Ctrl-C with a line."""
+    """Wrap a command that declares its own flags: replace ``~`` in paths, and end with a line on Ctrl-C."""
 
     @wraps(run)
     def command(**values: Any) -> None:
@@ -116,7 +116,7 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 
 def _read_config(context: typer.Context, path: Path | None) -> Path | None:
-    """Make the values of a TOML file the defaults of the command's flags; `UsageError` for a bad file or key."""
+    """Make the values of a TOML file the defaults of the command's flags (raises `UsageError`: bad file or key)."""
     if path is None:
         return None
     path = at_home(path)
@@ -139,7 +139,7 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
 
 
 def _segmenter(context: typer.Context, labels: Path | None, segmenter: str) -> str:
-    """Combine ``--labels`` and ``--segmenter``, with absolute paths: workers have folders of their own."""
+    """Combine ``--labels`` and ``--segmenter``, with absolute paths, since workers run in other folders."""
     if labels is not None:
         on_the_line = [_source(context, name) == "COMMANDLINE" for name in ("labels", "segmenter")]
         if segmenter != "none" and on_the_line[0] == on_the_line[1]:

@@ -26,7 +26,7 @@ _NAMED_CLASSES = 8
 
 
 def run_benchmark(settings: Benchmarking, machine: Machine) -> int:
-    """Benchmark, or find that there is nothing to do, and print the tables; returns the exit code."""
+    """Benchmark, if there is anything to do, and print the tables; return the exit code."""
     from desra_core.benchmarking import plan
     from desra_core.report.pages import publish_results
 
@@ -53,13 +53,13 @@ def run_benchmark(settings: Benchmarking, machine: Machine) -> int:
 
 
 def run_calibrate(settings: Calibrating, machine: Machine) -> int:
-    """Calibrate, or find that there is nothing to do, and print the weights; returns the exit code."""
+    """Calibrate, if there is anything to do, and print the weights; return the exit code."""
     corpus = corpus_of(settings)
     workspace = Workspace(corpus.workspace)
     exclusion = read_exclusion(settings.exclude)
     if settings.exclude:
         files = image_files(corpus.sources.main, corpus.workspace).files
-        # A mask may be named after the image's name, which usually lacks the suffix, or after its file: look for both.
+        # A mask is named after the image's name, which usually has no suffix, or after the image's file: try both.
         if unused := unused_masks(settings.exclude, exclusion, files["name"].to_pylist() + files["path"].to_pylist()):
             belong = "mask of --exclude belongs" if len(unused) == 1 else "masks of --exclude belong"
             say(f"warning: {len(unused)} {belong} to no image, the first is {printable(unused[0])}")
@@ -81,7 +81,7 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
 
             write_calibration(calibrated, settings.output)
         images, pixels = counting.suspect()
-        if images:  # weights that count artifacts as normal would hide artifacts like these
+        if images:  # such weights would count artifacts as normal, and hide artifacts like these
             say(
                 f"warning: the detector finds artifacts in {images} of {counted(counting.images, 'image')}, "
                 f"{counted(pixels, 'pixel')}, which count as normal: calibrate on pairs without any, or leave them out "

@@ -35,7 +35,7 @@ _NOTHING_TO_TRAIN_ON = "no artifact in the training pool: nothing to train on, a
 
 
 def run_finetune(settings: Finetuning, machine: Machine) -> int:
-    """Finetune, or find that there is nothing to do, and print how it went; returns the exit code."""
+    """Finetune, if there is anything to do, and print how it went; return the exit code."""
     workspace = runs.existing_workspace(settings.workspace)
     with workspace.locked():
         end_leftover_server(workspace)
@@ -54,7 +54,7 @@ def run_finetune(settings: Finetuning, machine: Machine) -> int:
 
 
 def run_compare(settings: Comparing, machine: Machine) -> int:
-    """Judge, or find that all was judged before, and print the verdict; returns the exit code."""
+    """Judge, if anything is not judged yet, and print the verdict; return the exit code."""
     workspace = runs.existing_workspace(settings.workspace)
     with workspace.locked():
         end_leftover_server(workspace)
@@ -86,7 +86,7 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
         say(f"finding the artifacts of {which}, {mining.gan_model}")
         prepared = runs.prepare_corpus(mining)
         finetuning = finetuning_of(settings, mining)
-        # Before all artifacts are known, the finetune cannot be planned.
+        # A finetune can be planned only when all artifacts are known.
         plan = None if prepared.plan.pending else plan_finetune(finetuning)
         comparison = plan_comparison(comparing_of(settings, mining, plan.run.root)) if plan and plan.ended else None
         if comparison:
@@ -109,7 +109,7 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
                 current = current_model(workspace)
                 if current is None or current == before:
                     raise
-                # All is done: the model was promoted. To start anew with another server would begin the next cycle.
+                # The model was promoted, so this cycle has ended. To start anew would begin the next cycle.
                 lost, promoted = error, current.parent
                 comparison = plan_comparison(comparing_of(settings, mining, plan_finetune(finetuning).run.root))
         code = runs.sum_up(prepared, mining, broken)

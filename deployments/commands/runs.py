@@ -29,13 +29,13 @@ from tasks.logs import SHOWN_FAILURES, NowAndThen, say, say_each
 
 _SHOWN_REGIONS = 10
 _SHOWN_PAGED = 5
-# HTTP status codes: those of a refused key, and the least of those of a broken server.
+# HTTP status codes: those for a refused key, and the lowest for a broken server.
 _REFUSED, _BROKEN = (401, 403), 500
 _UNREACHED = "Failed to reach API at"
 
 
 def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
-    """Mine or detect, or find that there is nothing to do, and print how it went; returns the exit code."""
+    """Mine or detect, if there is anything to do, and print how it went; return the exit code."""
     workspace = Workspace(settings.workspace)
     with workspace.opened():
         end_leftover_server(workspace)
@@ -92,13 +92,13 @@ def server_for_run(workspace: Workspace) -> Iterator[None]:
     """
     check_temporary()
     say("starting Prefect and the workers, which takes some seconds")
-    # Otherwise Prefect prints every event that a lost server missed, and logs these lines to the next server.
+    # Else Prefect prints each event that it could not send to a lost server, and logs these lines to the next server.
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     with prefect_server(workspace) as url:
         say(f"watch at {watch_at(workspace, url)}")
         # Failures are printed as lines; Prefect's tracebacks are in the run's logs on the server.
         os.environ.setdefault(CONSOLE, "CRITICAL")
-        logging.raiseExceptions = False  # else each log line that a server does not take prints two on stderr
+        logging.raiseExceptions = False  # else each log line that a server refuses prints two lines on stderr
         try:
             yield
         except Exception as error:
@@ -108,7 +108,7 @@ def server_for_run(workspace: Workspace) -> Iterator[None]:
 
 
 def _server_error(error: BaseException | None) -> DesraError | None:
-    """Return the error to report for an exception that comes from Prefect's server; None for other exceptions."""
+    """Make the error to report for an exception due to Prefect's server; return None for other exceptions."""
     lost = False
     while error is not None:
         status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 0
@@ -148,20 +148,20 @@ def run_flow(
 
 
 def show_failures(failures: pa.Table, *, all_of_them: bool = False) -> None:
-    """Print rows of `desra_core.workspace.matching.FAILURES`: all, or 20, with one row for all lacking twins."""
+    """Print rows of `desra_core.workspace.matching.FAILURES`: all, or up to 20 with all missing twins in one row."""
     rows = (failures if all_of_them else with_twins_summed_up(failures)).to_pylist()
     errors = [DesraError(row["subject"], row["reason"], row["remedy"]) for row in rows]
     say_each("failed", errors, ": desra status --failures lists them", most=None if all_of_them else SHOWN_FAILURES)
 
 
 def renew_results(prepared: Prepared) -> None:
-    """Write tables and report again where their sources have changed, though no image was computed."""
+    """Write the tables and the report again where their sources have changed without a run."""
     publish_tables(prepared.workspace, prepared.plan.target)
     renew_report(prepared.workspace)
 
 
 def renew_report(workspace: Workspace) -> None:
-    """Write the report again if one of its sources has changed; else do not touch the file."""
+    """Write the report again if one of its sources has changed; else leave the file as it is."""
     sources = (
         workspace.settings, workspace.manifest, workspace.regions, workspace.failures, workspace.verdict,
         workspace.human_manifest,
@@ -181,7 +181,7 @@ def show_people(count: int) -> None:
 
 
 def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]) -> int:
-    """Print how the run ended, with a line for each shard that broke off; returns the exit code."""
+    """Print how the run ended, with a line for each shard that could not finish; return the exit code."""
     workspace, before, scanned = prepared.workspace, prepared.plan, prepared.scanned
     for line in broken:
         say(f"error: {line}")

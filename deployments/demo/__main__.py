@@ -1,4 +1,4 @@
-"""The first five minutes, ``make demo``: photos and two small models in, artifacts, pictures and a better model out."""
+"""Run ``make demo``, the first five minutes: from photos and two small models to artifacts and a better model."""
 
 import io
 import os
@@ -26,11 +26,11 @@ from desra_core.report.workspace_page import choose
 from desra_core.workspace import Workspace, read_table
 
 MODELS = Path(__file__).parent / "models"
-# A short form of the finetune of docs/delete, which takes 600 iterations. Nothing is promoted, so that the demo shows
-# the same when it runs again.
+# A short form of the finetune of docs/delete, which takes 600 iterations. Nothing is promoted, so that a second demo
+# shows the same.
 RECIPE = ("--preset", "cpu", "--iterations", "150", "--checkpoint-every", "50", "--ema", "0.98", "--mask-share", "0.3",
           "--keep-weight", "1", "--group-by", "^[a-z]+", "--no-promote")  # fmt: skip
-# The size of a crop in the picture, in pixels of the SR results; multiples of SCALE, so that the LR crop fits it.
+# The size of a crop in the picture, in pixels of the SR results: multiples of SCALE, so that it has whole LR pixels.
 CELL_WIDTH, CELL_HEIGHT = 272, 224
 SCALE = 4
 
@@ -44,7 +44,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class Cutout(NamedTuple):
-    """A photo to make: a part of another photo, which is resized, blurred, sharpened and grained, in this order."""
+    """A photo to make: a part of another photo, which is resized, blurred, sharpened and given noise, in this order."""
 
     name: str
     source: str  # a file in skimage/data
@@ -106,10 +106,10 @@ def main(
 
 
 def make_photos(folder: Path) -> None:
-    """Write the photos into a folder, which is made if need be; leave files that exist as they are.
+    """Write the photos into a folder, which need not exist; leave existing files as they are.
 
-    They are cut from the photos inside scikit-image's wheel and degraded like real photos. The same
-    versions of NumPy, OpenCV and Pillow make the same bytes.
+    The photos are cut from those inside scikit-image's wheel and degraded like real photos. The same versions of NumPy,
+    OpenCV and Pillow make the same bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for index, photo in enumerate(PHOTOS):
@@ -177,7 +177,7 @@ def draw(regions: Sequence[dict[str, Any]], workspace: Workspace) -> Pixels:
 
 
 def _start(centre: int, extent: int, available: int) -> int:
-    """Return where a crop of ``extent`` about ``centre`` begins: inside the image and on an LR pixel."""
+    """Return where a crop of ``extent`` around ``centre`` begins, inside the image and at the edge of an LR pixel."""
     return max(0, min(centre - extent // 2, available - extent)) // SCALE * SCALE
 
 
@@ -191,7 +191,7 @@ def _cycle(photos: Path, workspace: Path) -> int:
             try:
                 return cycling.wait()
             except KeyboardInterrupt:
-                continue  # Ctrl-C reached the run too, which ends by itself and prints how it went
+                continue  # the run got the Ctrl-C too; it ends by itself and prints how it went
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""`desra serve`: the Prefect server, its worker, schedules, and whose processes they are."""
+"""`desra serve`: the Prefect server and its worker, the schedules, and the processes of both."""

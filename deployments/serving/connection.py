@@ -1,4 +1,4 @@
-"""Address, key and proxies by which this process, and those that it starts, reach a Prefect server."""
+"""Set the address, key and proxies with which this process and its child processes reach a Prefect server."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 KEY = "PREFECT_API_AUTH_STRING"
 # The least level of the lines that Prefect and Dask print.
 CONSOLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
-# Set when a command has restarted itself after losing its Prefect server; it does so once.
+# Set when a command has restarted itself after it lost its Prefect server; a command does so only once.
 AGAIN = "DESRA_BEGUN_AGAIN"
 
-# The host names of our servers: a request for another name may come by a name that an attacker points to this machine.
+# The host names of our servers. An attacker may point another name to this machine, so others are refused.
 HOSTS = ["127.0.0.1", "localhost"]
-# The page of our Prefect server by which a browser gets the key.
+# The page of our Prefect server where a browser stores the key.
 ENTRANCE = "/enter"
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
@@ -39,9 +39,9 @@ _ARRIVAL_SECONDS = 20
 
 
 def configure(workspace: Workspace, url: str, key: str | None) -> None:
-    """Make Prefect use the API at ``url``, in this process and in those that it starts, with its home in a workspace.
+    """Make Prefect use the API at ``url`` and a home in the workspace, in this process and in its child processes.
 
-    ``key`` is that of a server that desra has started; None keeps the environment's key, for any other server.
+    ``key`` is the key of a server that desra has started. For any other server, None keeps the environment's key.
     """
     _heed_proxies()
     if key is not None:
@@ -57,28 +57,28 @@ def configure(workspace: Workspace, url: str, key: str | None) -> None:
 
 
 def forget(key: str | None) -> None:
-    """Undo `configure` for address and key, so that a command that starts anew looks for a server again."""
+    """Unset the address and the key of `configure`, so that a command that starts anew looks for a server again."""
     os.environ.pop("PREFECT_API_URL", None)
     if key is not None:
         os.environ.pop(KEY, None)
 
 
 def _heed_proxies() -> None:
-    """Use the proxies of the environment for other machines only, in this process and in those that it starts."""
-    # httpx, and with it Prefect, makes a transport for every proxy, needed or not, and fails where it cannot read one.
+    """Use the proxies of the environment only for other machines, in this process and in its child processes."""
+    # httpx, which Prefect uses, makes a transport for every proxy, needed or not, and fails if it cannot read one.
     for name in [name for name in os.environ if name.lower() in _PROXIES and os.environ[name].strip()]:
         value = os.environ[name].strip()
-        # Desktops write socks:// for version 5.
+        # Desktops write socks:// for SOCKS version 5.
         address = (value if "://" in value else f"http://{value}").replace("socks://", "socks5://", 1)
         try:
             httpx.Proxy(address)
             os.environ[name] = address
-        except (ValueError, httpx.InvalidURL):  # not shown, since they contain the password
+        except (ValueError, httpx.InvalidURL):  # the errors are not shown: they contain the password
             del os.environ[name]
             say(f"warning: {name} is no proxy of the kinds http, https, socks5 and socks5h, and is left out")
     given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     direct = dict.fromkeys([*filter(_is_readable, map(str.strip, given.split(","))), *HOSTS, "::1"])  # each once
-    hosts = "*" if "*" in direct else ",".join(direct)  # many tools know the star only where it stands alone
+    hosts = "*" if "*" in direct else ",".join(direct)  # many tools accept the star only alone
     os.environ.update(no_proxy=hosts, NO_PROXY=hosts)
 
 
@@ -95,12 +95,12 @@ def check_server(url: str) -> None:
     """Check that a configured server answers.
 
     Raises:
-        TransientError: The server does not answer any more: this command has lost it before.
+        TransientError: The server does not answer, and this command has restarted itself after it lost the server.
         UsageError: The server does not answer.
     """
     _heed_proxies()
     try:
-        httpx.get(f"{url}/health", timeout=10)  # any answer will do: some servers want a key first
+        httpx.get(f"{url}/health", timeout=10)  # any answer will do, even a demand for a key
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         kind = TransientError if AGAIN in os.environ else UsageError
         reason = f"no Prefect server answers ({error})"
@@ -116,7 +116,7 @@ def read_key(workspace: Workspace) -> str:
     """Read the key of the server that desra serve has started for a workspace.
 
     Raises:
-        UsageError: The key cannot be read: another user has started that server.
+        UsageError: The key cannot be read, usually because another user has started that server.
     """
     try:
         return key_file(workspace).read_text()
@@ -128,8 +128,8 @@ def read_key(workspace: Workspace) -> str:
 def watch_at(workspace: Workspace, url: str) -> str:
     """Return the page where a person watches the server with an API at ``url``, for a line on stderr.
 
-    On a terminal, the key stands behind a ``#``, a part that browsers never send. In a file or the journal, which
-    others may read, the path of the key file stands instead.
+    On a terminal, the page ends with ``#`` and the key, a part that browsers never send. Others may read a file or the
+    journal, so the path of the key file is there instead of the key.
     """
     page, path = url.removesuffix("/api"), key_file(workspace)
     with contextlib.suppress(OSError):
@@ -158,14 +158,14 @@ def connected() -> Iterator[SyncPrefectClient]:
     try:
         with settings.temporary_settings(changed), get_client(sync_client=True) as client:
             yield client
-    # A proxy answers with a page that is no JSON; Prefect raises a bare RuntimeError where a server has gone.
+    # ValueError: a proxy answers with a page that is no JSON. RuntimeError: Prefect cannot reach the server.
     except (httpx.HTTPError, PrefectException, ValueError, RuntimeError) as error:
         reason = f"the Prefect server does not do what it is asked ({printable(error) or type(error).__name__})"
         raise UsageError(os.environ.get("PREFECT_API_URL"), reason, "see its log, and whether it wants a key") from None
 
 
 def drain() -> None:
-    """Send the events and logs that Prefect still holds back."""
+    """Send the events and logs that Prefect has not sent yet."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 

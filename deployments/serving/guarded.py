@@ -1,4 +1,4 @@
-"""Serve web pages to the owner alone: Prefect's UI behind a key, and the report at an address that is a secret.
+"""Serve web pages to the owner alone: Prefect's UI behind a key, and the report at a secret address.
 
 `deployments.serving.server` starts uvicorn with `create_app`, which makes Prefect's server.
 """
@@ -37,7 +37,7 @@ _PAGE = Path(__file__).with_name("enter.html")
 
 
 def create_app() -> FastAPI:
-    """Make Prefect's application by its settings in the environment, with a page by which a browser gets the key."""
+    """Make Prefect's application from the settings in the environment, with a page where a browser stores the key."""
     from prefect.server.api.server import create_app as create_prefect
 
     def enter(_: Request) -> HTMLResponse:
@@ -53,7 +53,7 @@ def create_app() -> FastAPI:
 def report_server(workspace: Workspace, port: int) -> Iterator[str]:
     """Serve the report and its pages about single images, and nothing else of the workspace; yield the address.
 
-    Other users of this machine cannot guess the address. It stays the same, for the links of older runs.
+    Other users of this machine cannot guess the address. It stays the same, so that links in older runs work.
 
     Args:
         workspace: The workspace.

@@ -1,4 +1,4 @@
-"""Start the processes of desra, restart those that end by themselves, and end all of them, known by a mark.
+"""Start processes, restart those that end by themselves, and end all of them, which are known by a mark.
 
 A locked file in the workspace names the process of desra serve, its mark, and its Prefect server.
 """
@@ -21,11 +21,11 @@ from desra_core.files import holder, locked, read_note
 from desra_core.workspace import Workspace
 from tasks.logs import say
 
-# The environment variable by which the processes of desra are known: a pid may be another program's by now, and the
-# start time of a process moves with the clock.
+# The environment variable that marks the processes of desra. Neither pid nor start time would do: another program may
+# have the pid by now, and start times move with the clock.
 MARK = "DESRA_SERVE"
 
-# A process that ends by itself more often within this time is not started again.
+# A process that ends by itself more often than this, within this time, is not started again.
 _MOST_STARTS, _STEADY_SECONDS = 5, 300.0
 _END_SECONDS, _STOP_SECONDS = 10, 15
 
@@ -35,14 +35,14 @@ class RestlessError(UsageError):
 
 
 class Child:
-    """A process with a name for messages and a log. It runs in the folder of the log, since others may vanish."""
+    """A process with a log, and a name for messages. It runs in the folder of its log, since others may vanish."""
 
     name: str
 
     def __init__(self, log: Path) -> None:
         self.log = log
         self._process: subprocess.Popen[bytes] | None = None
-        self._restarts: list[float] = []  # the moments of the latest ones
+        self._restarts: list[float] = []  # the times of the latest restarts
 
     @property
     def exit_code(self) -> int | None:
@@ -67,7 +67,7 @@ class Child:
             self.stop()
 
     def start_again(self, now: float, wait: Callable[[float], object]) -> None:
-        """Start the process, which has ended by itself, after a pause that grows.
+        """Start the process again after it has ended by itself; the pause before the start grows each time.
 
         Args:
             now: The time of `time.monotonic`.
@@ -80,14 +80,14 @@ class Child:
         self._restarts = [moment for moment in self._restarts if now - moment < _STEADY_SECONDS] + [now]
         if len(self._restarts) > _MOST_STARTS:
             raise RestlessError(self.log, f"{self.name} ends again and again", "read that log")
-        pause = 2 ** len(self._restarts)  # so that the cause may pass
+        pause = 2 ** len(self._restarts)  # gives the cause time to pass
         ended = f"{self.name} has ended (exit code {self.exit_code})"
         say(f"warning: {ended}, and is started again in {pause} s; its log is {self.log}")
         wait(pause)
         began = time.monotonic()
         try:
             self.start()
-        finally:  # a start may take ten minutes, which do not count as steady
+        finally:  # a start may take ten minutes, which are no steady time
             self._restarts = [moment + time.monotonic() - began for moment in self._restarts]
 
     def _spawn(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -99,25 +99,25 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # a Ctrl-C in the terminal is for this process alone
+                start_new_session=True,  # so that Ctrl-C in the terminal reaches only this process
             )
         return self._process
 
 
 def new_mark() -> dict[str, str]:
-    """Make a mark that no process has yet, as an environment."""
+    """Make a mark that no process has yet, as an environment variable."""
     return {MARK: uuid.uuid4().hex}
 
 
 def elsewhere() -> dict[str, str]:
-    """Return the environment for Python in another folder: absolute paths, and no modules from that folder."""
+    """Make the environment for a Python in another folder: absolute paths, and no modules from that folder."""
     given = {name: os.environ[name] for name in ("PYTHONPATH", "TMPDIR") if os.environ.get(name)}
     absolute = {name: os.pathsep.join(map(os.path.abspath, paths.split(os.pathsep))) for name, paths in given.items()}
     return {"PYTHONSAFEPATH": "1"} | absolute
 
 
 def end_marked(mark: dict[str, str]) -> None:
-    """Kill the processes whose environment has a mark, except this process; no work is lost by that.
+    """Kill the processes whose environment has a mark, except this process; no finished work is lost.
 
     A process that cannot be killed within 10 s, because it waits for a disk that has gone, is left alone.
     """
@@ -149,7 +149,7 @@ def end_process(pid: int) -> None:
 
 
 class Served(NamedTuple):
-    """The Prefect server of a workspace: the URL of its API, and whether desra serve has started it, with its key."""
+    """The Prefect server of a workspace: the URL of its API, and whether desra serve started it (with a key)."""
 
     url: str
     own: bool
@@ -165,14 +165,14 @@ class Service:
         self._file.write_text(json.dumps(self._note))
 
     def announce(self, served: Served, history: timedelta) -> None:
-        """Write down the server and how long it keeps runs, for runs that are started by hand."""
+        """Write the server, and how long it keeps runs, to the locked file, for runs that are started by hand."""
         self._note |= {**served._asdict(), "history": history.total_seconds()}
         self._file.write_text(json.dumps(self._note))
 
 
 @contextlib.contextmanager
 def standing(workspace: Workspace) -> Iterator[Service]:
-    """Serve a workspace, as the only process; end the processes that a killed desra serve has left first.
+    """Serve a workspace as the only process; first end the processes that a killed desra serve has left.
 
     Raises:
         LockedError: Another process serves the workspace.
@@ -199,14 +199,14 @@ def served_at(workspace: Workspace) -> Served | None:
 
 
 def history_of(workspace: Workspace) -> timedelta | None:
-    """Read how long runs are kept by the settings of the latest desra serve; None where there was none."""
+    """Read how long the latest desra serve wanted runs to be kept; None where there was none."""
     note = read_note(_file(workspace))
     return timedelta(seconds=note["history"]) if "history" in note else None
 
 
 def end_leftovers(workspace: Workspace) -> None:
     """End the processes of a desra serve that was killed, if there are any."""
-    note = read_note(_file(workspace))  # before the look at the lock: a new desra serve has another token
+    note = read_note(_file(workspace))  # read before the lock is checked: a new desra serve has another token
     if note.get("token") and _who_serves(workspace) is None:
         end_marked({MARK: note["token"]})
 
