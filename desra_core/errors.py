@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 
 class Failure(NamedTuple):
-    """The parts of an error's line, as records store them; ``ImageError(*failure)`` is the error again."""
+    """The three parts of an error's line, as records store them; ``ImageError(*failure)`` makes the error again."""
 
     subject: str
     reason: str

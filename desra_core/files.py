@@ -1,7 +1,7 @@
 """Read, hash, write and lock whole files.
 
-A write is atomic, and a failure of the disk becomes an error of one line. The system frees a lock when its process
-ends, in any way; a note in the file names the process.
+A write is atomic, and a failure of the disk becomes an error of one line. The system frees a lock when the process that
+holds the lock ends, in whatever way. A note in the lock file names that process.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ def replace_file(
         content: The bytes, or a function that writes them.
         durable: Wait until the content is on the disk, so that it survives a power cut.
         scratch: A new name on the same disk for the unfinished file; by default `scratch_in` the folder of ``path``.
-        mode: Rights of the file, less the umask.
+        mode: Permissions of a new file, less the umask.
 
     Raises:
         ImageError: The name is too long.
@@ -85,7 +85,7 @@ def read_json(path: Path) -> Any:
 
 
 def scratch_in(folder: Path) -> Path:
-    """Return a new name for an unfinished file, by which `is_unfinished` and `sweep` know it."""
+    """Return a new path for an unfinished file; `is_unfinished` and `sweep` recognise the name."""
     return folder / f".{uuid.uuid4().hex}{_SCRATCH}"
 
 
@@ -101,7 +101,7 @@ def sweep(folder: Path) -> None:
 
 
 def takes_name(path: Path) -> bool:
-    """Check whether the disk allows names this long."""
+    """Check whether the disk of a path allows a path and names of this length."""
     disk = next((folder for folder in path.parents if os.path.exists(folder)), Path("/"))
     longest = max(len(os.fsencode(part)) for part in path.parts)
     return longest <= os.pathconf(disk, "PC_NAME_MAX") and len(os.fsencode(path)) < os.pathconf(disk, "PC_PATH_MAX")
@@ -159,7 +159,7 @@ def reading_errors(subject: object) -> Iterator[None]:
 
 
 def content_key(path: Path) -> str:
-    """Hash the content of a file, 128 bits of BLAKE2b as hex, remembered while the file's status stays the same.
+    """Hash a file's content, 128 bits of BLAKE2b as hex; the hash is kept until inode, size or a time of it changes.
 
     Raises:
         UsageError: The file is missing, a folder, or unreadable.
@@ -204,7 +204,7 @@ def _hashed(path: Path, *_status: int) -> str:
         return hashlib.file_digest(file, _hasher).hexdigest()
 
 
-_remembered = lru_cache(maxsize=64)(_hashed)
+_remembered = lru_cache(maxsize=64)(_hashed)  # the status is only a part of the cache's key
 
 
 def _hasher(data: bytes = b"") -> hashlib.blake2b:
@@ -243,7 +243,7 @@ def locked(
             if (other := holder(path)) is not None:
                 yield other
                 return
-            time.sleep(0.01)  # another process was in `holder` just now
+            time.sleep(0.01)  # another process is in `holder`, which locks the file for a moment
         if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
             raise FileNotFoundError(errno.ENOENT, "was deleted", str(path))
         if note is not None:

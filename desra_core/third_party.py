@@ -23,11 +23,10 @@ if TYPE_CHECKING:
 
 
 def mend_torchvision() -> None:
-    """Let torchvision be imported beside a torch that cannot load its compiled ops (a CPU-only torch).
+    """Let torchvision be imported beside a torch, such as a CPU-only one, that cannot load torchvision's compiled ops.
 
-    torchvision registers shape functions for ``nms`` and ``qnms`` at import, which fails when no schema of
-    that name exists. The schemas are declared without an implementation: models and transforms work,
-    calling the ops raises ``RuntimeError``.
+    At import, torchvision registers shape functions for ``nms`` and ``qnms``. That fails where the ops have no schema,
+    so schemas are declared, without an implementation: models and transforms work, these ops raise ``RuntimeError``.
     """
     import torch
 
@@ -36,7 +35,7 @@ def mend_torchvision() -> None:
     spec = find_spec("torchvision")
     for folder in (spec and spec.submodule_search_locations) or ():
         for extension in sorted(Path(folder).glob("_C.*")):
-            with contextlib.suppress(OSError):  # of ops that do not fit this torch
+            with contextlib.suppress(OSError):  # raised by ops that do not fit this torch
                 torch.ops.load_library(str(extension))  # type: ignore[no-untyped-call]
                 return
     _declare_nms()
@@ -77,7 +76,7 @@ def mend_basicsr() -> None:
 
 @functools.cache
 def _declare_nms() -> torch.library.Library:
-    """Declare both schemas. They live as long as the returned library, hence the cache."""
+    """Declare the schemas of both ops. The cache keeps the library: schemas live only as long as their library."""
     import torch
 
     library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -88,7 +87,7 @@ def _declare_nms() -> torch.library.Library:
 
 
 def _missing_op(name: str) -> Callable[..., Any]:
-    if name.startswith("__"):
+    if name.startswith("__"):  # attributes that Python itself looks up
         raise AttributeError(name)
 
     def op(*_: object, **__: object) -> Any:

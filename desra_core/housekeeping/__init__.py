@@ -1,4 +1,4 @@
-"""Sizes of what a workspace holds, and deleting what no run needs any more.
+"""Measure the files of a workspace, and delete those that no run needs any more.
 
 Gives `housekeeping.contents.sizes`, `housekeeping.garbage.find_garbage` and `housekeeping.garbage.sweep`.
 """

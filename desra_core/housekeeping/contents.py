@@ -1,4 +1,4 @@
-"""List the files of a workspace, and how much of the disk they take. No link is followed."""
+"""List and measure the files of a workspace. No link is followed."""
 
 import contextlib
 import os
@@ -124,7 +124,7 @@ def size_of(place: os.PathLike[str] | str) -> Size:
 
 
 def images_contents(workspace: Workspace) -> Iterator[Item]:
-    """List the files of images, empty folders, and files that no workspace has (kind `UNKNOWN`)."""
+    """List the files of images, empty folders, and files that no run makes (kind `UNKNOWN`)."""
     for entry in entries(workspace.root.resolve()):
         folder = entry.is_dir(follow_symlinks=False)
         if not (entry.name in FOLDERS if folder else entry.name in _FILES and _is_file(entry)):

@@ -5,9 +5,9 @@ vanished images unless ``--vanished`` is given. Human masks always stay.
 
 The latest finetune and unfinished finetunes of the current model stay whole. A finetune that a document names stays
 without its training images and state. Such documents are the settings of the latest run, the latest verdict, the record
-of a promoted model, and run.json of a finetune that stays. So after a rollback, the finetune of the restored model is
-found ended and judged. All others are deleted whole: a partly deleted finetune would look like a run in progress.
-Of the gate, judgements of the latest comparison and of the finetunes that stay are kept.
+of a promoted model, and run.json of a finetune that stays. So after a rollback, the finetune of the restored model
+still counts as ended and judged. All other finetunes are deleted whole: a partly deleted one would look like a run in
+progress. The gate keeps the judgements of the latest comparison and of the finetunes that stay.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ _STAYS = pa.scalar(None, pa.string())
 
 
 class Garbage(NamedTuple):
-    """The items that may be deleted, and what is left of the tables."""
+    """The items that may be deleted, and the changes to the tables."""
 
     table: pa.Table  # items that no run needs, and unknown ones, which stay (schema `ITEMS`)
     manifest: pa.Table  # the manifest without the images that go
@@ -79,8 +79,8 @@ def find_garbage(workspace: Workspace, *, vanished: bool = False) -> Garbage:
     """Find files that no run needs any more; nothing is changed. No run may be going on.
 
     Args:
-        workspace: Of any run that got as far as its manifest.
-        vanished: Find files of images, too, that the latest run did not find and whose photos are not there now.
+        workspace: A workspace with a manifest.
+        vanished: Also find the files of images that the latest run did not find and whose photos are not there now.
 
     Raises:
         UsageError: The folder is no workspace, or a table of it is damaged or missing.
@@ -210,7 +210,7 @@ def _rewritten(workspace: Workspace, found: Garbage) -> Iterator[tuple[int, pa.T
 
 
 def _shrunk_tables(workspace: Workspace, found: Garbage) -> Iterator[Item]:
-    """List the tables of shards that become smaller, with the bytes freed; empty ones are deleted whole."""
+    """List the tables of shards that become smaller, with the bytes freed; tables that become empty are deleted."""
     affected = set(found.stale["shard"].to_pylist())
     for shard, table in _rewritten(workspace, found):
         if shard in affected:
@@ -230,8 +230,7 @@ def sweep(
     A sweep that is killed at any moment leaves a valid workspace, and the next one goes on.
 
     Args:
-        workspace: Of any run that got as far as its manifest.
-        vanished: As for `find_garbage`.
+        workspace, vanished: As for `find_garbage`.
         on_dropped: Called with the number of files and folders deleted so far, and of all.
 
     Returns:
@@ -266,7 +265,7 @@ def _drop(workspace: Workspace, table: pa.Table, on_dropped: Callable[[int, int]
         place = workspace.root / path
         try:
             if place.is_dir() and not place.is_symlink():
-                # In one go: half of a folder could be taken for the whole.
+                # Rename the folder first: half of a folder could be taken for the whole.
                 shutil.rmtree(place.rename(workspace.scratch()))
             else:
                 place.unlink(missing_ok=True)
@@ -322,7 +321,7 @@ def _old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[I
     if not notes:
         return
     kept = new_notes | {name for name, note in notes.items() if any(key in note["after"] for key in staying)}
-    # Other candidates of notes that stay are made from their checkpoints again when a comparison asks for them.
+    # The candidates of all other notes are made from their checkpoints again when a comparison asks for them.
     recent = new_notes | {name for name in kept if latest and latest in notes[name]["after"]}
     needed = {
         "judgements": {each["judgements"] for name in kept for each in notes[name]["candidates"]},
@@ -352,8 +351,8 @@ def _of_gate(workspace: Workspace, needed: dict[str, set[Any]]) -> Iterator[Item
 def _comparisons(workspace: Workspace) -> tuple[dict[str, Any], set[str]]:
     """Read the gate's notes on its comparisons, by file name, and name the new ones.
 
-    New are the note of the latest verdict and notes without a verdict yet. No notes are returned where one is damaged,
-    or where that of the verdict is missing (earlier versions wrote none): then no file of the gate is deleted.
+    New are the note of the latest verdict and notes without a verdict yet. No notes are returned where a note is
+    damaged, or the note of the verdict is missing (earlier versions wrote none): then no file of the gate is deleted.
     """
     verdict = read_json(workspace.verdict)
     concluded = workspace.verdict.stat().st_mtime_ns if verdict else 0

@@ -36,7 +36,7 @@ CLASS_COUNT = 150  # ADE20K's
 # The shares of red, green and blue in luminance (BT.601).
 LUMINANCE = (0.299, 0.587, 0.114)
 
-# Deflate packs at most about 1000 samples into a byte.
+# See `_most_plausible`. Deflate packs at most about 1000 bytes into a byte, that is 8000 pixels of one bit.
 _BOMB_PIXELS = 2**26
 _BOMB_PIXELS_PER_BYTE = 20_000
 _PNG_HEADER = 24  # bytes from the beginning of a file to the end of its size
@@ -70,7 +70,7 @@ def decode(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Photo:
     pixels = picture.channels(indices=False)
     if picture.orientation in _TRANSPOSED:
         pixels = pixels.swapaxes(0, 1)
-    # In the upright image's terms, 2, 3, 6, 7 are stored from right to left, and 3, 4, 7, 8 from bottom to top.
+    # Seen upright, the orientations 2, 3, 6, 7 are stored from right to left, and 3, 4, 7, 8 from bottom to top.
     if picture.orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     if picture.orientation in (3, 4, 7, 8):
@@ -121,7 +121,7 @@ def check_labels(labels: npt.NDArray[Any], source: object) -> None:
 
 
 def check_size(array: npt.NDArray[Any], source: object, remedy: str, *sizes: tuple[int, ...]) -> None:
-    """Check that a mask or labels have one of some sizes ``(H, W)``, first their image's (raises `ImageError`)."""
+    """Check that a mask or labels have one of ``sizes`` ``(H, W)``; the first is the image's (raises `ImageError`)."""
     if array.shape not in sizes:
         reason = f"is {array.shape[1]}x{array.shape[0]} but its image is {sizes[0][1]}x{sizes[0][0]}"
         raise ImageError(source, reason, remedy)
@@ -190,7 +190,7 @@ def _pixel_count(path: Path) -> int:
 
 
 def _most_plausible(length: int) -> int:
-    """Return the most pixels that a file of ``length`` bytes may claim; one that claims more is cut off, or a bomb."""
+    """Return the most pixels that a file of ``length`` bytes may claim; a file that claims more is cut, or a bomb."""
     return max(_BOMB_PIXELS, _BOMB_PIXELS_PER_BYTE * length)
 
 

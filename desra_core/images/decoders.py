@@ -30,8 +30,8 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _END_OF_JPEG = b"\xff\xd9"
 
-_INDICES = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
-_PICTURE = _INDICES | {b"tRNS"}
+_INDICES = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})  # the chunks that palette indices need
+_PICTURE = _INDICES | {b"tRNS"}  # the chunks that colours and alpha need
 # Some programs write EXIF into PNG text chunks of these names.
 _EXIF_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 _TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
@@ -40,7 +40,7 @@ _EMPTY = 12  # bytes of a chunk without content: length, kind, checksum
 
 _ORIENTATION_TAG = 0x0112
 _READ_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I;16"})
-_NAMED = ("JPEG", "WEBP", "BMP")
+_NAMED = ("JPEG", "WEBP", "BMP")  # kinds that the error about a damaged file names
 _SAVE_AGAIN = "save it again as PNG, or remove it"
 # Raised by Pillow for damaged files.
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, OverflowError)
@@ -50,7 +50,7 @@ Image.MAX_IMAGE_PIXELS = None
 
 # Raised by tifffile and imagecodecs for damaged files.
 _TIFF_DAMAGE = (*_DAMAGE, LookupError, ArithmeticError, AttributeError, RuntimeError, struct.error)
-_REDUCED, _MASK = 1, 4
+_REDUCED, _MASK = 1, 4  # bits of a page's subfile type
 _MODELS: dict[int, str] = {
     PHOTOMETRIC.MINISWHITE: "gray", PHOTOMETRIC.MINISBLACK: "gray", PHOTOMETRIC.RGB: "RGB",
     PHOTOMETRIC.PALETTE: "palette", PHOTOMETRIC.MASK: "transparency mask", PHOTOMETRIC.SEPARATED: "CMYK",
@@ -65,14 +65,14 @@ _PREDICTED = frozenset({
     COMPRESSION.LZW, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.LZMA, COMPRESSION.ZSTD,
 })  # fmt: skip
 _COMPRESSIONS = _FAX | _PREDICTED | {COMPRESSION.NONE, COMPRESSION.JPEG, COMPRESSION.PACKBITS}
-_MOST_SAMPLES = 16
+_MOST_SAMPLES = 16  # per pixel
 _MOST_PAGES = 256
-_LARGEST_TILE = 2**24  # a tile may have so many pixels, or 4 times those of its image
+_LARGEST_TILE = 2**24  # a tile may have this many pixels, or 4 times as many as its image
 _BUFFER = 2**22  # bytes of the file that are read at a time
 _OVERRUN = "a strip or tile reaches beyond the end of the file"
 _ROWS = 64  # rows that are divided by alpha at a time
 
-# tifffile logs the faults that it works around. Those that matter are errors here.
+# tifffile logs the faults that it works around. The faults that matter are errors here.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 
 
@@ -124,7 +124,7 @@ class PngPicture(Picture):
             for kind, whole in self._chunks
             if kind == b"eXIf" or (kind in _TEXTS and bytes(whole[8:40]).startswith(_EXIF_TEXTS))
         ]
-        if exif:  # Pillow reads it, from a PNG of one pixel that holds only these chunks
+        if exif:  # Pillow reads the EXIF from a PNG of one pixel with only these chunks
             dot = [_chunk(b"IHDR", _DOT), *exif, _chunk(b"IDAT", zlib.compress(bytes(2))), _chunk(b"IEND", b"")]
             self.orientation = _orientation(io.BytesIO(PNG_SIGNATURE + b"".join(dot)))
 
@@ -256,7 +256,7 @@ class TiffPicture(Picture):
     def __init__(self, data: bytes, path: Path) -> None:
         super().__init__(data, path)
         try:
-            with np.errstate(over="ignore"):  # of samples per pixel, in damaged files
+            with np.errstate(over="ignore"):  # damaged files may claim too many samples
                 self._page, *further = _full_pages(TiffFile(io.BytesIO(data)))
             page = self._page
             self.further_pages = len(further)
@@ -363,7 +363,7 @@ class TiffPicture(Picture):
         width, height = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
         if page.is_tiled and width * height > max(_LARGEST_TILE, 4 * self.size[0] * self.size[1]):
             raise ValueError(f"tiles of {width}x{height} pixels")
-        # Each JPEG must be whole and have no more pixels than the header says; this is known before decoding.
+        # Each JPEG must be whole and have no more pixels than the header says; check this before decoding.
         for offset, count in parts if page.compression == COMPRESSION.JPEG else ():
             part = self._data[offset : offset + count]
             if not part.rstrip(b"\0").endswith(_END_OF_JPEG):
@@ -381,7 +381,7 @@ class TiffPicture(Picture):
         if self._model == "palette":
             gray = gray.astype(np.uint8, copy=False)
             stored = np.asarray(page.colormap).T
-            if stored.max() > 255:  # 16 bits; some programs write 8
+            if stored.max() > 255:  # TIFF's colours have 16 bits, but some programs write 8
                 stored = stored >> 8
             return gray if indices else stored.astype(np.uint8)[gray[:, :, 0]]
         gray = _full_range(gray, page.bitspersample)

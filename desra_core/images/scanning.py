@@ -43,7 +43,7 @@ class Found(NamedTuple):
     # (ns).
     files: pa.Table
     problems: list[ImageError]  # files and folders that cannot be read
-    # Counts of other files by kind, and of files that each glob of ``exclude`` leaves out, 0 included.
+    # The number of other files by kind, and of the files that each glob of ``exclude`` leaves out, even where it is 0.
     passed_over: Counter[str]
 
 
@@ -132,7 +132,7 @@ class _Search:
         walked: set[PurePath] = set()
         for path in matches:
             matched = PurePath(self.relative(path))
-            if walked.isdisjoint(matched.parents):  # else it was found in a folder that matches, too
+            if walked.isdisjoint(matched.parents):  # otherwise a matching folder above has it
                 if os.path.isdir(path):
                     walked.add(matched)
                 above = within(matched.parent) if matched.parts else frozenset()
@@ -210,7 +210,7 @@ def no_images(place: Path, remedy: str, passed_over: Mapping[str, int]) -> Usage
 
 
 def kinds_in_words(passed_over: Mapping[str, int]) -> str | None:
-    """Write the counts of `Found.passed_over` in words; None where there are none.
+    """Write the counts of `Found.passed_over` in words; None without counts.
 
     Examples:
         >>> kinds_in_words({".txt": 1, ".heic": 3, "@eaDir/": 2})
@@ -221,7 +221,7 @@ def kinds_in_words(passed_over: Mapping[str, int]) -> str | None:
 
 
 def _exclusion(globs: Sequence[str]) -> dict[str, Callable[[str], bool]]:
-    """Map the kind of each glob in `Found` to its matcher of relative paths (NFC); ``*`` matches slashes too."""
+    """Map the name of each glob in `Found` to its matcher of relative paths (NFC); ``*`` matches slashes too."""
 
     def matcher(one: str) -> Callable[[str], bool]:
         pattern = re.compile(fnmatch.translate(normalized(one))).match
@@ -270,8 +270,8 @@ class ImageNames:
     def find(self, path: str) -> list[str]:
         r"""Find the images that a path may mean: none, one, or several where the path fits them equally well.
 
-        The path may be relative to another folder, absolute, or of Windows. First choice is the image whose name is the
-        longest end of the path, second choice an image whose name ends with the path.
+        The path may be relative to another folder, absolute, or of Windows. The first choice is the image whose name is
+        the longest end of the path, the second choice is an image whose name ends with the path.
 
         Examples:
             >>> names = ImageNames(["x", "s1/x", "s1/y", "s2/y"])

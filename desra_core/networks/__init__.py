@@ -1,4 +1,4 @@
-"""SR and segmentation models: checkpoints to networks, photos to results, results to class labels.
+"""Load SR and segmentation networks from checkpoints, enlarge photos, and label the pixels of results.
 
 Gives `load_model`, `load_pair` and `Model`, `super_resolve`, `resize_alpha` and `Result`.
 """

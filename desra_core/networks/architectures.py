@@ -20,7 +20,7 @@ class Traits(NamedTuple):
     """How to run a network on windows of an image. Lengths are in LR pixels."""
 
     halo: int  # the context that a result pixel needs around it
-    # The default side of a window, at most. On a CPU, such a window takes less than 1 GB.
+    # The largest side of a window, by default. On a CPU, a window of this side takes less than 1 GB.
     tile: int
     multiple: int = 1  # positions and sizes of windows are multiples of this
     minimum: int = 1  # the least side of a window
@@ -84,8 +84,8 @@ def _rrdb(network: Any) -> Traits:
 def _swinir(network: Any) -> Traits:
     """SwinIR: windows lie on the grid of its attention windows, and all blocks share the same attention masks.
 
-    Otherwise each block computes its masks on the CPU in every call. With a GPU that takes most of the time: 36 masks
-    of 17 MB for a window of 256 pixels.
+    Otherwise each block would compute its own masks on the CPU in every call. With a GPU, that would take most of the
+    time: a window of 256 pixels has 36 masks of 17 MB.
     """
     blocks = [module for module in network.modules() if hasattr(module, "calculate_mask")]
     calculate = {block.shift_size: block.calculate_mask for block in blocks}

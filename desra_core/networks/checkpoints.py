@@ -74,7 +74,7 @@ class Model:
 
     @property
     def kept_bytes(self) -> int:
-        """The size that counts towards `KEPT_BYTES`: that of the weights, at most a third, so that three fit."""
+        """The bytes that count towards `KEPT_BYTES`: those of the weights, at most a third, so three models fit."""
         tensors = (*self.network.parameters(), *self.network.buffers())
         return min(KEPT_BYTES // 3, sum(tensor.nbytes for tensor in tensors))
 
@@ -94,7 +94,7 @@ class Model:
 def load_model(path: Path, device: str = "cpu", precision: Precision = "float32") -> Model:
     """Load a network, once per process for the same content, device and precision.
 
-    The latest networks are kept, as many as fit into `KEPT_BYTES` and at least three: the pair of a run and a third.
+    A process keeps the latest networks, as many as fit into `KEPT_BYTES` and at least three: a run's pair and one more.
 
     Args:
         path: Weights of a 3-channel SR network that spandrel knows, saved by torch or safetensors. Code in the file is
@@ -158,7 +158,7 @@ def recognised(path: Path, precision: Precision = "float32") -> Any:
     """
     third_party.mend_torchvision()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of SwinIR, about torch.meshgrid
+        warnings.simplefilter("ignore")  # SwinIR warns about torch.meshgrid
         from spandrel import ModelLoader, UnsupportedModelError
 
         weights = read_weights(path)
@@ -257,7 +257,7 @@ def load_checkpoint(path: Path, way: str) -> Any:
 
     Args:
         path: The file.
-        way: How to save the weights of a trusted file alone; the error about code in the file repeats it.
+        way: A way to save the weights of a trusted file alone; the error about code in the file names this way.
 
     Raises:
         UsageError: The file is no checkpoint, only a part of one, or would run code.
@@ -296,7 +296,7 @@ def save_torch(path: Path, content: dict[str, Any]) -> None:
 
     try:
         replace_file(path, lambda file: torch.save(content, file), durable=True)
-    except RuntimeError as error:  # torch's writer where a write fails
+    except RuntimeError as error:  # raised by torch's writer where a write fails
         raise TransientError(path, "could not be written", "free some space, check the disk and run again") from error
 
 
@@ -311,7 +311,7 @@ class _TrainingLog:
 
 
 def _kinds(path: Path) -> dict[str, dict[str, Any]]:
-    """Find the tensors of the network in a file, by its own names: ``raw``, ``ema`` or both, in this order."""
+    """Find the network's tensors in a file, by the names in the network: ``raw``, ``ema`` or both, in this order."""
     third_party.mend_torchvision()
     from spandrel import canonicalize_state_dict
 
@@ -373,7 +373,7 @@ def _networks(tensors: dict[str, Any], wrappers: str = "") -> Iterator[tuple[str
 
 
 def _flattened(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """List all tensors of nested dicts, the name of a dict before their own names."""
+    """Collect the tensors of nested dicts by their names, which are prefixed with the names of the dicts."""
     import torch
 
     found: dict[str, Any] = {}

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Segmenter = Callable[[Pixels], Labels]
 Pipeline = Callable[[dict[str, Any]], dict[str, Any]]
 
-# Up to this height + width, ATen's CPU kernel rounds the classes of one call differently: they are resized together.
+# Up to this height + width, ATen's CPU kernel rounds a class differently when it is resized without the others.
 _SMALL_SIZE = 128
 # Side of the image by which a segmenter is tried, in pixels.
 _TRIED_SIDE = 128
@@ -189,8 +189,8 @@ def upsampled_argmax(
 
     Args:
         logits: ``(1, classes, h, w)``, at most 256 classes.
-        network_size: The size of the network's input, to which mmseg resizes first.
-        kept_size: The part of the input that is not padding.
+        network_size: The size ``(h, w)`` of the network's input, to which mmseg resizes the logits first.
+        kept_size: The size of the part of the input that is not padding.
         size: The size of the image.
         align_corners: As the decode head has it.
 
@@ -209,7 +209,7 @@ def upsampled_argmax(
     best = torch.full(size, -torch.inf, device=device)
     better = torch.empty(size, dtype=torch.bool, device=device)
     labels = torch.zeros(size, dtype=torch.uint8, device=device)
-    # Resizing into one buffer: at 64 MP, fresh pages for each class cost more than the arithmetic.
+    # Resize into one buffer: at 64 MP, new memory for each class takes longer than the arithmetic.
     resized = torch.empty((1, 1, *size), device=device)
     for index in _possible_winners(logits, network_size):
         plane = interpolate(logits[:, index : index + 1], network_size, mode="bilinear", align_corners=align_corners)
@@ -217,7 +217,7 @@ def upsampled_argmax(
         torch.ops.aten.upsample_bilinear2d.out(plane, size, align_corners, None, None, out=resized)
         torch.gt(resized[0, 0], best, out=better)
         torch.maximum(resized[0, 0], best, out=best)
-        # The index ascends, so the larger label is the newer one; several times faster than masked_fill_.
+        # The index ascends, so the newer label is the larger one. masked_fill_ would take several times as long.
         torch.maximum(labels, better.view(torch.uint8).mul_(index), out=labels)
     return labels
 
@@ -257,7 +257,7 @@ def _files(spec: str) -> tuple[Path, Path]:
 
 def _config_chain(config: Path) -> list[Path]:
     """List a config and, depth first, the files that it inherits from by ``_base_``."""
-    content_key(config)
+    content_key(config)  # raises where the file cannot be read
     try:
         body = ast.parse(config.read_bytes()).body
     except (SyntaxError, ValueError) as error:
@@ -298,7 +298,7 @@ def _built(config: Path) -> tuple[Any, Pipeline]:
         settings.model.pretrained = None
         settings.model.train_cfg = None
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*avg_non_ignore")  # about a loss, for training
+            warnings.filterwarnings("ignore", message=".*avg_non_ignore")  # about a loss of training
             model = build_segmentor(settings.model, test_cfg=settings.get("test_cfg"))
         pipeline = Compose(settings.data.test.pipeline[1:])
         mode, classes = model.test_cfg.mode, model.decode_head.out_channels

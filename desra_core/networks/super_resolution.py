@@ -81,7 +81,7 @@ def _fill(sr: Pixels, source: Pixels, model: Model, side: int) -> bool:
         if fits:
             todo = todo[count:]
             continue
-        # Outside of the handler, because the traceback holds the tensors.
+        # This lies outside of the handler, because in there the traceback still holds the tensors.
         if model.device.startswith("cuda"):
             torch.cuda.empty_cache()
         if count == 1:

@@ -1,1 +1,1 @@
-"""Cache keys of every product, and which images lack it: what is left to do."""
+"""Find the cache key of each product of a run, and the images that lack the product."""

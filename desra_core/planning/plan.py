@@ -58,9 +58,9 @@ _PACKAGES = ("torch", "spandrel", "mmsegmentation", "numpy", "opencv-python", "p
 REGIONS = pa.schema(
     [pa.field("image", pa.string()), pa.field("id", pa.string()), *REGION_FIELDS, pa.field("class_name", pa.string())]
 )
-# Paths are relative to the dataset. Rows with one ``made_under`` come from the same models and settings; clean images,
-# which are there with --keep all, have none. Where ``mask_by`` is ``person``, not ``detector``, pixels and regions are
-# those of the human mask; the severity is always that of the detector.
+# Paths are relative to the dataset. Rows of equal ``made_under`` come from the same models and settings; it is null
+# where the mask is empty. Where ``mask_by`` is ``person``, pixels and regions are those of the human mask, where it is
+# ``detector``, of the detector's mask; the severity is always the detector's.
 IMAGES = pa.schema(
     [pa.field(name, pa.string()) for name in ("image", "id", *DATASET)]
     + [pa.field(name, pa.int32()) for name in ("height", "width")]
@@ -185,7 +185,7 @@ def load_settings(workspace: Workspace) -> tuple[CorpusSettings, Target]:
     """Read the settings and keys of the latest run.
 
     Raises:
-        UsageError: The folder is no workspace, or no run has got that far.
+        UsageError: The folder is no workspace, or no run has written its settings there.
     """
     document = settings_document(workspace)
     try:
@@ -224,7 +224,7 @@ class Standing:
         same_similarity: The similarity map was computed under these settings.
         clean: The mask under these settings is known to be empty, whether it is published or not.
         current: The published mask is the mask under these settings.
-        failed, failed_for_good: The image failed; it would fail again, since file and settings are the same.
+        failed, failed_for_good: The image failed; it failed and would fail again, because nothing has changed.
     """
 
     def __init__(self, rows: pa.Table, records: pa.Table, target: Target) -> None:
@@ -282,13 +282,13 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
     standing = Standing(rows, records.select(COLUMNS), target)
     artifact = flags_of(pc.greater(standing.columns["artifact_pixels"], 0))
     whole = kept_whole(target.keep, artifact, held.marked)
-    # Whatever the detector marks, everything is kept of images that a person has marked, and of all with --keep all.
+    # Images that a person has marked are kept whole, and all images with --keep all, whatever the detector marks.
     always_whole = kept_whole(target.keep, np.zeros(rows.num_rows, bool), held.marked)
 
     says_mapped = standing.says("similarity_kept")
     has_map = standing.same_similarity & says_mapped & held.arrays["similarity"]
     has_pair = held.arrays["mse_sr"] & held.arrays["gan_sr"] | (not target.super_resolves)
-    # Whether there is each product that is made after the similarity map and stored like that.
+    # By its name, whether each product is there that is made after the similarity map and stored as an array.
     has_later = {
         product.name: standing.equal(product.column, product.key(target) or "")
         & (standing.says(product.kept) if product.kept else True)
@@ -299,15 +299,15 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
     has_all = np.logical_and.reduce([has_map, *has_later.values()])
     complete = has_all
     if target.keep == "artifacts":
-        # A clean image needs no arrays. Where there is a map, it needs all that is made with it, but for the labels,
-        # which only the mask is computed from.
+        # A clean image needs no arrays. An image with a map needs all products that are made after the map, except the
+        # labels: only the mask is computed from them.
         with_map = np.logical_and.reduce([has_map, *(has_later[name] for name in has_later if name != "segmentation")])
         complete = standing.clean | ~says_mapped | with_map
     complete = np.where(always_whole, has_all & has_pair, complete)
     exported = (held.pictures == np.where(whole, len(DATASET), 0)) | (not target.super_resolves)
     done = standing.current & held.masks & complete & exported & ~standing.failed
     pending = ~done & ~standing.failed_for_good
-    # Of an image that is known to be clean only the mask is made, unless its arrays are kept too, or its map is lost.
+    # An image that is known to be clean gets only its mask, unless its arrays are kept too, or its map is lost.
     mask_only = standing.clean & (target.keep == "artifacts") & ~always_whole & (has_map | ~says_mapped)
     computed = pending & ~mask_only
     compared = computed & ~(has_map & has_pair)
@@ -375,7 +375,7 @@ class Plan:
         return int(self.images - self.failed - self.pending)
 
     def most_pixels(self) -> int:
-        """Read from headers the pixel count of the largest pending photo, or GAN result where results are files."""
+        """Read the pixel count of the largest pending photo, or GAN result where results are files, from its header."""
         role = "lr" if self.target.super_resolves else "gan_sr"
         return most_pixels(role_files(self._pending.select([f"{role}_path"]), role))
 
@@ -463,7 +463,7 @@ def with_records(manifest: pa.Table, records: pa.Table) -> tuple[pa.Table, pa.Ta
 
 
 def publish_tables(workspace: Workspace, target: Target) -> None:
-    """Write the tables of regions, of failures and, of a mined corpus, of the dataset (raises `TransientError`).
+    """Write the tables of regions and failures, and for a mined corpus that of the dataset (raises `TransientError`).
 
     The table of regions has one row per region and name, sorted by name, then from top to bottom.
     """

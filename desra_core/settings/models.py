@@ -1,6 +1,6 @@
 """Settings of finetuning, the gate, the cycle, calibration and benchmarks; at the end those of desra serve.
 
-`desra serve` starts runs at set times, which `parse_period` and `parse_span` read from words.
+`parse_period` and `parse_span` read times and lengths of time in words, by which desra serve starts and deletes runs.
 """
 
 import contextlib
@@ -456,7 +456,7 @@ def local_timezone() -> str:
     """Find the name of this machine's time zone; UTC where it has none.
 
     Raises:
-        UsageError: The name of its zone cannot be found, as in a container that has only a copy of the zone's file.
+        UsageError: The name of the zone cannot be found, as in a container that has only a copy of the zone's file.
     """
     name = None
     with contextlib.suppress(LookupError, OSError, ValueError):

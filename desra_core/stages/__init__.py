@@ -1,8 +1,8 @@
 """The stages of detection and mining: Dask calls one small function per stage and image.
 
 A stage takes an image, its record so far, the workspace and the job of the run, commits its files and returns the new
-record. It may be run again at any time, by another process too, and then leaves the same files. `run_stage` runs it and
-journals the record. At the end are the inputs of stages: files, which must not have changed since the scan, and arrays.
+record. Any process may run a stage again at any time; the stage leaves the same files. `run_stage` runs a stage and
+journals the record. `read_content` and the functions below it read the inputs of stages: unchanged files, and arrays.
 """
 
 import time

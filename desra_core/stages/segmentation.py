@@ -1,4 +1,4 @@
-"""Segmentation: the class of every pixel of the GAN result."""
+"""Segmentation: label every pixel of the GAN result with its class."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,7 @@ from desra_core.workspace.products import Record
 
 
 def network(job: StageJob) -> tuple[Any, ...]:
-    """Name the call that loads the network: a function and its arguments."""
+    """Return the call that loads the network: a function and its arguments."""
     return load_segmenter, job.settings.segmenter, job.device
 
 

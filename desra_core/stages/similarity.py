@@ -15,7 +15,7 @@ from desra_core.workspace.products import Record
 
 
 def similarity_stage(image: ImageRef, record: Record, workspace: Workspace, job: StageJob) -> Record:
-    """Compare the pair; store the map where it is needed later (raises `ImageError`)."""
+    """Read the pair of results and compare it; store the similarity where it is needed later (raises `ImageError`)."""
     assert image.mse_sr is not None
     assert image.gan_sr is not None
     mse_sr = read_photo(image.mse_sr, job.max_pixels).pixels
@@ -32,7 +32,7 @@ def similarity_stage(image: ImageRef, record: Record, workspace: Workspace, job:
 def compare(
     image: ImageRef, mse_sr: Pixels, gan_sr: Pixels, record: Record, workspace: Workspace, job: StageJob
 ) -> Record:
-    """Score a pair of results ``(H, W, C)``, check whether it is clean, and store minus the scores where needed.
+    """Score a pair ``(H, W, C)``, check whether it is clean, and store the similarity (minus the scores) where needed.
 
     Raises:
         ImageError: The image is too small, lacks an input of the detector, or makes the detector fail.
@@ -70,7 +70,7 @@ def compare(
 
 def is_suspect(scores: Scores, job: StageJob, shape: tuple[int, int]) -> bool:
     """Check whether the mask of an image of ``(H, W)`` could have pixels under any labels."""
-    # The largest possible mask: each pixel has the smallest weight. Weight 1 needs no labels.
+    # Compute the largest possible mask: each pixel has the smallest weight. Weight 1 needs no labels.
     one_class = None if job.target.min_weight == 1 else np.zeros(shape, np.uint8)
     return bool(job.score_mask(scores, shape, one_class, np.full(1, job.target.min_weight)).any())
 

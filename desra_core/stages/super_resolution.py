@@ -20,7 +20,7 @@ from desra_core.workspace.products import Product, Record, stages_for
 
 
 def network(job: StageJob) -> tuple[Any, ...]:
-    """Name the call that loads the networks: a function and its arguments."""
+    """Return the call that loads the networks: a function and its arguments."""
     mining = job.settings
     assert isinstance(mining, Mining)
     return load_pair, mining.mse_model, mining.gan_model, job.device, mining.precision
@@ -32,7 +32,7 @@ def super_resolution_stage(image: ImageRef, record: Record, workspace: Workspace
     if human is not None and human.pixels:  # a person has marked an artifact: keep everything
         job = replace(job, target=replace(job.target, keep="all"))
     target = job.target
-    # The products that are made later of all images, clean ones too, from the GAN result.
+    # The products that later stages make from the GAN results of all images, clean images included.
     later = [product for product in stages_for(target) if product.name not in ("super_resolution", "mask")]
     if target.keep == "artifacts":
         later = []
@@ -44,7 +44,7 @@ def super_resolution_stage(image: ImageRef, record: Record, workspace: Workspace
     inferred, record = _inferred(image, record, job, {role: keys[role] for role in keys if role not in stored})
     pair = stored | inferred
     made = compare(image, pair["mse_sr"], pair["gan_sr"], record, workspace, job)
-    pair_needed = made.artifact_pixels is None or target.keep == "all"  # None: maybe with artifacts
+    pair_needed = made.artifact_pixels is None or target.keep == "all"  # None: it may have artifacts
     for role, is_needed in (("mse_sr", pair_needed or target.keep_mse), ("gan_sr", pair_needed or bool(later))):
         if is_needed and role in inferred:
             write_array(workspace, image.id, role, inferred[role], key=keys[role] or "")

@@ -1,7 +1,7 @@
 """The finetune, top to bottom: load, warm up, step, save.
 
-All that a run needs to go on is in its state, and the patches of a step depend on the seed and the step alone. On a
-CPU, a run that is killed at any moment and started again ends with the same weights to the bit.
+The saved state holds all that a run needs to go on, and the patches of a step depend only on the seed and the step. On
+a CPU, a run that is killed at any moment and started again ends with the same weights to the bit.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _IMPROVEMENT = 0.01
 # With a larger mean absolute error, of values in 0..1, the results have diverged from the pseudo-GT.
 _DIVERGED = 0.2
 
-# Steps done, sums of losses since the last row of the log and since the last checkpoint (``since``), the log, the best
-# mean pixel loss, and how many checkpoints in a row were no better (``worse``).
+# ``iteration``, ``warmed``: steps done. ``sums``, ``since``: sums of losses since the last row of the log (``losses``)
+# and since the last checkpoint. ``best``: the least mean pixel loss. ``worse``: checkpoints in a row without a better.
 State = dict[str, Any]
 Losses = dict[str, float]
 
@@ -68,7 +68,7 @@ def finetune(run: RunFolder, gan_model: Path, training: Training, device: str, t
         torch.set_num_threads(state["threads"])
         pairs = open_frozen(run.data)
 
-        def batch(purpose: int, step: int) -> list[torch.Tensor]:
+        def batch(purpose: int, step: int) -> list[torch.Tensor]:  # purpose: 0 is steps, 1 warm-up, 2 pictures
             arrays = draw_batch(pairs, training, trainer.generator.scale, (training.seed, purpose, step))
             return [torch.from_numpy(array).to(device, memory_format=torch.channels_last) for array in arrays]
 
@@ -108,7 +108,7 @@ class Trainer:
         self._run, self._training, self._device = run, training, device
         self._amp: torch.dtype = getattr(torch, precision)
         self.generator = networks.load_generator(gan_model)
-        # In the memory format of the fastest convolutions.
+        # Convolutions are fastest in this memory format.
         place: dict[str, Any] = {"device": device, "memory_format": torch.channels_last}
         self._network = self.generator.network.to(**place)
         self._ema = copy.deepcopy(self._network).requires_grad_(False)
@@ -312,9 +312,9 @@ def _memory_explained(training: Training) -> Iterator[None]:
 
 
 class Board:
-    """Write a TensorBoard event file of a run; TensorBoard drops events of older files after the given iteration.
+    """Write a TensorBoard event file of a run; TensorBoard then drops events of older files beyond ``iteration``.
 
-    The thread of torch's own writer dies and loses events when the disk is full. All methods here raise
+    When the disk is full, the thread of torch's own writer dies and loses events. All methods of this class raise
     `TransientError` then.
     """
 

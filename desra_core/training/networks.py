@@ -28,7 +28,7 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Generator:
     """A super-resolution network in training: spandrel's module, float32.
 
-    ``scale`` is SR pixels per LR pixel and side. ``weights`` maps the names in the parent checkpoint to its tensors.
+    ``scale`` is the side of an LR pixel in SR pixels. ``weights`` are the parent checkpoint's tensors by their names.
     ``names`` maps these names to the names in ``network``, for the tensors that the network holds.
     """
 
@@ -64,7 +64,7 @@ def load_generator(path: Path) -> Generator:
     ordered = list(weights)
     numbered = {name: torch.full_like(weights[name], index, dtype=torch.float32) for index, name in enumerate(ordered)}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of SwinIR, about torch.meshgrid
+        warnings.simplefilter("ignore")  # SwinIR warns about torch.meshgrid
         state = ModelLoader().load_from_state_dict(numbered).model.state_dict()
     own = {ordered[int(value.flatten()[0])]: name for name, value in state.items() if value.is_floating_point()}
     network = descriptor.model.float().train().requires_grad_(True)

@@ -30,8 +30,8 @@ _ANEW = "delete the run's folder and start anew"
 class Sample(NamedTuple):
     """The files of a training image.
 
-    ``results`` is the file of the pseudo-GT, or those of MSE and GAN result, from which it is assembled. ``human`` is
-    the content hash of the mask if that is a human mask, else None.
+    ``results`` is the file of the pseudo-GT, or the files of mse_sr and gan_sr, from which it is assembled. ``human``
+    is the content hash of a human mask, and None for a mask of the detector.
     """
 
     name: str
@@ -97,7 +97,7 @@ def freeze(folder: Path, images: tuple[Pixels, Pixels, Mask]) -> None:
 
 
 def open_frozen(folder: Path) -> list[TrainingPair]:
-    """Open the images that `freeze` wrote to the subfolders of a folder, by name (raises `UsageError`)."""
+    """Open the images that `freeze` wrote to the subfolders of a folder, sorted by subfolder (raises `UsageError`)."""
     pairs = []
     for part in sorted(folder.glob("*/")):
         try:
@@ -117,10 +117,10 @@ def draw_batch(pairs: Sequence[TrainingPair], training: Training, scale: int, se
 
     Args:
         pairs: The images, each drawn with the same probability.
-        training: With the number of patches (``batch``), their side in SR pixels (``patch``), which is lowered to the
-            smallest image of the batch and to a multiple of 8 and of ``scale``, and the probability that a patch
-            overlaps a mask (``mask_share``). Other patches overlap none, where such a place is found.
-        scale: SR pixels per LR pixel and side.
+        training: ``batch`` is the number of patches. ``patch`` is their side in SR pixels; it is lowered to the
+            smallest image of the batch and to a multiple of 8 and of ``scale``. ``mask_share`` is the probability that
+            a patch overlaps a mask; the other patches overlap none, where such a place is found.
+        scale: The side of an LR pixel in SR pixels.
         seed: The same seed gives the same patches.
     """
     rng = np.random.default_rng(list(seed))

@@ -98,9 +98,9 @@ class RunFolder:
 class FinetunePlan(NamedTuple):
     """A finetune that may begin or go on.
 
-    ``samples`` are the images of the training pool that have artifacts, the most severe first; empty where the run's
-    images are frozen already (``begun``). ``ended`` says that nothing is left to do. ``warning`` says which images the
-    gate will lack to judge a run that is to begin.
+    ``samples`` are the images of the training pool that have artifacts, the most severe first. They are empty where
+    ``begun`` is set: the run's images are frozen already. ``ended`` says that nothing is left to do. ``warning`` says
+    which held-out images the gate will lack to judge a run that is to begin.
     """
 
     run: RunFolder
@@ -164,7 +164,7 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
     if document is not None:
         _check_same(run, document, identity)
     elif run.root.exists():
-        # A run that was killed while it began leaves only these and unfinished files.
+        # A run that was killed while it began leaves only data, lock and unfinished files.
         names = [path.name for path in run.root.iterdir()]
         if any(name not in ("data", "lock") and not name.startswith(".") for name in names):
             raise UsageError(run.root, "is a folder with other things in it", "name a new folder as --output")

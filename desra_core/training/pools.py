@@ -1,4 +1,4 @@
-"""Divide the images of a workspace into a training and a held-out pool, and choose among them.
+"""Divide the images of a workspace into a training and a held-out pool, and list the images of a pool.
 
 Images that show the same form a group, and a whole group belongs to one pool. An image is assigned to a pool when it is
 first asked for. ``split.parquet`` keeps the assignment: an image that was trained on never judges.
@@ -46,9 +46,9 @@ _SIDE = 16
 
 
 class ArtifactImage(NamedTuple):
-    """An image with artifacts by its human mask, or by the detector's mask where it has no human mask.
+    """An image with artifacts: by its human mask, or by the detector's mask where it has no human mask.
 
-    ``severity`` is the sum over the detector's regions; without any, it is 0 and ``detected`` is False.
+    ``severity`` is the sum over the detector's regions; without such regions, it is 0 and ``detected`` is False.
     """
 
     image: ImageRef
@@ -99,7 +99,7 @@ class Pools:
         self._human = read_human_masks(workspace, target.gan_sr_key)
         undetected = set(done["id"].filter(pc.equal(done["artifact_pixels"], 0)).to_pylist())
         human_only = undetected & {image_id for image_id, human in self._human.items() if human.pixels}
-        # In the order of content hashes, so that any number of them is a fair sample.
+        # Sorted by content hash, so that the first ones, however many, are a fair sample.
         self._clean_ids = sorted(undetected - human_only)
         # The dataset may lack the pictures of a mined image until the next run makes them.
         self._human_only = {
@@ -275,8 +275,8 @@ def nearest_group(signatures: bytearray, groups: list[str], wanted: bytes) -> st
     """Return the group of the nearest duplicate of a photo, in a tie the first.
 
     Args:
-        signatures, groups: The signatures of other photos, one after the other, and their groups. With 100,000 photos,
-            to compare all takes far less time than to decode one.
+        signatures, groups: The signatures of other photos, one after the other, and their groups. Comparing with
+            100,000 signatures takes far less time than decoding one photo.
         wanted: The signature of the photo.
 
     Returns:

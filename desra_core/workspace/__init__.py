@@ -140,7 +140,7 @@ class Workspace:
 
     def exists(self) -> bool:
         """Check whether the folder is a workspace; an empty folder is not."""
-        return any(os.path.exists(path) for path in (self.lock, self.settings, self.manifest))  # also if a disk fails
+        return any(os.path.exists(path) for path in (self.lock, self.settings, self.manifest))  # never raises OSError
 
     def create(self) -> None:
         """Make the workspace, or check that an existing folder may serve as one.
@@ -184,7 +184,7 @@ class Workspace:
         Args:
             path: Below the workspace.
             data: The whole content.
-            durable: Wait until the disk has it: for files that a power cut must not take.
+            durable: Wait until the data is on the disk, so that it survives a power cut.
 
         Raises:
             TransientError: The disk is full or failed.
@@ -198,7 +198,7 @@ class Workspace:
     def publish_pseudo_gt(self, names: Iterable[str], mask: Mask, pseudo_gt: Pixels, alpha: Pixels | None) -> None:
         """Write pseudo-GT and mask of an image to the dataset of a mined workspace, at all its names.
 
-        The mask comes last: where it is there, so is the pseudo-GT that was made with it.
+        The mask is written last: where a mask is there, the pseudo-GT that was made with it is there, too.
 
         Args:
             names: The names of the image.
@@ -260,7 +260,7 @@ def read_table(
     *,
     remedy: str = "delete it: the next run makes it anew",
 ) -> pa.Table:
-    """Read a Parquet table of a workspace; an empty one where there is no file. ``remedy`` says what to do if damaged.
+    """Read a Parquet table of a workspace, empty where there is no file; ``remedy`` is that of the `UsageError`.
 
     Raises:
         UsageError: The file is damaged or of another version.

@@ -53,11 +53,11 @@ class StoredArray:
     """An array of a workspace, opened to be read; reading never changes or deletes anything.
 
     Attributes:
-        shape, key: Its shape and its cache key.
+        shape, key: The shape and the cache key of the array.
 
     Raises:
-        LostError: It is missing or damaged.
-        TransientError: The disk or the system refuses to read it for now.
+        LostError: The array is missing or damaged.
+        TransientError: The disk or the system refuses to read the array for now.
     """
 
     def __init__(self, path: Path) -> None:
@@ -83,11 +83,11 @@ class StoredArray:
 
 
 def read_array(workspace: Workspace, image_id: str, name: str, *, key: str | None) -> npt.NDArray[Any]:
-    """Read a whole array of an image that was made under the given key.
+    """Read a whole array of an image; the array must have been made under the given key.
 
     Raises:
-        LostError: It is missing, damaged, or was made under another key.
-        TransientError: It cannot be read now.
+        LostError: The array is missing, damaged, or was made under another key.
+        TransientError: The array cannot be read now.
     """
     path = workspace.group(image_id) / name
     stored = StoredArray(path)

@@ -1,7 +1,7 @@
 """Human masks: which images have one, and on which results they were drawn.
 
-A mask counts for the image content and for the GAN model on whose result it was drawn: another model is wrong in other
-places. Masks that do not count stay where they are, and count again when the photo and the model are the same again.
+A human mask counts for the image content and the GAN model on whose result it was drawn: another model is wrong in
+other places. Masks that do not count stay, and count again when the photo and the model are the same again.
 
 A workspace remembers the detector masks that it exported: such a mask is no human mask if it comes back unchanged.
 """
@@ -42,7 +42,7 @@ class HumanMask(NamedTuple):
 
 
 def human_mask_rows(workspace: Workspace, gan_sr_key: str | None) -> pa.Table:
-    """List the human masks that count for results of a GAN model, None for results in files (schema `HUMAN_MASKS`)."""
+    """List the human masks that count under a key of GAN results, None for files (schema `HUMAN_MASKS`)."""
     remedy = "bring it back from a copy, or delete it and import the masks again"
     rows = read_table(workspace.human_manifest, HUMAN_MASKS, remedy=remedy)
     there = [workspace.human_mask(name).exists() for name in rows["name"].to_pylist()]

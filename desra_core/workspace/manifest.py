@@ -84,8 +84,8 @@ def scan(
 ) -> Corpus:
     """Bring the manifest of a workspace up to date with its source folders.
 
-    Files of unchanged size and modification time keep their hash, unless a run found other content in a file, or the
-    id of an image would change though no file has changed. A new image enters a new shard and stays there. A changed
+    A file of unchanged size and modification time keeps its hash, unless a run found other content in it, or the id of
+    its image would change though no file has changed. A new image enters a new shard and stays there. A changed
     file is a new image of the same name, and the outputs of the old image are deleted. A vanished file keeps its row
     and outputs. Nothing is ever written into the source folders.
 
@@ -94,7 +94,7 @@ def scan(
         workspace: Its folder is left out of the scan, where it lies inside a source folder.
         shard_size: Images per new shard.
         limit: Take only the first so many images, by name.
-        on_hashed: Called now and then with the number of files hashed and to be hashed.
+        on_hashed: Called now and then with the number of files hashed so far, and of all files to be hashed.
 
     Raises:
         UsageError: A folder does not exist or holds no images, or folders do not belong together.
@@ -107,7 +107,7 @@ def scan(
     records = read_records(workspace, ["id", "reason"])
     changed = records["id"].filter(pc.equal(records["reason"], CHANGED))
     current, unreadable = _identified(asked, _without(previous, "id", changed), sources, on_hashed)
-    # So are those of images that the manifest contradicts: a damaged manifest must not delete an image's outputs.
+    # So are the files of images whose id would change though no file has: a damaged manifest must not delete outputs.
     if len(doubted := _changed_without_a_file(current, previous)):
         known = _without(current, "name", doubted).replace_schema_metadata(_roots(sources))
         current, unreadable = _identified(asked, known, sources, on_hashed)
@@ -151,7 +151,7 @@ def asked_for(manifest: pa.Table) -> pa.Table:
 def image_refs(rows: pa.Table, manifest: pa.Table | None = None) -> list[ImageRef]:
     """Return the images of some rows of a manifest, in their order; rows of equal content are one image.
 
-    With a ``manifest``, an image has all its names there, also vanished names: they share its record.
+    With a ``manifest``, an image has all its names there, also vanished ones, because all its names share its record.
     """
     roots = {role: Path(root.decode()) for role, root in _stored_roots(rows).items()}
 
@@ -334,7 +334,7 @@ def _changed_without_a_file(current: pa.Table, previous: pa.Table) -> pa.Chunked
 
 
 def _with_right_ids(previous: pa.Table, current: pa.Table, sources: Sources, doubted: pa.ChunkedArray) -> pa.Table:
-    """Give doubted images of a manifest their present ids, where the manifest records the content of their files."""
+    """Give doubted images of a manifest their ids of this scan, where the manifest has the hashes of their files."""
     now = _aligned(previous, current)
     same = _equal(previous, now, [f"{role}_hash" for role in sources.identity])
     same &= flags_of(pc.is_in(previous["name"], doubted.combine_chunks()))

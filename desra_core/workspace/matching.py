@@ -63,7 +63,7 @@ class Sources:
         return bool(self.exclude) or is_selection(self.places[self.identity[-1]])
 
     def exclusion(self) -> list[str]:
-        """Return the globs of ``exclude`` relative to the folders; they may be given as absolute or ``./`` paths."""
+        """Make the globs of ``exclude`` relative to the folders, also those given as absolute or ``./`` paths."""
         folders = [os.path.join(os.path.abspath(folder), "") for folder in self.folders.values()]
 
         def below(pattern: str) -> str:
@@ -79,8 +79,8 @@ class Sources:
 def match(sources: Sources, skip: Path) -> tuple[pa.Table, pa.Table, Counter[str]]:
     """Match the files of some folders.
 
-    Where a place is a file or a glob, the run asks only for these files: files of other folders without a twin among
-    them are no failures. Two single files are twins under any names.
+    Where a place is a file or a glob, the run asks only for its files: a file of another folder that has no twin among
+    them is no failure. Two single files are twins under any names.
 
     Args:
         sources: The folders.
@@ -118,7 +118,7 @@ def match(sources: Sources, skip: Path) -> tuple[pa.Table, pa.Table, Counter[str
 def _listed(
     places: Mapping[str, Path], skip: Path | None, empty: str | None, exclude: Sequence[str] = ()
 ) -> tuple[dict[str, pa.Table], list[ImageError], Counter[str]]:
-    """List the image files of each role with a clear name, the problems of the others, and counts of other files.
+    """List the image files with clear names by role, the problems of the rest, and the counts of other files.
 
     ``empty`` is the remedy, with the role as ``{role}``, of the `UsageError` for a place without images; None where a
     place may be empty.
@@ -155,7 +155,7 @@ def _joined(tables: dict[str, pa.Table], sources: Sources) -> tuple[pa.Table, li
             names = f"{pc.min(there)}, but {pc.min(here)}"
             reason = f"has no file of the same relative path, suffix aside, as any in {sources.main} ({names})"
             raise UsageError(sources.folders[role], reason, "name folders of the same images")
-        # Of the roles that identify an image, a file without a twin is a failure, unless the run asks for other files.
+        # A full join keeps files without a twin in the main folder: failures, unless the main place is a selection.
         join = "full outer" if role in others and main not in selective else "left outer"
         joined = joined.join(files, "name", join_type=join)
     required = list(permutations(sources.identity, 2))
@@ -182,7 +182,7 @@ def spelled_like(names: pa.ChunkedArray, known: pa.ChunkedArray) -> pa.ChunkedAr
     """Replace names by the known names that look the same.
 
     A Mac writes an umlaut as a letter and a mark (NFD), other systems write one character (NFC). A name stays if it is
-    known as it is, and if the known name that looks the same is also among the names.
+    known itself, and also if the known name that looks the same is among ``names``.
     """
     unknown = pc.invert(pc.is_in(names, known.combine_chunks()))
     if not pc.any(unknown).as_py():

@@ -1,9 +1,9 @@
-"""The products of an image, declared once, the record of those that an image has, and a look at which are there.
+"""The products of an image, the record of the products that an image has, and the search for their files.
 
-Stages, cache keys, columns and arrays all follow from `PRODUCTS`. This module imports no stage: a run finds the stage
-of a product by its name when it begins.
+Stages, cache keys, columns and arrays all follow from `PRODUCTS`. This module imports no stage: when a run begins, it
+finds the stage of a product by the product's name.
 
-A record is the unit of resuming. A worker writes it as JSON to a journal once a stage has committed its files. When a
+A record is the unit of resuming. A worker writes it as JSON to a journal after a stage has committed its files. When a
 shard is done, its records become one Parquet file, and its journal is deleted. A journaled record is always the newest.
 Because files may get lost, a run compares the records with what the workspace really holds, see `held_by`.
 """
@@ -44,7 +44,7 @@ class Target:
     """The settings of a run as keys: an image is done when its record and its files agree with these.
 
     ``threshold`` is minus the score above which a pixel is suspect, as in the records: with DeSRA the threshold of the
-    adjusted similarity. ``method`` is the detector; ``labels_first`` where its scores depend on the labels.
+    adjusted similarity. ``method`` is the detector; ``labels_first`` says whether its scores depend on the labels.
     """
 
     similarity_key: str
@@ -212,9 +212,9 @@ class Record:
     tile: int | None = None
     similarity_key: str | None = None  # settings under which the map was made; None where it was not made
     similarity_kept: bool = False  # whether the map lies in the image's zarr group
-    segmentation_key: str | None = None  # the same of the labels
+    segmentation_key: str | None = None  # settings under which the labels were made
     labels_kept: bool = False
-    # ``artifact_pixels`` was found under the next two, ``threshold`` and ``min_area``.
+    # ``artifact_pixels`` was found under ``labels_hash``, ``weighting_key``, ``threshold`` and ``min_area``.
     labels_hash: str | None = None
     weighting_key: str | None = None  # of the class weights and the origin of the labels
     # When set, the mask is empty for all class weights from this value up, whatever the labels.
@@ -306,7 +306,7 @@ def read_shard(workspace: Workspace, shard: int) -> dict[str, Record]:
                 data = path.read_bytes()
         except FileNotFoundError:  # gathered meanwhile
             continue
-        # The image of a record that a power cut has emptied begins anew: its files may be newer than the table.
+        # Where a power cut has emptied a record, its image begins anew: its files may be newer than the table.
         records.pop(path.stem, None)
         with contextlib.suppress(ValueError, TypeError, AttributeError, OverflowError, pa.ArrowException):
             (row,) = to_table([_from_row(json.loads(data))]).to_pylist()
@@ -404,7 +404,7 @@ def held_by(workspace: Workspace, rows: pa.Table, gan_sr_key: str | None, *, eac
     Args:
         workspace: The workspace.
         rows: The rows.
-        gan_sr_key: The model in whose results people marked artifacts, if any.
+        gan_sr_key: The key of the GAN results in which people may have marked artifacts; None for results in files.
         each: Look for the files of each row instead of listing the whole workspace; this is faster for few rows.
     """
     names, ids = rows["name"].combine_chunks(), rows["id"].combine_chunks()
