@@ -1,7 +1,7 @@
-"""Counts of similarity by class over a workspace: which images, which of them are counted already, and the sum.
+"""Count the similarity by class over a workspace: find the images, skip those already counted, add up the counts.
 
 A shard has one Parquet file: the sum over its images, with the tokens of these images in the metadata. A token is a
-fingerprint of an image, its labels and its masks; the other settings that a histogram depends on name the folder.
+fingerprint of an image, its labels and its masks. All else that a histogram depends on is in the name of the folder.
 """
 
 import contextlib
@@ -64,7 +64,6 @@ _ABOUT = b"desra.counted"
 # The settings of `derive_weights`.
 _RULE = ("rule", "percentile", "fallback", "min_pixels", "min_images")
 
-
 # A record, and the masks of the pixels that are left out of the histogram of its image.
 RecordAndMasks = tuple[Record, tuple[File, ...]]
 
@@ -72,13 +71,13 @@ RecordAndMasks = tuple[Record, tuple[File, ...]]
 def count_stored(
     image: ImageRef, about: RecordAndMasks, workspace: Workspace, target: Target, max_pixels: int
 ) -> pa.Table:
-    """Count the pixels of an image by its stored map: a table of `ClassHistogram.to_table`. Workers call this.
+    """Count the pixels of an image by class and similarity, from its stored map; return a `ClassHistogram.to_table`.
 
-    Label files of more than ``max_pixels`` are not decoded.
+    Workers call this function. Label files of more than ``max_pixels`` pixels are refused.
 
     Raises:
         ImageError: A mask has another size, or is no mask.
-        TransientError: A map, the labels or a mask have gone or changed.
+        TransientError: The map, the labels or a mask is gone or has changed.
     """
     record, masks = about
     assert record.height is not None
@@ -100,7 +99,7 @@ def count_stored(
 
 
 def read_exclusion(folder: Path | None) -> dict[str, File]:
-    """Hash the masks of a folder, whose pixels are not counted, by normalized name; without a folder there are none.
+    """Hash the masks of a folder, by normalized name; the pixels that they mark are not counted. None is no folder.
 
     Raises:
         UsageError: The folder does not exist or cannot be read, or holds two masks of one name.
@@ -131,10 +130,10 @@ def unused_masks(folder: Path, exclusion: Mapping[str, File], names: Iterable[st
 
 
 class ShardCount(NamedTuple):
-    """Which images of a shard are counted; images are given by their tokens.
+    """The images of a shard that are wanted, counted and failed, by token.
 
-    A sum cannot be reduced: where the file has counted an image that is not wanted any more, as where the file is
-    missing or damaged, nothing counts as done and ``time`` is None.
+    A sum cannot lose an image again. So nothing counts as done, and ``time`` is None, where the file has counted an
+    image that is no longer wanted, and where the file is missing or damaged.
     """
 
     number: int
@@ -156,9 +155,9 @@ class ShardCount(NamedTuple):
 
 
 class Counting:
-    """The images of a workspace whose maps and labels are there under its settings, shard by shard.
+    """The images of a workspace that have a map and labels made with the target's settings, shard by shard.
 
-    ``images`` is the number of images that can be counted, equal images once; ``shards`` has their shards by number.
+    ``images`` is the number of these images; copies of an image count once. ``shards`` has the numbers of their shards.
     """
 
     def __init__(self, workspace: Workspace, target: Target, rows: pa.Table, exclusion: Mapping[str, File]) -> None:
@@ -226,8 +225,8 @@ class Counting:
     def add(self, number: int, results: Mapping[str, pa.Table | ImageError]) -> None:
         """Add the results of `count_stored` by token, tables or errors, to the file of a shard.
 
-        Transient errors are left out. Records of images whose map or labels are lost are marked, so that the next run
-        makes these arrays anew.
+        Transient errors are left out. Where a map or labels are lost, the image's record is marked, so that the next
+        run makes these arrays anew.
         """
         shard = self.shard(number)
         tables, failed, lost = {}, {}, []
@@ -269,12 +268,12 @@ class Counting:
 
 
 def histogram_key(target: Target) -> str:
-    """Name the folder of the histograms: by the versions and settings of counting, comparing and labelling."""
+    """Name the folder of the histograms by the versions and settings of counting, similarity and segmentation."""
     return fingerprint("histogram", HISTOGRAM_VERSION, target.similarity_key, target.segmentation_key)
 
 
 def corpus_of(calibrating: Calibrating) -> CorpusSettings:
-    """Derive the settings of the run before a calibration: the latest run's with the given changes, keeping all maps.
+    """Make the settings of the run that precedes a calibration: those of the latest run, changed, with all maps kept.
 
     Raises:
         UsageError: No pairs or no labels are known, only one folder is given, or the workspace belongs to another kind

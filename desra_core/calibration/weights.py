@@ -1,4 +1,4 @@
-"""Class weights: the distribution of D in each class over artifact-free pairs, and what follows from it, as files."""
+"""Derive class weights from the distribution of D in each class over artifact-free pairs, and write them to files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from desra_core.images.codec import CLASS_COUNT, Labels, Mask
 from desra_core.images.parts import row_strips
 from desra_core.settings.models import MIN_IMAGES, MIN_PIXELS, PERCENTILE, RATE, Fallback, Rule
 
-# Each of the 20 bins of the published rule is 500 of these.
+# The published rule has 20 bins; each of them is 500 of these.
 BINS = 10_000
 RATES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 
@@ -39,15 +39,15 @@ _BITS_OF_FLOAT32 = 24
 
 
 class ClassHistogram(NamedTuple):
-    """Counts of the pixels of each class by their D, in 10,000 equal bins of 0..1; D = 1 counts to the last bin.
+    """Counts of the pixels of each class by their D, in 10,000 equal bins of 0..1; D = 1 belongs to the last bin.
 
     Histograms of parts of a corpus add up to that of the whole (`merged`).
     """
 
     counts: npt.NDArray[np.int64]  # (K, 10000), where K is 150, or 1 for all classes together
     images: npt.NDArray[np.int64]  # (K,) images with a pixel of the class
-    seen: int  # images
-    excluded: int  # pixels that were left out
+    seen: int  # number of images that were counted
+    excluded: int  # number of pixels that were left out
 
     @property
     def pixels(self) -> npt.NDArray[np.int64]:
@@ -67,7 +67,7 @@ class ClassHistogram(NamedTuple):
 
 
 def merged(tables: Iterable[pa.Table], source: object = "histogram") -> ClassHistogram:
-    """Add up histograms that were made into tables (raises `UsageError` about ``source`` for other tables)."""
+    """Add up tables of `ClassHistogram.to_table` (raises `UsageError` about ``source`` for any other table)."""
     counts, images = np.zeros((CLASS_COUNT, BINS), np.int64), np.zeros(CLASS_COUNT, np.int64)
     seen = excluded = 0
     for table in tables:
@@ -84,7 +84,7 @@ def merged(tables: Iterable[pa.Table], source: object = "histogram") -> ClassHis
 
 
 def count_image(similarity: Similarity, labels: Labels, exclude: Mask | None = None) -> ClassHistogram:
-    """Count the pixels of an image.
+    """Count the pixels of an image by class and bin of D.
 
     ``floor(10000 * D)`` in float64 is exact for every float32 D. Divided by 500 and rounded down, it is exactly the
     ``floor(20 * D)`` of the published rule.
@@ -114,10 +114,10 @@ def count_image(similarity: Similarity, labels: Labels, exclude: Mask | None = N
 
 
 def published_intervals(histogram: ClassHistogram, percentile: float = PERCENTILE) -> npt.NDArray[np.int64]:
-    """Derive the ``interval_k`` of Eq. 9 by the authors' comment; -1 for classes without pixels.
+    """Derive the ``interval_k`` of Eq. 9 by the rule in the authors' comment; -1 for classes without pixels.
 
-    D is cut into 20 bins; from the top, bins are counted until they hold strictly more than ``percentile`` % of the
-    pixels of the class. The interval is that count less one.
+    D is cut into 20 bins. Bins are counted from the top until they hold strictly more than ``percentile`` % of the
+    pixels of the class. The interval is that count minus one.
     """
     counts = histogram.counts.reshape(len(histogram.counts), INTERVAL_BINS, -1).sum(axis=2)
     return np.where(histogram.pixels > 0, _bins_held(counts, percentile) - 1, -1)
@@ -126,8 +126,8 @@ def published_intervals(histogram: ClassHistogram, percentile: float = PERCENTIL
 def quantile_weights(histogram: ClassHistogram, percentile: float = PERCENTILE) -> npt.NDArray[np.float64]:
     """Derive ``1 / q``, the weight that lifts the quantile q of D to 1; NaN for classes without pixels.
 
-    q is the lower edge of the bin at which the bins from the top hold more than ``percentile`` % of the pixels of the
-    class. So more than that share is lifted to 1, and q lies at most 0.0001 below the exact quantile.
+    From the top, q is the lower edge of the first bin with which the bins hold more than ``percentile`` % of the pixels
+    of the class. So more than that share is lifted to 1, and q lies at most 0.0001 below the exact quantile.
     """
     # D of 8 or 16 bits is above 0.003; the first bin would have no finite weight.
     lower = np.maximum(BINS - _bins_held(histogram.counts, percentile), 1)
@@ -145,8 +145,8 @@ def false_alarm_threshold(
         rate: The share of all pixels, 0..1, whose adjusted similarity ``clip(w_k D, 0, 1)`` may be below.
 
     Returns:
-        The threshold, 0..1, rounded down to four decimals. A bin counts as below as soon as its lower edge is, so the
-        result is below the exact threshold by at most a bin's width times the weight, before rounding. None without
+        The threshold, 0..1, rounded down to four decimals. A bin counts as below when its lower edge is. So, before
+        rounding, the result is below the exact threshold by at most a bin's width times the weight. None without
         pixels, or where no threshold above 0 exists.
     """
     if not histogram.pixels.any():
@@ -201,7 +201,7 @@ class CalibratedWeights(NamedTuple):
     suggested: Suggestion  # for the rate of the settings
     suggestions: list[Suggestion]  # for several rates
     below: tuple[float, float]  # share of the pixels below the default threshold, with these and with published weights
-    origin: dict[str, Any]  # for people
+    origin: dict[str, Any]  # facts about the calibration, for people to read
 
 
 def derive_weights(
@@ -296,7 +296,7 @@ def to_csv(rows: Sequence[ClassWeight]) -> bytes:
 
 
 def _bins_held(counts: npt.NDArray[np.int64], percentile: float) -> npt.NDArray[np.int64]:
-    """Count the bins, from the top, that hold more than a percentile of each row of ``(K, bins)``."""
+    """Count bins from the top of each row of ``(K, bins)`` until they hold more than ``percentile`` % of the row."""
     from_top = np.cumsum(counts[:, ::-1], axis=1)
     share = Fraction(str(percentile)) / 100
     most = [int(share * int(total)) for total in from_top[:, -1]]

@@ -16,7 +16,7 @@ from desra_core.errors import UsageError, described
 from desra_core.files import digest
 from desra_core.images.codec import CLASS_COUNT, Labels
 
-# The number of bins of the similarity; an interval is a number of bins.
+# Eq. 9 cuts the similarity into this many bins; an interval is a number of bins.
 INTERVAL_BINS = 20
 # The version of the TOML files of desra calibrate; raise it when their meaning changes.
 WEIGHTS_VERSION = 1
@@ -36,11 +36,11 @@ class Weights(NamedTuple):
 
 
 def load_weights(source: str) -> Weights:
-    """Read class weights.
+    """Read the weights of the 150 classes.
 
     Args:
-        source: ``published`` for the authors' intervals, ``none`` for weight 1 everywhere, the path of a ``.toml`` file
-            of desra calibrate, or that of a CSV file with the columns ``ade20k_index``, ``name`` and either
+        source: ``published`` for the authors' intervals, ``none`` for weight 1 everywhere, or the path of a file: a
+            ``.toml`` file of desra calibrate, or a CSV file with the columns ``ade20k_index``, ``name`` and either
             ``interval`` (0..19, Eq. 9: ``w = 20 / (20 - interval)``) or ``weight`` (positive).
 
     Raises:
@@ -78,7 +78,7 @@ def weighted_scores(
         weights: ``(150,)``, ``w_k`` by class.
 
     Returns:
-        Float64 of the same shape; without classes or weights, the scores as they are.
+        Float64 of the same shape. Without classes or weights, the given scores are returned unchanged.
     """
     if classes is None or weights is None:
         return scores
@@ -153,7 +153,7 @@ def _parse(row: dict[str, Any], where: str) -> tuple[int, float]:
 
 
 def _number(value: Any, *kinds: type) -> Any:
-    """Read a number: any text of a CSV file; of a TOML file only a value of one of these types, so no ``true``."""
+    """Convert the text of a CSV cell, or a TOML value of one of these types (``true`` is no number), to a number."""
     if not isinstance(value, str) and type(value) not in kinds:
         raise TypeError(value)
     return kinds[-1](value)

@@ -17,8 +17,7 @@ from desra_core.detection.class_weights import weighted_scores
 from desra_core.images.codec import CLASS_COUNT, Labels, Mask, Pixels
 from desra_core.images.parts import row_strips
 
-# The paper's threshold of the adjusted similarity, its least area in pixels of the image, and the side of the Gaussian
-# window of D.
+# From the paper: threshold of the adjusted similarity, minimal area in pixels, side of the window of D in pixels.
 THRESHOLD = 0.7
 MIN_AREA = 4000
 WINDOW = 11
@@ -68,8 +67,8 @@ def artifact_mask(
         min_area: Components of at most this many pixels are dropped.
         labels: ``(H, W)`` uint8 ADE20K class of each pixel. Without labels every weight is 1.
         weights: ``(150,)`` float64, ``w_k`` by class.
-        frame: Width in pixels of the border in which the similarity is undefined. By default the frame of a
-            `SimilarityMap`, else that by which the labels are larger, else 5, the frame of the usual window.
+        frame: Width in pixels of the border in which the similarity is undefined. By default, a `SimilarityMap` has its
+            own frame; another array has half the difference in height to the labels, or without labels 5 (window 11).
 
     Returns:
         ``(H, W)`` bool. The frame is never marked. Each step is monotone: the mask never grows when ``threshold`` falls
@@ -82,7 +81,7 @@ def artifact_mask(
         by_labels = _FRAME if labels is None else (labels.shape[0] - similarity.shape[0]) // 2
         frame = int(getattr(similarity, "frame", by_labels))
     shape = similarity.shape[0] + 2 * frame, similarity.shape[1] + 2 * frame
-    # A Python float would be rounded to the map's float32 before it is compared.
+    # NumPy would round a Python float to the map's float32 before comparing; np.float64 keeps the threshold exact.
     limit = -np.float64(threshold)
     scores = -np.asarray(similarity)
     return score_mask(scores, shape, threshold=limit, min_area=min_area, labels=labels, weights=weights)
@@ -104,7 +103,7 @@ def score_mask(
         shape: ``(H, W)`` of the image.
         threshold: A pixel is suspect where its score is above this.
         min_area: Components of at most this many pixels are dropped.
-        labels, weights: As for `artifact_mask`, for scores that are minus a similarity.
+        labels, weights: As for `artifact_mask`. Only scores that are minus a similarity can be weighted.
 
     Returns:
         ``(H, W)`` bool. The frame of width f is never marked.
@@ -169,15 +168,15 @@ class Region(NamedTuple):
     width: int
     height: int
     area: int
-    dominant_class: int | None
-    mean_similarity: float
-    severity: float
+    dominant_class: int | None  # the most frequent ADE20K class; None without labels
+    mean_similarity: float  # without class weights
+    severity: float  # the area times (threshold - mean adjusted similarity)
 
 
 class Components:
     """The 8-connected components of an ``(H, W)`` bool mask, in the order of their first pixels, row by row.
 
-    Methods read one strip of rows at a time: they need little memory beside the numbers.
+    Methods read one strip of rows at a time, so that they need little memory besides ``numbers``.
 
     Attributes:
         numbers: ``(H, W)`` int32: 1 to N, and 0 where nothing is marked.
@@ -188,8 +187,8 @@ class Components:
     def __init__(self, mask: Mask) -> None:
         count, numbers, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
         self.numbers = np.asarray(numbers, np.int32)
-        # OpenCV's own order depends on how it scans, and may depend on its threads. The pixels are assigned from the
-        # last to the first: of several assignments to a component the last counts, which is that of its first pixel.
+        # OpenCV's own order depends on how it scans, and may depend on its threads. Here pixels are assigned from the
+        # last to the first, so that the last assignment to a component, which stays, is that of its first pixel.
         first = np.zeros(count, np.int64)
         for rows in reversed(list(row_strips(mask.shape))):
             where = np.flatnonzero(mask[rows])[::-1]
@@ -225,7 +224,7 @@ class Components:
         return found[1:]
 
     def covered(self, other: Mask) -> Flags:
-        """Find the components with at least half of their pixels in another mask: ``(N,)``; raises as `overlap`."""
+        """Flag components with at least half of their pixels in another mask: ``(N,)`` bool (raises as `overlap`)."""
         return np.asarray(2 * self.overlap(other) >= self.areas)
 
     def chosen(self, flags: Flags) -> Mask:
@@ -233,7 +232,7 @@ class Components:
         return np.asarray(np.concatenate([[False], flags])[self.numbers])
 
     def crop(self, index: int) -> Mask:
-        """Return a component in its box, without other components."""
+        """Cut out the box of a component, in which only this component is marked: ``(h, w)`` bool."""
         x, y, width, height = self.boxes[index]
         return np.asarray(self.numbers[y : y + height, x : x + width] == index + 1)
 

@@ -19,11 +19,11 @@ from desra_core.images.parts import Rectangle, grid
 Samples = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 SIGMA = 1.5
-# The 11 rows that one filtered row of a tile needs fit into a 1 MiB L2 cache; smaller tiles have more halo.
+# One filtered row of a tile needs 11 rows of samples, which fit into a 1 MiB L2 cache. Smaller tiles have more halo.
 TILE = 256
 
 _EPSILON = 1e-8
-_STABILISER = (0.03 * 255) ** 2
+_STABILISER = (0.03 * 255) ** 2  # C of Eq. 7, for samples in 0..255
 _Kernel: TypeAlias = Callable[..., npt.NDArray[np.float32]]
 _DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "float32", "float64"))
 
@@ -98,14 +98,14 @@ def _colours(image: Samples, name: str) -> Samples:
     if image.ndim == 2:
         image = image[:, :, np.newaxis]
     colours = image[:, :, : image.shape[2] - (image.shape[2] in (2, 4))]
-    # By min and max, because a comparison per sample needs memory of the image's size. NaN fails these checks too.
+    # Only min and max, because comparing every sample would take memory of the image's size. NaN fails the check too.
     if colours.dtype.kind == "f" and colours.size and not (colours.min() >= 0 and colours.max() <= 255):
         raise ValueError(f"{name} holds samples that are not finite or lie outside of 0..255")
     return colours
 
 
 def _rows(part: Samples, channels: int) -> npt.NDArray[np.float64]:
-    """Copy a tile's samples, in 0..255, to contiguous ``(H, W * channels)``: the kernel is compiled for these alone."""
+    """Copy a tile's samples to contiguous float64 ``(H, W * channels)`` in 0..255, the only input of the kernel."""
     height, width, _ = part.shape
     rows = np.broadcast_to(part, (height, width, channels)).astype(np.float64, order="C")
     if part.dtype == np.uint16:
@@ -114,11 +114,11 @@ def _rows(part: Samples, channels: int) -> npt.NDArray[np.float64]:
 
 
 def _compiled(kernel: _Kernel) -> _Kernel:
-    """Compile a function at its first call and keep the result on disk, where that can be written."""
-    # No fastmath: with it the value of a sample could depend on its place in a vector, and so on the tile.
+    """Compile a function at its first call, and cache the compiled code on disk where a folder is writable."""
+    # No fastmath: with fastmath, the value of a sample could depend on its place in a vector, and thus on the tile.
     try:
         compiled: _Kernel = numba.njit(nogil=True, error_model="numpy", cache=True)(kernel)
-    except RuntimeError:  # neither the package nor a home can be written: every process compiles anew
+    except RuntimeError:  # neither package nor home folder is writable: every process compiles
         compiled = numba.njit(nogil=True, error_model="numpy")(kernel)
     return compiled
 
@@ -128,12 +128,12 @@ def _filtered(
     x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], taps: tuple[float, ...], channels: int
 ) -> npt.NDArray[np.float32]:
     """Compute the similarity of one tile from its samples and their halo."""
-    # The compiler knows a tuple's length: loops over the taps unroll, and then those over samples vectorise.
+    # The compiler knows the length of a tuple. So it unrolls loops over the taps, and vectorises loops over samples.
     radius = len(taps) - 1
     samples = x.shape[1]
     height = x.shape[0] - 2 * radius
     width = samples // channels - 2 * radius
-    # Row sums of x, x^2, y and y^2, weighted down the columns; then the similarity of each sample of one row.
+    # For one row of the tile: x, x^2, y and y^2 summed over the rows of the window, and the similarity by sample.
     sum_x, sum_xx = np.empty(samples), np.empty(samples)
     sum_y, sum_yy = np.empty(samples), np.empty(samples)
     by_channel = np.empty(width * channels)
@@ -152,7 +152,7 @@ def _filtered(
                 m_yy += taps[k] * (q * q + q2 * q2)
             sum_x[i], sum_xx[i], sum_y[i], sum_yy[i] = m_x, m_xx, m_y, m_yy
         for i in range(width * channels):
-            # Unsigned: what might be a negative index is looked up lane by lane, three times as slow.
+            # Unsigned: where an index may be negative, the compiled code reads samples singly, three times as slowly.
             c = np.uint64(i + radius * channels)
             m_x, m_xx = taps[0] * sum_x[c], taps[0] * sum_xx[c]
             m_y, m_yy = taps[0] * sum_y[c], taps[0] * sum_yy[c]
@@ -163,7 +163,7 @@ def _filtered(
                 m_xx += taps[k] * (sum_xx[a] + sum_xx[b])
                 m_y += taps[k] * (sum_y[a] + sum_y[b])
                 m_yy += taps[k] * (sum_yy[a] + sum_yy[b])
-            # In a flat region rounding leaves about -1e-11, well within epsilon: the root stays real.
+            # In a flat region, rounding leaves a variance of about -1e-11. Epsilon is larger, so the root stays real.
             var_x, var_y = m_xx - m_x * m_x, m_yy - m_y * m_y
             root = math.sqrt((var_x + _EPSILON) * (var_y + _EPSILON))
             by_channel[i] = (2.0 * root + _STABILISER) / (var_x + var_y + _STABILISER)

@@ -1,6 +1,6 @@
-"""A gate run: which candidates against which old model on which held-out images, and its verdict.
+"""Plan a gate run (the candidates, the old model, the held-out images), and publish its verdict.
 
-Also the settings of the parts of a cycle: mining, finetune and gate.
+Also make the settings of the three parts of a cycle: mining, finetune and gate.
 """
 
 import json
@@ -31,7 +31,7 @@ from desra_core.workspace.products import Target
 # Raise it when the meaning or a bit of a judgement changes.
 JUDGE_VERSION = 2
 
-# Regions shown before and after.
+# The verdict shows this many regions, each before and after finetuning.
 _PICTURES = 8
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -56,7 +56,7 @@ class Comparison(ComparedModels):
         return [(image, names) for image, names in lacking if names]
 
     def work(self) -> list[tuple[ImageRef, tuple[str, ...]]]:
-        """List the missing judgements by groups of candidates; a worker can keep all networks of one group in memory.
+        """List the missing judgements by groups of candidates whose networks a worker can keep in memory together.
 
         With larger groups, a worker would load each network again for every image.
         """
@@ -116,8 +116,8 @@ def plan_comparison(settings: Comparing) -> Comparison:
     before = settings.before or recorded("gan_model")
     mse_model = None if corpus.sources.gan_sr else settings.mse_model or recorded("mse_model")
     pools = Pools(workspace, corpus, target, settings.group_by, settings.lr)
-    # Sorted by content hash: a fair sample of the held-out images, and the same sample in every run.
-    # An image that has only a human mask cannot show whether the detector finds less.
+    # The order by content hash gives a fair sample of the held-out images, and the same sample in every run.
+    # Images with only a human mask are left out, because they cannot show whether the detector finds less.
     marked = sorted(
         (found.image for found in pools.with_artifacts("held_out") if found.detected), key=lambda image: image.id
     )
@@ -138,15 +138,15 @@ def plan_comparison(settings: Comparing) -> Comparison:
     workspace.publish(workspace.compared(settings.after), document.encode(), durable=True)
     precision: Precision = corpus.precision if isinstance(corpus, Mining) else "float32"
 
-    def key_if_of(model: Path | None, known: str | None) -> str | None:
+    def key_of_stored(model: Path | None, known: str | None) -> str | None:
         return known if model and result_key(model, precision) == known else None
 
     return Comparison(
         candidates=candidates,
         before=before,
-        before_key=key_if_of(before, target.gan_sr_key),
+        before_key=key_of_stored(before, target.gan_sr_key),
         mse_model=mse_model,
-        mse_sr_key=key_if_of(mse_model, target.mse_sr_key),
+        mse_sr_key=key_of_stored(mse_model, target.mse_sr_key),
         precision=precision,
         lpips=settings.lpips,
         settings=settings,
@@ -159,7 +159,7 @@ def plan_comparison(settings: Comparing) -> Comparison:
 def verdict_of(comparison: Comparison, images: Sequence[ImageRef] | None = None) -> Verdict:
     """Compare the scores of all candidates with the gate's limits; nothing is written.
 
-    ``images`` are those on which every candidate was judged, by default the result of `Comparison.judged`.
+    Every candidate must have been judged on ``images``, by default the result of `Comparison.judged`.
     """
     workspace = Workspace(comparison.settings.workspace)
     judged = comparison.judged() if images is None else images
@@ -218,7 +218,7 @@ def mining_with_current(mining: Mining) -> Mining:
 
 
 def finetuning_of(cycling: Cycling, mining: Mining) -> Finetuning:
-    """Make the settings of the finetune: of the model that mined, in a folder named after all that goes into it."""
+    """Make the settings to finetune the model that mined, with its discriminator, in a folder named by the inputs."""
     discriminator = _discriminator_of(mining.gan_model, cycling)
     return _part(Finetuning, cycling, gan_model=mining.gan_model, discriminator=discriminator)
 
@@ -241,7 +241,7 @@ def finetuning_with_current(finetuning: Finetuning) -> Finetuning:
 
 
 def comparing_of(cycling: Cycling, mining: Mining, after: Path) -> Comparing:
-    """Make the settings of the gate: it judges all saved models; the cycle itself promotes the best one at its end."""
+    """Make the settings of the gate, which judges all saved models. The cycle, not the gate, promotes the best one."""
     models = {"before": mining.gan_model, "mse_model": mining.mse_model}
     return _part(Comparing, cycling, **models, after=after, promote=False)
 
@@ -284,7 +284,7 @@ def _split_checkpoints(workspace: Workspace, after: Path, judge_key: Callable[[s
 def _check_scales(
     candidates: Sequence[Candidate], before: Path, mse_model: Path | None, *, loaded_before: set[str]
 ) -> None:
-    """Check that all models can be used and have one scale, without candidates that an earlier plan has checked."""
+    """Check that all models can be used and have one scale; skip candidates that an earlier plan has checked."""
     old = load_model(before)
     if mse_model:
         load_pair(mse_model, before)
@@ -323,6 +323,6 @@ def _discriminator_of(model: Path, given: Cycling | Finetuning) -> Path | None:
 
 
 def _part(kind: type[Settings], cycling: Cycling, **other: object) -> Settings:
-    """Make the settings of a part of the cycle from the fields of the same name."""
+    """Make the settings of a part of the cycle from the cycle's settings of the same names, and ``other``."""
     shared = {name: getattr(cycling, name) for name in kind.model_fields if hasattr(cycling, name)}
     return kind(**(shared | other))

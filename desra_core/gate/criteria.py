@@ -20,7 +20,7 @@ from desra_core.evaluation.table import in_percent
 from desra_core.settings.models import Gate
 from desra_core.workspace import Workspace
 
-# With four digits, a near miss does not read like the threshold.
+# With four digits, a share that narrowly misses a threshold does not print as the threshold.
 _percent = partial(in_percent, form=".4g")
 
 
@@ -46,13 +46,13 @@ class OldRegion(NewRegion):
 
 @dataclass(frozen=True)
 class Judgement:
-    """A candidate's result of one held-out image, compared with the old model's.
+    """A comparison of a candidate's result of one held-out image with the old model's result.
 
-    Squared error, SSIM and similarity of gradients are those of `desra_core.evaluation.fidelity`, outside of the mask
-    before. Sharpness is of the whole images, in grey levels of 255 per pixel.
+    ``before`` is the old model's result, ``after`` the candidate's. Squared error, SSIM and similarity of gradients are
+    those of `desra_core.evaluation.fidelity`, outside of the mask before. Sharpness is that of the whole result.
     """
 
-    image: str  # a name of it
+    image: str  # its first name
     id: str  # the hash of its content
     candidate: str
     pixels: int
@@ -65,7 +65,7 @@ class Judgement:
     ssim: float
     gradient_similarity: float
     lpips: float | None  # of the whole images, where LPIPS was asked for
-    sharpness_before: float
+    sharpness_before: float  # in grey levels of 255 per pixel
     sharpness_after: float
 
     @property
@@ -76,7 +76,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Score:
-    """A candidate over all judged images. Shares are in 0..1, areas in pixels, intervals hold 95 %.
+    """The sums and shares of a candidate over all judged images. Shares are in 0..1, areas in pixels, intervals 95 %.
 
     PSNR, SSIM and similarity of gradients compare with the old model's results, over all pixels outside of the masks
     before; they are None without images.
@@ -86,11 +86,11 @@ class Score:
     images: int
     clean_images: int  # without an artifact before
     regions: int  # artifact regions before
-    gone: int  # those of them that are gone after
-    removal: float | None  # their share; None without regions
+    gone: int  # regions before that are gone after
+    removal: float | None  # the share of regions that are gone; None without regions
     removal_interval: Interval
-    images_added: int  # with an added region
-    addition: float | None  # their share; None without images
+    images_added: int  # images with an added region
+    addition: float | None  # the share of images with an added region; None without images
     addition_interval: Interval
     regions_added: int
     area_before: int  # artifact pixels of all images
@@ -102,7 +102,7 @@ class Score:
     # The share of the clean images' sharpness that is lost, below 0 where they became sharper; None where they have no
     # sharpness to lose.
     detail_loss: float | None
-    # Regions, and those of them that are gone, by class name ("" without labels), the most frequent first.
+    # By class name ("" without labels), the most frequent first: the regions before, and how many of them are gone.
     classes: dict[str, tuple[int, int]]
 
 
@@ -203,8 +203,8 @@ def decide(scores: Sequence[Score], control: Score, gate: Gate) -> Verdict:
 
     A candidate passes when it meets three criteria: at least the share ``gate.min_removal`` of the artifact regions are
     gone, no more images gain a region than with the control, and clean images lose at most the share
-    ``gate.max_detail_loss`` of their sharpness. The best candidate leaves the fewest unmet; of several it is the one
-    with the greatest merit, then with the greatest PSNR to the old model, then the first. Merit is
+    ``gate.max_detail_loss`` of their sharpness. The best candidate leaves the fewest criteria unmet. Ties go to the
+    greatest merit, then to the greatest PSNR to the old model, then to the first candidate. Merit is
     ``removal * (1 - detail_loss / max_detail_loss)``, so that a candidate cannot win by blurring all photos.
     """
     found = [_unmet(candidate, control, gate) for candidate in scores]
@@ -297,7 +297,7 @@ def score(candidate: str, judgements: Iterable[Judgement]) -> Score:
 
 
 def read_verdict(workspace: Workspace) -> tuple[VerdictDocument, datetime] | None:
-    """Read the latest verdict and its time; None where none was published (raises `UsageError`: damaged)."""
+    """Read the latest verdict and when it was published; None without a verdict (raises `UsageError`: damaged)."""
     remedy = "run desra compare again"
     try:
         document = VerdictDocument.model_validate_json(workspace.verdict.read_bytes())

@@ -1,11 +1,12 @@
-"""Judge: what a candidate model does to a held-out image, to its artifacts and to everything else.
+"""Judge how a candidate model changes the result of a held-out image: its artifacts, and everything else.
 
 Each candidate is compared with the old model's result. A candidate is a finetuned model, or the control: the old
 model's result with noise of 2 grey levels, which shows how many regions the measure itself adds.
 
 A region of the old model's mask is *gone* when less than half of its pixels lie in the candidate's mask. A region of
-the candidate's mask was *added* when less than half of its pixels lie in the old model's mask. The other mask is taken
-at a quarter of the minimal area: else noise would delete and add regions next to the minimal area or the threshold.
+the candidate's mask was *added* when less than half of its pixels lie in the old model's mask. The mask that a region
+is compared with has a quarter of the minimal area: with the whole minimal area, noise would delete and add regions near
+the minimal area or the threshold.
 """
 
 from __future__ import annotations
@@ -52,12 +53,9 @@ if TYPE_CHECKING:
 
 CONTROL = "control"
 
-# Regions of an image that the report shows.
-_PICTURED_REGIONS = 2
-# Grey levels of 255.
-_NOISE = 2
-# The low-area mask is taken at the minimal area divided by this.
-_LOOSENESS = 4
+_PICTURED_REGIONS = 2  # regions of an image that the report shows
+_NOISE = 2  # grey levels of 255
+_LOOSENESS = 4  # the low-area mask has the minimal area divided by this
 
 _CODEC = TypeAdapter(Judgement)
 _kept_lpips = lru_cache(maxsize=1)(load_lpips)
@@ -79,7 +77,7 @@ class ComparedModels:
 
     candidates: tuple[Candidate, ...]
     before: Path  # the old model
-    before_key: str | None  # the cache key of its results in the workspace; None where these are of another model
+    before_key: str | None  # the cache key of its stored results; None where stored results are of another model
     mse_model: Path | None  # None where MSE results are files
     mse_sr_key: str | None  # as ``before_key``, of the MSE model
     precision: Precision
@@ -148,7 +146,7 @@ def judge_stage(
 
 
 def read_judgement(workspace: Workspace, candidate: Candidate, image: ImageRef) -> Judgement | None:
-    """Read the judgement of a candidate on an image; None where there is none, or one with other labels."""
+    """Read the judgement of a candidate on an image; None where it is missing or was made with other labels."""
     try:
         document = json.loads(workspace.judgement(candidate.key, image.id).read_bytes())
         if document.pop("labels") != (image.labels and image.labels.hash):
@@ -167,7 +165,7 @@ def worst_regions(judgement: Judgement) -> list[OldRegion]:
 def _crops(
     judgement: Judgement, pictures: dict[str, Pixels], shape: tuple[int, int]
 ) -> Iterator[tuple[str, int, bytes]]:
-    """Yield kind, rank and WebP of the worst regions in pictures of the results' ``shape`` or the LR photo's."""
+    """Yield kind, rank and WebP of the worst regions, cut from results of ``shape`` or from the LR photo."""
     from desra_core.images.parts import encode_webp, fitted, window_around
 
     for rank, region in enumerate(worst_regions(judgement)):
@@ -243,7 +241,7 @@ def judge(
     Args:
         image, image_id, candidate: Names for the judgement.
         before, after: The artifacts of the old model's and of the candidate's result, found with the same settings.
-        lpips: The network of `desra_core.evaluation.fidelity.load_lpips`, to measure that distance too.
+        lpips: The network of `desra_core.evaluation.fidelity.load_lpips`; without it LPIPS is not measured.
 
     Raises:
         ValueError: The results differ in shape, or are smaller than 11 px a side.

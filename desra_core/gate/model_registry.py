@@ -5,14 +5,14 @@
     WS/models/0000/     the model that the first finetune started from
       model.pth
       model.json        its origin
-      history.json      the events up to this entry: number, kind, time, model (content key), source; of a
-                        promotion also the verdict, of a rollback the number of the entry that it restores
+      history.json      the events up to this entry: number, kind, time, model (content key) and source; a
+                        promotion also has the verdict, a rollback the number of the entry that it restores
     WS/models/0001/     the first promoted model
     WS/models/current   a link to the current entry
 
-An entry never changes and is never deleted, so the path of a model stays valid. Model and history are switched
-together, by renaming the link. A promotion that was killed before the renaming leaves an entry that is in no history;
-the next promotion takes the next number.
+An entry never changes and is never deleted, so the path of a model stays valid. Renaming the link switches model and
+history together. A promotion that was killed before the renaming leaves an entry that is in no history; the next
+promotion takes the next number.
 """
 
 import contextlib
@@ -186,7 +186,7 @@ def _switch(workspace: Workspace, past: list[Event], steps: list[_Step]) -> Path
                 past = [*past, {"number": number, **event}]
                 names.append(f"{number:04d}")
                 _write_entry(scratch / names[-1], model, {"model.json": record, "history.json": past})
-            link.symlink_to(names[-1])  # before the renames: unlike them, it needs space on the disk
+            link.symlink_to(names[-1])  # before the renames, because a link needs space on the disk and they do not
             for name in names:
                 os.rename(scratch / name, models / name)
             _sync(models)
@@ -196,13 +196,13 @@ def _switch(workspace: Workspace, past: list[Event], steps: list[_Step]) -> Path
             shutil.rmtree(scratch, ignore_errors=True)
             with contextlib.suppress(OSError):
                 link.unlink()
-    with contextlib.suppress(OSError):  # the switch is done: after an error people would repeat it
+    with contextlib.suppress(OSError):  # the switch is done, and an error would make people repeat it
         _sync(models)
     return models / names[-1]
 
 
 def _write_entry(folder: Path, source: Path, documents: dict[str, Any]) -> None:
-    """Write an entry durably; the model must have the content that the last event of the history names."""
+    """Write an entry durably; raise `TransientError` if the model is not the one that the last event names."""
     folder.mkdir(parents=True)
     shutil.copyfile(source, folder / "model.pth")
     if content_key(folder / "model.pth") != documents["history.json"][-1]["model"]:

@@ -1,11 +1,11 @@
-"""Detectors find artifacts in a pair of results. All have one protocol: DeSRA, and the detectors to compare it with.
+"""Detectors of artifacts in a pair of results: DeSRA, and the detectors to compare it with, behind one protocol.
 
-A module of this package has a `Detector` named ``detector``; so has a user's file for ``--method FILE.py``. A new
-detector is such a module and its line in `METHODS`. `load_detector` and `detector_key` find a detector by its name,
+Each module of this package sets ``detector`` to a `Detector`, as does a user's file for ``--method FILE.py``. To add a
+detector, add such a module and its entry in `METHODS`. `load_detector` and `detector_key` find a detector by its name,
 `score_pair` calls it, and `applied` gives the `AppliedDetector` by which runs use it.
 
-Scores are larger where a pixel is worse. A workspace stores minus the score, because DeSRA's similarity came first: in
-the arrays called similarity, in the mean similarity of regions and in recorded thresholds. Negation is exact.
+Scores are larger where a pixel is worse. A workspace stores minus the score of any detector, as DeSRA's similarity is:
+in the arrays called similarity, in the mean similarity of regions and in recorded thresholds. Negation is exact.
 """
 
 import importlib.util
@@ -26,12 +26,12 @@ from desra_core.images.codec import Labels, Pixels
 
 Scores = npt.NDArray[np.floating[Any]]
 
-# The detectors of this package, and the version of each: raise it when a bit of its scores changes. Runs use the first
-# one unless the user names another.
+# The detectors of this package and their versions. Raise a version when a bit of the detector's scores changes. Runs
+# use the first detector unless the user names another.
 METHODS = {"desra": 1, "ldl": 1, "ssim": 1, "niqe": 1}
 DEFAULT = next(iter(METHODS))
 _REMEDY = f"name one of {', '.join(METHODS)}, or a .py file that sets detector, as the README shows"
-# For each of a detector's ``inputs``: its name in messages, and the flags that give it.
+# By each possible entry of a detector's ``inputs``: the name in messages, and the flags that provide this input.
 NEEDED_INPUTS = {"lr": ("LR photos", "give --lr"), "labels": ("class labels", "add --labels or --segmenter")}
 # Pictures show scores up to this many times the threshold.
 TIMES = 2
@@ -68,7 +68,7 @@ class Detector(Protocol):
 
 
 def load_detector(method: str) -> Detector:
-    """Load the detector of a name in `METHODS`, or of a file.
+    """Load a detector by its name in `METHODS`, or from a file.
 
     Raises:
         UsageError: There is no detector of this name, or the file fails or sets no detector.
@@ -79,7 +79,7 @@ def load_detector(method: str) -> Detector:
 
 
 def detector_key(method: str) -> str:
-    """Return a key for the scores of a detector: its name and version, or the content of its file, which is not run.
+    """Return the cache key of a detector's scores: name and version, or the hash of its file. The file is not run.
 
     Raises:
         UsageError: There is no detector of this name, or the file cannot be read.
@@ -95,7 +95,7 @@ def score_pair(detector: Detector, name: str, image: object, inputs: DetectorInp
     """Call a detector with the inputs that it needs, and check that it returns a score map.
 
     Args:
-        detector, name: A detector, which may be a user's own, and its name for messages.
+        detector, name: The detector, of this package or a user's, and its name for messages.
         image: The file to name in errors.
         inputs: The pair and its other inputs.
 
@@ -127,11 +127,10 @@ def score_pair(detector: Detector, name: str, image: object, inputs: DetectorInp
 
 @dataclass(frozen=True)
 class AppliedDetector:
-    """A detector as runs use it, with the threshold of the run. DeSRA overrides some of what is defined here.
+    """A detector as runs use it, with the threshold of the run. DeSRA overrides some of these members.
 
-    A pixel has three numbers: its score, its value, which people give as thresholds and read in tables, and its heat
-    value, which heat maps show. They are the same but for DeSRA, where the score is -D, the value is D and the heat
-    value is 1 - D.
+    A pixel has three numbers: its score; its value, which thresholds and tables show to people; and its heat value,
+    which heat maps show. For DeSRA these are -D, D and 1 - D. For other detectors the three numbers are equal.
     """
 
     name: str  # one of `METHODS`, or the path of a user's file
@@ -140,7 +139,7 @@ class AppliedDetector:
     weighs_classes: ClassVar[bool] = False
     usual_threshold: ClassVar[float | None] = None  # the default threshold; None for that of the `Detector`
     highest: ClassVar[float | None] = None  # the largest possible value, and the largest heat value
-    # All scores lie below this. (A lost chunk of a map reads as zeros; no score of DeSRA is 0.)
+    # All scores lie below this limit. A lost chunk of a stored map reads as 0, which is no possible score of DeSRA.
     limit: ClassVar[float] = math.inf
     # The name of a value in a sentence, and the side of the threshold on which artifacts lie.
     word: ClassVar[str] = "score"
@@ -219,7 +218,7 @@ def applied(name: str = DEFAULT, threshold: float | None = None) -> AppliedDetec
 
     Args:
         name: One of `METHODS`, or the path of a user's file, which is not read where a threshold is given.
-        threshold: As people give it; by default the detector's own.
+        threshold: A value, as people give it; by default the detector's own threshold.
 
     Raises:
         UsageError: No threshold is given, and the detector cannot be loaded.

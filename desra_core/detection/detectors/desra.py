@@ -15,13 +15,13 @@ from desra_core.images.codec import Labels, Pixels
 
 @dataclass(frozen=True)
 class Desra:
-    """Scores ``1 - clip(w_k D, 0, 1)`` in 0..1: benchmarks multiply the threshold, so it must be positive.
+    """Scores ``1 - clip(w_k D, 0, 1)`` in 0..1, because benchmarks multiply the threshold, which must be positive.
 
-    For thresholds T of the similarity of 0.5 and above, exactly the pixels whose adjusted similarity is below T have a
-    score above 1 - T. In runs scores are ``-D``, so that the comparison is exact for every T.
+    For a similarity threshold T >= 0.5, exactly the pixels whose adjusted similarity is below T have a score above
+    1 - T; below 0.5 rounding can differ. In runs scores are ``-D``, so that the comparison is exact for every T.
 
     Args:
-        weights: ``(150,)`` float64, ``w_k`` by class, which need labels; without weights every weight is 1.
+        weights: ``(150,)`` float64, ``w_k`` by class. Weights need labels; without weights every weight is 1.
     """
 
     weights: npt.NDArray[np.float64] | None = None
@@ -69,7 +69,7 @@ class AppliedDesra(AppliedDetector):
         return cast(Detector, Desra(weights))
 
     def scores_key(self, decoding: int, window: int, _labels_key: str | None) -> tuple[object, ...]:
-        """Return the key's parts of the similarity. Class weights are applied to it later."""
+        """Return the parts of the similarity's cache key, without class weights, which are applied to it later."""
         return "similarity", METHODS["desra"], decoding, window
 
     def score(self, image: object, inputs: DetectorInputs, window: int, tile: int, threads: int) -> Scores:

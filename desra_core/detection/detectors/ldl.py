@@ -17,8 +17,8 @@ _STRIP = 2**18
 class LDL:
     """The local variance of the residual, times a power of its variance over the image.
 
-    ``r`` is the sum over the channels of ``|mse_sr - gan_sr|`` in 0..1; its variance is unbiased, in windows of 7x7 px
-    with the image reflected at its border, and over the image.
+    The residual is the sum over the channels of ``|mse_sr - gan_sr|``, each in 0..1. Both variances are unbiased. The
+    local variance is that of a window of 7x7 px; the image is reflected at its border.
     """
 
     threshold: ClassVar[float] = 0.005
@@ -35,7 +35,7 @@ class LDL:
         for channel in range(3):
             residual += np.abs(_unit(mse_sr, channel) - _unit(gan_sr, channel))
         weight = float(residual.var(ddof=1)) ** _EXPONENT
-        # Subtract the mean, so that the difference of two squares below loses little precision.
+        # Without its mean, so that the difference of two squares below loses little precision.
         residual -= residual.mean()
         half = _SIDE // 2
         padded = np.pad(residual, half, mode="reflect")

@@ -1,4 +1,4 @@
-"""NIQE (Mittal et al. 2013) by patches: how unnatural each part of the GAN result is, without its twin."""
+"""NIQE (Mittal et al. 2013) by blocks: how unnatural each block of the GAN result is; the MSE result is not used."""
 
 import warnings
 from functools import cache
@@ -36,7 +36,7 @@ class NIQE:
         """Score a GAN result, from 0 upwards; there is no frame. A block without texture scores 0."""
         _, mean, inverse, _ = _library()
         scores = np.empty(gan_sr.shape[:2], np.float32)
-        # Backwards, so that where blocks overlap the scores of the first block stay.
+        # From the last block to the first, so that the earlier block's scores stay where blocks overlap.
         for (top, left), features in reversed(block_features(gan_sr)):
             away = mean - features
             distance = float(np.sqrt(np.maximum(away @ inverse @ away, 0)))
@@ -49,7 +49,7 @@ def block_features(gan_sr: Pixels) -> list[tuple[tuple[int, int], npt.NDArray[np
     niqe, _, _, window = _library()
     luminance = np.empty(gan_sr.shape[:2], np.float32)
     for rows in row_strips(luminance.shape):
-        # Rounded, as the library does to agree with the authors' program.
+        # Rounded as in basicsr, which agrees with the authors' program.
         luminance[rows] = niqe.to_y_channel(bgr8(gan_sr[rows]).astype(np.float32))[:, :, 0].round()
     half = _normalised(niqe.imresize(luminance / 255, scale=0.5, antialiasing=True) * 255, niqe, window)
     scales = (_normalised(luminance, niqe, window), half)
