@@ -1,7 +1,7 @@
-"""The deployments of desra serve for its corpus, and their runs, on a Prefect server.
+"""Register the deployments of desra serve on a Prefect server, and mark, resume and delete their runs.
 
-The deployments are the same as those in `prefect.yaml` for your own server:
-`tests/deployments/serving/test_schedules.py` holds the two against each other. Runs that were cut off are resumed.
+`prefect.yaml` has the same deployments for a server of your own; `tests/deployments/serving/test_schedules.py` compares
+the two.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# The template by which a worker starts every run. Prefect's own template takes any command, environment and working
-# folder from a run; even with an empty "env" here, a run could set its environment. Without a command here, a worker
-# would first start another process for each run, to prepare a folder.
+# The template by which a worker starts every run. By Prefect's own template, a run may set its command, environment and
+# working folder, and by one with an empty "env", its environment: so this one has no variables and no "env". It has a
+# command, because without one a worker first starts another process for each run, to prepare a folder.
 JOB_TEMPLATE = Path(__file__).with_name("work_pool.json")
 
 # The beginning of the name of a worker on the server; the name of the machine follows.
@@ -47,10 +47,10 @@ INTERRUPTED = "Interrupted"
 
 _UNFINISHED = {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}
 _FINAL = {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]}}
-# The message of an interrupted run begins so once another run has gone on in its place.
+# The beginning of the message of an interrupted run that another run has replaced.
 _CUT_OFF = "was cut off"
 _ERROR_LENGTH = 300
-# The server's answers where it does not take the parameters, or where the deployment has gone.
+# HTTP status codes by which the server refuses parameters, or says that the deployment has gone.
 _REFUSALS = (404, 409, 422)
 
 
@@ -99,7 +99,7 @@ class Deployed(NamedTuple):
 def deployments_of(serving: Serving, machine: Machine) -> list[Deployed]:
     """Make the deployments of a corpus: mine by the clock, finetune on demand, cycle by the clock.
 
-    Their parameters leave out the cluster of desra serve, which a deployment outlives.
+    The parameters do not name the cluster of desra serve, because a deployment outlives that cluster.
     """
     where = machine.model_dump(mode="json", include=_OF_A_RUN, exclude_defaults=True)
     common: dict[str, Any] = {"machine": where} if where else {}
@@ -141,7 +141,7 @@ def register(deployments: Sequence[Deployed], client: SyncPrefectClient, *, own:
     known = [_own(deployed, client) for deployed in deployments]
     _make_pool(deployments[0], client)
     for deployed, there in zip(deployments, known, strict=True):
-        # A schedule that a person has paused in the UI stays so.
+        # A schedule that a person has paused in the UI stays paused.
         active = there is None or not there.schedules or any(schedule.active for schedule in there.schedules)
         try:
             RunnerDeployment.from_entrypoint(
@@ -160,7 +160,7 @@ def register(deployments: Sequence[Deployed], client: SyncPrefectClient, *, own:
 
 
 def check_alone(pool: str, client: SyncPrefectClient) -> None:
-    """Check that no other machine takes runs of the pool: each would take the other machine's runs for dead."""
+    """Check that no other machine takes runs of the pool: each would treat the other's runs as dead."""
     from prefect.exceptions import ObjectNotFound
 
     with contextlib.suppress(ObjectNotFound):
@@ -200,18 +200,18 @@ def next_run(deployed: Deployed, client: SyncPrefectClient) -> datetime | None:
 def mark_interrupted(pool: str, client: SyncPrefectClient, why: str, *, settled: timedelta | None = None) -> list[str]:
     """Mark the dead runs of a work pool on the server, with the runs and tasks that they have called.
 
-    A run that has a process on this machine goes on, even if it holds no workspace while it waits to try again.
+    A run with a process on this machine is alive, even while it waits to try again and holds no workspace.
 
     Args:
         pool: Name of the work pool.
         client: Of the server.
-        why: The reason for the message of the runs.
+        why: The reason, for the message of each run.
         settled: Leave out runs whose state is newer than this: their process may be about to start.
 
     Returns:
         The names of the marked runs.
     """
-    # Looked up before the runs: a run that ends in between reports its end itself.
+    # List processes first, then runs: a run that ends in between reports its end itself.
     environments = [process.info["environ"] or {} for process in psutil.process_iter(["environ"])]
     going_on = {environment.get("PREFECT__FLOW_RUN_ID") for environment in environments}
     runs = [run for run in _runs(pool, client, _UNFINISHED) if str(run.id) not in going_on]
@@ -219,9 +219,9 @@ def mark_interrupted(pool: str, client: SyncPrefectClient, why: str, *, settled:
 
 
 def mark_killed(workspace: Path, client: SyncPrefectClient, *, settled: timedelta | None = None) -> list[str]:
-    """Mark dead runs by hand on the workspace's own server, as `mark_interrupted` does.
+    """Mark the dead among the runs that people started, on the workspace's own server, as `mark_interrupted` does.
 
-    The caller must hold the lock of the workspace, so that no live run does.
+    The caller must hold the lock of the workspace, which a live run would hold.
     """
     from prefect.client.schemas.filters import FlowRunFilter
 
@@ -264,8 +264,8 @@ def resume_interrupted(pool: str, client: SyncPrefectClient) -> list[str]:
 def drop_missed(pool: str, client: SyncPrefectClient, *, settled: timedelta) -> None:
     """Delete the overdue runs of each deployment, except the latest one, which takes in all new images.
 
-    Runs pile up in a week without desra serve, or during a long cycle. Those that have waited for less than ``settled``
-    are left alone.
+    Runs pile up in a week without desra serve, or during a long cycle. Runs that have waited for less than
+    ``settled`` are left alone.
     """
     from prefect.exceptions import ObjectNotFound
 
@@ -324,7 +324,7 @@ def _schedule(schedule: dict[str, Any], *, active: bool) -> Any:
 
     if "cron" in schedule:
         return Cron(schedule["cron"], timezone=schedule["timezone"], active=active)
-    # From a fixed Monday, or each start of desra serve would begin the interval anew.
+    # Count from a fixed Monday: else each start of desra serve would begin the interval anew.
     return Interval(schedule["interval"], anchor_date=datetime(2024, 1, 1, tzinfo=UTC), active=active)
 
 

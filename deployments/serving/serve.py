@@ -8,8 +8,8 @@
                 └─ Prefect worker           takes runs from the work pool of the workspace, one at a time
                    └─ a process per run
 
-A run may be killed at any moment, and the next run goes on. So desra serve stops by killing the runs and reporting that
-to the server. Server and Prefect worker are started again when they end by themselves.
+A run may be killed at any moment, and the next run goes on from there. So desra serve stops by killing the runs, and
+reports this to the server. If the server or the Prefect worker ends by itself, desra serve starts it again.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _END_SECONDS = 10
 _SAY_SECONDS = 10.0
 _LOOK_SECONDS = 60.0
 _HOUSEKEEPING_SECONDS = 86400.0
-# A run that is new to the worker has no process yet.
+# A run whose state is newer than this may have no process yet.
 _SETTLED = timedelta(minutes=2)
 
 
@@ -99,7 +99,7 @@ def serve(serving: Serving, machine: Machine) -> int:
         worker = Worker(pool, environment, service.mark, workspace.prefect_home / "worker.log")
         stack.enter_context(worker.running())
         endings = schedules.Endings(pool)
-        stack.callback(endings.say_new)  # of runs that end just before it stops
+        stack.callback(endings.say_new)  # also runs that end just before desra serve does
         say(f"watch at {watch_at(workspace, url)}")
         say(f"the report is at {report}")
         _say_when(serving, deployments)
@@ -111,11 +111,11 @@ def serve(serving: Serving, machine: Machine) -> int:
 def look_after(
     server: Server | None, worker: Worker, cluster: StandingCluster | None, serving: Serving, endings: schedules.Endings
 ) -> None:
-    """Start processes again that end by themselves, find runs that have died, and clean up, until a signal comes.
+    """Restart processes that end by themselves, replace dead runs, and clean up, until a signal comes.
 
     Raises:
-        UsageError: A process ends again and again, or the workspace has vanished, perhaps with its disk: a process that
-            is started then would make a new workspace in its place.
+        UsageError: A process ends again and again, or the workspace has vanished, perhaps with its disk: a process
+            that was started now would make a new workspace in its place.
     """
     workspace, history = Workspace(serving.workspace), parse_span(serving.history)
     processes: list[Child] = [server, worker] if server else [worker]
@@ -131,7 +131,7 @@ def look_after(
                 except RestlessError:
                     raise
                 except (DesraError, OSError) as error:
-                    say(f"warning: {printable(error)}")  # the next look finds that it has ended
+                    say(f"warning: {printable(error)}")  # the next check finds that it has ended
         if now - said >= _SAY_SECONDS:
             said = now
             endings.say_new()
@@ -167,7 +167,7 @@ def alarm_at_the_end(serving: Serving) -> Iterator[None]:
 def stoppable() -> Iterator[None]:
     """Let Ctrl-C, SIGTERM or a closed terminal end the block; ignore further signals while it ends."""
     signals = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
         signals.append(signal.SIGHUP)
 
     def stop(_: int, __: FrameType | None) -> None:
@@ -205,11 +205,11 @@ def _open_cluster(serving: Serving, machine: Machine) -> Iterator[StandingCluste
 
 
 def _environment(serving: Serving, machine: Machine, cluster: StandingCluster | None, report: str) -> dict[str, str]:
-    """Return the environment of runs: the settings that end with desra serve, unlike the parameters of deployments."""
+    """Make the environment of runs: settings that end with desra serve, unlike the parameters of deployments."""
     from flows.corpus_flow import WEBHOOK
     from tasks.run_end import REPORT
 
-    # Cached results go where desra serve deletes old ones, also with a configured server.
+    # Cached results go to the folder in which desra serve deletes old ones, also with a configured server.
     storage = Workspace(serving.workspace).prefect_home / "storage"
     environment = {REPORT: report, "PREFECT_LOCAL_STORAGE_PATH": str(storage)}
     if cluster:
@@ -229,7 +229,7 @@ def _mark_stopped(pool: str) -> None:
 
 
 def _check(serving: Serving) -> None:
-    """Check at the start, before the first run at night, that the models can be used."""
+    """Check that the models can be used, at the start rather than in the first run at night."""
     workspace, mining = Workspace(serving.workspace), mining_of(serving)
     check_kind(workspace, mining)
     target, _ = target_of(mining)
@@ -301,7 +301,7 @@ class Worker(Child):
         self._mark = mark | {"DESRA_SERVE_PART": "runs"}
         self._environment = {CONSOLE: "INFO"} | environment | moved | {
             "PREFECT_WORKER_QUERY_SECONDS": "5",
-            # Runs have folders of their own, and are to find this desra with this Python.
+            # Each run has a folder of its own, and must find this desra and this Python from there.
             "PYTHONPATH": os.pathsep.join(filter(None, (root, moved.get("PYTHONPATH")))),
             "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
         }  # fmt: skip

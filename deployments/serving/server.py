@@ -1,8 +1,8 @@
-"""A real Prefect server, for the length of a run or of desra serve, where no other is configured.
+"""Run a Prefect server for the length of a run or of desra serve, where no server is configured.
 
 Prefect's own ephemeral server loses task runs and survives a killed driver. This server is a child process on a
 loopback port, with its database in the workspace; the next run ends a server that a killed run has left. A server that
-ends in mid-run is started again, and the work goes on with or without it: the workspace knows which images are done.
+ends in mid-run is started again, and the work goes on with or without it: the workspace holds what is done.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from tasks.logs import say
 
 HISTORY = timedelta(days=90)
 
-# How long events are kept where the user's environment turns storing on.
+# How long events are kept if the user's environment turns their storage on.
 _EVENTS = timedelta(days=3)
 # The share of free space above which the database is written anew. Freed space is used again, so this is rare.
 _FREE_SHARE = 0.5
@@ -59,8 +59,8 @@ class ServerLostError(TransientError):
 def prefect_server(workspace: Workspace) -> Iterator[str]:
     """Make sure that Prefect has a server, and yield the address of its API.
 
-    It is the configured server, or that of desra serve for this workspace, or a server for the length of this run.
-    Call this before Prefect is imported, which reads environment variables set here. The workspace must be locked.
+    The server is the configured one, or that of desra serve for this workspace, or a new one for this run alone. Call
+    this before Prefect is imported, which reads environment variables set here. The workspace must be locked.
 
     Raises:
         TransientError: The disk is full, or the configured server does not answer any more.
@@ -79,7 +79,7 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
             connection.forget(key)
     else:
         with Server(workspace, history=processes.history_of(workspace) or HISTORY).running() as server:
-            # Report the runs by hand that were killed, unless the server has ended meanwhile.
+            # Mark killed runs that people started, unless the server has ended meanwhile.
             with contextlib.suppress(UsageError), connection.connected() as client:
                 mark_killed(workspace.root, client)
             with _kept_up(server):
@@ -87,7 +87,7 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
 
 
 class Server(processes.Child):
-    """A Prefect server on this machine, with its home in a workspace; the key in that home lets its owner in.
+    """A Prefect server on this machine, with its home in a workspace; it answers only to the key in that home.
 
     The workspace must be locked when the server is first started.
 
@@ -158,7 +158,7 @@ class Server(processes.Child):
         raise UsageError(self.log, f"the Prefect server did not start ({error})", "read that log")
 
     def stop(self) -> None:
-        """Send the events and logs that Prefect still holds back, and stop the server."""
+        """Send the events and logs that Prefect has not sent yet, and stop the server."""
         if "prefect" in sys.modules and self._process is not None and self.exit_code is None:
             connection.drain()
         connection.forget(self._key)
@@ -223,7 +223,7 @@ def _kept_up(server: Server) -> Iterator[None]:
                 from prefect.settings import get_current_settings
 
                 say(f"warning: {printable(error)}; the work goes on without the server")
-                get_current_settings().client.max_retries = 0  # calls of Prefect fail at once: the server is lost
+                get_current_settings().client.max_retries = 0  # so that calls of the lost server fail at once
                 return
 
     thread = threading.Thread(target=keep_up, name="server", daemon=True)
@@ -290,17 +290,17 @@ def forget_results(home: Path, history: timedelta) -> None:
     """Delete cached results older than ``history`` from the server's folder, and empty long logs."""
     oldest = time.time() - history.total_seconds()
     for path in (home / "storage").glob("*"):
-        with contextlib.suppress(OSError):  # another process has deleted it, or writes it
+        with contextlib.suppress(OSError):  # another process has deleted or writes it
             if path.is_file() and path.stat().st_mtime < oldest:
                 path.unlink()
     for path in home.glob("*.log"):
         with contextlib.suppress(OSError):
             if path.stat().st_size > _LOG_BYTES:
-                os.truncate(path, 0)  # the writer appends
+                os.truncate(path, 0)  # its writer appends, and so begins anew
 
 
 def compact(home: Path) -> None:
-    """Shrink the server's database where most of it is deleted rows. No server may run."""
+    """Shrink the server's database if most of it is deleted rows. The server must not run."""
     database = home / "prefect.db"
     if not database.exists():
         return

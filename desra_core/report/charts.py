@@ -44,7 +44,7 @@ _MARKERS = 9
 _BINS = 36
 _LOSS_POINTS = 500
 _WIDTH = 6.0  # inches
-_CHARACTERS = 92  # a line of text of the width of a figure
+_CHARACTERS = 92  # of text that fit into the width of a figure
 _LABEL = 40
 _CELLS = "cividis"
 # The background of text that may lie on curves and bars.
@@ -60,7 +60,7 @@ _STYLE: dict[Any, Any] = {
 }
 _in_style = matplotlib.rc_context(_STYLE)
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-# An SVG inside a page needs no prologue, no namespaces (each looks like an address), and no font but the page's.
+# An SVG inside a page needs no prologue, no namespaces (which look like addresses), and only the page's font.
 _NOT_INLINE = re.compile(r'^.*?(?=<svg)| xmlns(:\w+)?="[^"]*"| font-family: [^;"]*;', re.DOTALL)
 
 
@@ -92,7 +92,7 @@ def line_chart(
     for name, (x, y) in marks.items():
         axes.plot([x], [y], color=INK, marker="o", markersize=8, fillstyle="none", linestyle="none")
         axes.autoscale_view()
-        # The name stands on the side towards the middle, where there is room; the place is known only once drawn.
+        # The name stands on the side of the point towards the middle of the axes, where there is room.
         right = axes.transLimits.transform(axes.transScale.transform((x, y)))[0] > 0.5
         axes.annotate(shortened(name, _LABEL), (x, y), (-8 if right else 8, 5), textcoords="offset points",
                       ha="right" if right else "left", bbox=_BACKING)  # fmt: skip
@@ -157,7 +157,7 @@ def distributions(
         axes.axhline(row, color=INK, linewidth=0.4)
         if name in marks:
             x = marks[name]
-            inside = x < edges[0] + 0.2 * (edges[-1] - edges[0])  # the value stands right of a line at the border
+            inside = x < edges[0] + 0.2 * (edges[-1] - edges[0])  # the value stands right of a line near the left end
             axes.plot([x] * 2, [row, row - 0.88], color=INK, linewidth=1.3)
             axes.annotate(tick(float(f"{x:.3g}")), (x, row - 0.84), (4 if inside else -4, 0), bbox=_BACKING,
                           textcoords="offset points", ha="left" if inside else "right", va="top",
@@ -197,7 +197,7 @@ def histogram(values: Values, *, scale: str, xlabel: str, ylabel: str, top: floa
     Args:
         values: The values.
         scale: Scale of the x axis: ``linear`` from 0 to ``top``; ``log`` from the smallest to the largest value; or
-            ``asinh``, the same for values on both sides of 0 that spread over decades.
+            ``asinh``, with the same ends, for values that lie on both sides of 0 and span decades.
         top: The end of a linear axis.
     """
     figure, axes = _new_axes(_WIDTH, 2.0, xlabel, ylabel)
@@ -256,7 +256,7 @@ def loss_curves(title: str, curves: Mapping[str, Points], best: int | None) -> F
     if not drawn:
         return None
     figure, axes = _new_axes(4.4, 2.2, "iteration", title)
-    # The dashes of later curves are drawn over a solid line that they may lie on.
+    # Later curves are dashed: where they lie on the first curve, which is solid, both show.
     for (label, points), colour, (_, dashes, _) in zip(drawn.items(), (BAR, ALERT, INK), _LINES, strict=False):
         axes.plot(*points.T, color=colour, linestyle=dashes, linewidth=1.3, label=label,
                   marker="o" if len(points) == 1 else None)  # fmt: skip
@@ -289,7 +289,7 @@ def inline(figure: Figure, title: str) -> Markup:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure for print: black on white, by the suffix SVG with letters as outlines or PNG of 200 dpi.
+    """Write a figure for print, black on white: an SVG with letters as outlines or a PNG of 200 dpi, by the suffix.
 
     Raises:
         TransientError: The disk is full or failed.

@@ -31,7 +31,7 @@ from desra_core.workspace.products import PRODUCTS
 _STOPS = 12
 # Each thread holds a whole decoded picture, of at most 800 MB.
 _THREADS = 2
-# A file name may have 4000 characters; a page has to stay readable, and below its size.
+# The most characters of a text. A path may have 4000, but a page must stay readable and small.
 _LONGEST = 240
 
 STAGES = {product.name: product.title for product in PRODUCTS} | {
@@ -56,8 +56,8 @@ class Cell(NamedTuple):
 def render_page(template: str, **content: Any) -> str:
     """Fill in a template of ``templates/``, such as ``report.html.j2``.
 
-    ``content`` holds its variables; a lacking one is an error. Text is escaped, `markupsafe.Markup` is not. Filters
-    are the formatters of this module. The page asks for no other file.
+    ``content`` holds the template's variables; a missing one is an error. Text is escaped, except `markupsafe.Markup`.
+    The filters are the formatters of this module. The page loads no other file.
     """
     folder = resources.files("desra_core.report") / "templates"
     environment = jinja2.Environment(
@@ -99,7 +99,7 @@ def hex_colour(colour: tuple[int, int, int]) -> str:
 
 
 def make_cell(kind: str, make: Callable[[], RGB]) -> Cell:
-    """Make a picture and encode it; the cell holds the reason instead where ``make`` raises an `ImageError`."""
+    """Make a picture and encode it; where ``make`` raises an `ImageError`, the cell holds the reason instead."""
     try:
         pixels = make()
     except ImageError as error:
@@ -117,7 +117,7 @@ def as_uri(webp: bytes) -> str:
 def cells_within(
     budget: int, items: Sequence[Item], draw: Callable[[Item], list[Cell]]
 ) -> list[tuple[Item, list[Cell]]]:
-    """Draw items in their order, in two threads, as long as all data URIs together fit into ``budget`` characters.
+    """Draw items in their order, in two threads, until their data URIs exceed ``budget`` characters in sum.
 
     Returns:
         The items that fit, each with its pictures.
@@ -139,7 +139,7 @@ def characters(cells: Sequence[Cell]) -> int:
 
 
 def settings_rows(settings: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, str, str]]:
-    """Write the settings of a run, called as their flags, as rows of name, value and meaning.
+    """Write the settings of a run as rows of name, value and meaning; the names are those of the flags.
 
     A nested setting gives a row per leaf.
     """

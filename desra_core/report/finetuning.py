@@ -38,7 +38,7 @@ LOSSES = (
 KINDS = {"before": "before", "after": "after", "lr": "LR", "mse_sr": "MSE-SR"}
 
 _ROWS, _CARDS, _EVENTS = 200, 8, 10
-# Crops are made smaller than this: 128 kB even of noise.
+# A larger file is no crop of the gate: those have at most 128 kB, even of noise.
 _LARGEST_FILE, _MAX_PIXELS = 150_000, 2**20
 # Each picture in Markdown is some 20 kB, which the server's database keeps.
 _MARKDOWN_CARDS = 3
@@ -76,7 +76,7 @@ def read_finetuning(workspace: Workspace, mask_key: object) -> dict[str, Any] | 
         notes.insert(0, "The latest run had other settings, or another model, than this verdict rests on.")
     training = document.finetune.training if document.finetune else {}
     if document.finetune and document.finetune.precision:
-        # The number format that was used, which may differ from the setting.
+        # The precision that was used, which may differ from the setting.
         training = training | {"amp": document.finetune.precision}
     saved = re.search(r"iteration_(\d+)", Path(document.best.path).name) if document.best else None
     plots = []
@@ -132,7 +132,7 @@ def _crop(gate: Path, kind: str, crop: str | None) -> Cell:
     """Read a published crop below the gate's folder; a cell without a picture has the reason."""
     if crop is None:
         return Cell(kind, None, reason="None was made.")
-    # The path comes from a file that others may have changed: the page must show no file outside the gate's folder.
+    # Others may have changed the file with this path, and the page must show no file outside the gate's folder.
     if Path(crop).is_absolute() or ".." in Path(crop).parts or "\0" in crop:
         return Cell(kind, None, reason="It lies elsewhere.")
     try:

@@ -1,4 +1,4 @@
-"""Pages of an evaluation, of a benchmark, with its tables, and of a calibration; with what the Prefect UI shows."""
+"""Write the pages of evaluations, benchmarks and calibrations, and the tables of these in the Prefect UI."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,18 +54,18 @@ WORST = 6
 
 _ROWS, _LISTED = 200, 200
 _BINS, _DRAWN_CLASSES = 20, 12
-# Bins of the figure of D by class, two for each interval, and its classes, those with most pixels.
+# In the figure of D by class: bins, two for each interval, and classes at most, those with most pixels.
 _D_BINS, _D_CLASSES = 40, 24
 _DIFFERENCES = 12
 # Edges of the bins of areas of regions, in pixels.
 _EDGES = (0, 1000, 4000, 16_000, 64_000, math.inf)
 _FOUND, _RIGHT = "share of ground-truth regions that are found", "share of detected regions that are right"
-# The share of pictures in the 20 MB of a page.
+# The most characters that pictures may take of a page's 20 MB.
 PICTURE_CHARACTERS = 16_000_000
 
 
 def write_evaluation_page(evaluation: Evaluation, path: Path) -> Path:
-    """Write the page of an evaluation to ``path``, and return that: one HTML file that needs no other file.
+    """Write the page of an evaluation to ``path``, as one HTML file that needs no other file; return ``path``.
 
     The same evaluation gives the same bytes.
 
@@ -107,7 +107,7 @@ def write_evaluation_page(evaluation: Evaluation, path: Path) -> Path:
 def worst_images(images: Sequence[ImageAgreement], count: int = WORST) -> dict[str, list[ImageAgreement]]:
     """Choose the images with the lowest IoU, the most missed and the most false regions, each image once.
 
-    Each kind gets at most ``count`` images, and none without its fault.
+    Each kind gets at most ``count`` images, and only images with its fault.
     """
     kinds: dict[str, Callable[[ImageAgreement], float]] = {
         "Lowest IoU": lambda image: 0 if image.agreement.iou is None else 1 - image.agreement.iou,
@@ -118,7 +118,7 @@ def worst_images(images: Sequence[ImageAgreement], count: int = WORST) -> dict[s
     shown: set[str] = set()
     for kind, badness in kinds.items():
         left = [image for image in images if badness(image) > 0 and image.pair.name not in shown]
-        # A tie, as between images without any overlap, is decided by the pixels in either mask.
+        # Of equally bad images, such as those without overlap, the one with more pixels in either mask comes first.
         chosen[kind] = sorted(left, key=lambda image: (-badness(image), -image.agreement.union))[:count]
         shown |= {image.pair.name for image in chosen[kind]}
     return {kind: found for kind, found in chosen.items() if found}
@@ -238,7 +238,7 @@ def publish_results(benchmark: AnyBenchmark) -> PublishedBenchmark:
     texts = {"md": markdown, "csv": tables.csv, "json": as_json(tables.document)}
     contents = {workspace.root / f"{tables.stem}.{suffix}": text.encode() for suffix, text in texts.items()}
     page = workspace.root / f"{tables.stem}.html"
-    # The page is written before the tables, so that equal tables prove that their page is there.
+    # The page is written first, so that tables with these contents prove that the page is up to date.
     if not (page.exists() and all(path.exists() and path.read_bytes() == data for path, data in contents.items())):
         workspace.publish(page, render_benchmark(benchmark, results, tables, failures).encode())
         for path, data in contents.items():
@@ -289,7 +289,7 @@ def render_benchmark(
 def worst_records(
     benchmark: Benchmark[LabelledJob], records: Sequence[ImageRecord], count: int = WORST
 ) -> list[ImageRecord]:
-    """Choose the images with the lowest IoU of the first method; a tie is decided by the larger masks.
+    """Choose the images with the lowest IoU of the first method; of equal ones, those with the larger masks first.
 
     Images that the method has not judged and images with two empty masks are left out.
     """
@@ -368,7 +368,7 @@ def _points(benchmark: Benchmark[LabelledJob], record: ImageRecord) -> Iterator[
 
 
 def _synthetic_charts(summary: SyntheticSummary) -> list[tuple[str, Markup]]:
-    """Draw recall by false alarms, and by method and kind; with captions."""
+    """Draw recall by false alarms, and recall by method and kind; with captions."""
     figure = line_chart(curves(summary), xlabel="share of the clean pixels that is marked", ylabel="recall", log_x=True)
     shares = [[method.recall(kind=kind).share for kind in KINDS] for method in summary.methods]
     recall = [[np.nan if share is None else share for share in row] for row in shares]

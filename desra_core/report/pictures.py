@@ -1,6 +1,6 @@
-"""Pictures of a stored image, 8-bit RGB: crops of every kind at one scale, heat maps, masks and class labels drawn.
+"""Draw a stored image as 8-bit RGB pictures: crops of every kind at one scale, heat maps, masks and class labels.
 
-The files and arrays of a workspace are read only: a damaged one is reported, not repaired or deleted.
+Nothing in the workspace is written: a damaged file or array is reported, not repaired or deleted.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,7 +37,7 @@ KINDS = {
 HEAT = "inferno"
 # Outlines of the artifact mask and of a human mask; their colours differ in brightness, too.
 OUTLINE, HUMAN_OUTLINE = (0, 214, 255), (255, 64, 200)
-# A mask held against a ground truth: colours of Okabe and Ito, which differ in brightness too.
+# Colours of a mask over a ground truth, from Okabe and Ito; they differ in brightness, too.
 RIGHT, FALSE, MISSED = (86, 180, 233), (213, 94, 0), (240, 228, 66)
 # Longer side of a picture of a mask over its ground truth, in pixels.
 AGREEMENT_SIDE = 480
@@ -74,7 +74,7 @@ class StoredImage:
         return pixels
 
     def scores(self, window: Rectangle) -> npt.NDArray[np.float32]:
-        """Read a window of the scores, NaN in the frame; other chunks are not read."""
+        """Read a window of the scores, float32, NaN in the frame; read only the chunks under it."""
         stored = np.full((window.height, window.width), np.nan, np.float32)
         return -self._read("similarity", self.measure.value_name, window, stored, -self.measure.limit)
 
@@ -158,7 +158,7 @@ class Crops:
         Raises:
             ImageError: A file or array of it is missing or damaged.
         """
-        if kind == "lr":  # the LR pixels under the window, each repeated for all result pixels above it
+        if kind == "lr":  # the LR pixels under the window, each repeated for every result pixel that it covers
             pixels, (height, width) = rgb8(self._image.picture("lr")), self._image.shape
             rows = np.arange(height)[self._window.slices[0]] * pixels.shape[0] // height
             columns = np.arange(width)[self._window.slices[1]] * pixels.shape[1] // width
@@ -168,7 +168,7 @@ class Crops:
         if kind == "mask":
             mask = region = self._mask("mask")
             if self._box is not None:
-                # No other component has this box; in a mask unlike the table all of it is tinted.
+                # Only the region has this box. If no component has it, the mask differs from the table: tint all of it.
                 parts = Components(mask)
                 wanted = (np.add(parts.boxes, (self._window.x, self._window.y, 0, 0)) == self._box).all(axis=1)
                 region = parts.chosen(wanted) if wanted.any() else mask

@@ -41,12 +41,12 @@ _PARTS = frozenset({"inference"})
 # Sizes of the samples.
 IMAGES, HUMAN_IMAGES = 32, 300
 BINS = 50
-# The mark of a class has this share of the class's pixels on its good side, as in the published class weights.
+# This share of a class's pixels lies on the good side of the class's mark, as in the published class weights.
 SHARE = 0.85
 
 _TRIED = 3 * IMAGES  # because some images may be unreadable
 _CLASSES = 12
-# Tiles of an image that are read: the side is that of the chunks of a stored map, and all are 4 MP at most.
+# Of an image, at most this many tiles are read, 4 MP in all; their side is that of the chunks of a stored map.
 _TILE, _TILES = 512, 16
 
 Counts = npt.NDArray[np.int64]
@@ -267,7 +267,7 @@ def flat_seconds(maps: pa.ChunkedArray) -> pa.Table:
 
 
 def class_distributions(results: WorkspaceResults, measure: AppliedDetector) -> Distributions | None:
-    """Sample the stored maps of a workspace, at most 4 MP of each of 32 images; None without maps and labels."""
+    """Count stored scores by class, in at most 4 MP of each of 32 images; None without stored maps and labels."""
     corpus = results.images
     labelled = corpus["labels_kept"] if "labels" not in results.sources else pa.scalar(True)
     kept = firsts(corpus.filter(pc.fill_null(pc.and_(corpus["similarity_kept"], labelled), False)))
@@ -337,7 +337,7 @@ def judge(mask: Mask, human: Mask, regions: list[dict[str, Any]]) -> JudgedRegio
         ImageError: The mask has a component that is none of the regions.
     """
     whole = Components(mask)
-    # A box belongs to one region: a path across it from left to right would touch any path from top to bottom.
+    # Only one region can have a box: a path through the box from left to right meets any path from top to bottom.
     by_box = {tuple(region[key] for key in ("x", "y", "width", "height")): region["severity"] for region in regions}
     boxes = [tuple(box) for box in whole.boxes.tolist()]
     if not by_box.keys() >= set(boxes):
@@ -348,8 +348,8 @@ def judge(mask: Mask, human: Mask, regions: list[dict[str, Any]]) -> JudgedRegio
     parts = Components(mask)
     severity = np.zeros(len(parts) + 1)
     severity[parts.numbers[mask]] = of_component[numbers[mask]]
-    # A human region is found from a severity on: where regions of severity 9, 4 and 1 cover 30, 25 and 40 % of it, from
-    # 4 on, since those of at least 4 cover half of it; never (-inf) where all regions together cover less than half.
+    # Say that regions of severity 9, 4 and 1 cover 30, 25 and 40 % of a human region. It is found from severity 4 on:
+    # regions of at least 4 cover half of it. A human region of which all regions cover less than half has -inf.
     marked = Components(human)
     order = 1 + np.argsort(-severity[1:], kind="stable")
     found = np.full(len(marked), -np.inf)

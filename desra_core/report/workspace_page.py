@@ -55,8 +55,8 @@ from desra_core.workspace import Workspace
 WORST = 24
 PER_IMAGE = 3
 FOLDER = "pages"  # of the pages about images
-MOST = 500
-# The share of pictures in the 20 MB of a page. All else takes at most 2 MB: numbers and lengths of rows are limited.
+MOST = 500  # regions or pages
+# The most characters that pictures may take of a page's 20 MB. All else takes at most 2 MB, since rows are limited.
 PICTURE_CHARACTERS = 17_000_000
 
 _FAILURES = 200
@@ -65,8 +65,8 @@ _ORDER = [("severity", "descending"), ("image", "ascending"), ("y", "ascending")
 _AT_ONCE = 1000
 _FAILED = "The image has failed since."
 _NOTE = 480  # most characters of a note
-_LARGEST = 900
-_REGIONS = 200
+_LARGEST = 900  # longer side of a picture of a whole image, in pixels
+_REGIONS = 200  # rows in the table of an image's page
 # Scores of larger images would take minutes and gigabytes for a picture of a few hundred pixels.
 _MOST_PIXELS = 2**26
 
@@ -87,7 +87,7 @@ class Page(NamedTuple):
 
 
 class ScoreMap(NamedTuple):
-    """A kind of score map; ``adjusted``: class weights are applied to the scores of the detector."""
+    """A kind of score map; ``adjusted`` says whether class weights are applied to the detector's scores."""
 
     kind: str
     caption: str
@@ -105,7 +105,7 @@ def write_report(
 ) -> Path:
     """Write the report of a workspace: a page below 20 MB that needs no other file and no network.
 
-    Two reports of the same results are the same bytes.
+    Reports of the same results have the same bytes.
 
     Args:
         workspace: The workspace; its latest run may have been cut off. Only the report in it changes.
@@ -319,7 +319,7 @@ def render_pages(results: WorkspaceResults, pages: list[Page], report: str) -> I
 def score_kinds(measure: AppliedDetector) -> list[ScoreMap]:
     """List all score maps, DeSRA's first, that of a user's own detector last.
 
-    Each map has the default threshold of its detector. Only ``measure``, the detector of the run, has that of the run.
+    Each map has its detector's default threshold; only ``measure``, the detector of the run, has the run's threshold.
     """
     kinds = []
     for method in dict.fromkeys([*METHODS, measure.name]):
@@ -337,7 +337,7 @@ def score_picture(kind: ScoreMap, pair: DetectorInputs, settings: dict[str, Any]
 
     Args:
         kind: One of `score_kinds`.
-        pair: The image.
+        pair: The results of the image, and the other inputs of detectors.
         settings: Settings of the run, which give the window and the class weights.
         largest: Longer sides are scaled down to this, in pixels.
 
