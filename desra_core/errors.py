@@ -68,7 +68,7 @@ class TransientError(ImageError):
 
 
 class LostError(TransientError):
-    """Stored data of one image is missing, damaged or of other settings."""
+    """Stored data of one image is missing, damaged, or was made under other settings."""
 
 
 class TooLargeError(TransientError):

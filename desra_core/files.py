@@ -37,7 +37,7 @@ def replace_file(
         path: The file; missing folders are made.
         content: The bytes, or a function that writes them.
         durable: Wait until the content is on the disk, so that it survives a power cut.
-        scratch: A new name on the same disk for the unfinished file; by default `scratch_in` the folder of ``path``.
+        scratch: A new path on the same disk for the unfinished file; by default one of `scratch_in` beside ``path``.
         mode: Permissions of a new file, less the umask.
 
     Raises:

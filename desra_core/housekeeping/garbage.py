@@ -76,7 +76,7 @@ class Garbage(NamedTuple):
 
 
 def find_garbage(workspace: Workspace, *, vanished: bool = False) -> Garbage:
-    """Find files that no run needs any more; nothing is changed. No run may be going on.
+    """Find files that no run needs any more, and change nothing. No run may be in progress.
 
     Args:
         workspace: A workspace with a manifest.
@@ -227,14 +227,14 @@ def sweep(
 ) -> Garbage:
     """Delete the garbage of a workspace: rows of the manifest first, then records, then files.
 
-    A sweep that is killed at any moment leaves a valid workspace, and the next one goes on.
+    A sweep that is killed at any moment leaves a valid workspace, and the next sweep deletes the rest.
 
     Args:
         workspace, vanished: As for `find_garbage`.
         on_dropped: Called with the number of files and folders deleted so far, and of all.
 
     Returns:
-        The items that were deleted.
+        The garbage; all of it but the unknown items has been deleted.
 
     Raises:
         LockedError: A run holds the workspace.

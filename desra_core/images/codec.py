@@ -41,7 +41,7 @@ _BOMB_PIXELS = 2**26
 _BOMB_PIXELS_PER_BYTE = 20_000
 _PNG_HEADER = 24  # bytes from the beginning of a file to the end of its size
 _BATCH = 128  # files whose headers are read at a time
-_TRANSPOSED = frozenset({5, 6, 7, 8})
+_TRANSPOSED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width
 
 
 class Photo(NamedTuple):

@@ -39,7 +39,7 @@ _DOT = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)  # the header of one gray pi
 _EMPTY = 12  # bytes of a chunk without content: length, kind, checksum
 
 _ORIENTATION_TAG = 0x0112
-_READ_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I;16"})
+_READ_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I;16"})  # of Pillow
 _NAMED = ("JPEG", "WEBP", "BMP")  # kinds that the error about a damaged file names
 _SAVE_AGAIN = "save it again as PNG, or remove it"
 # Raised by Pillow for damaged files.

@@ -122,11 +122,11 @@ class _Search:
             raise UsageError(place, reason, f"see that its folder is there{bracket}")
 
         @cache
-        def within(folder: PurePath) -> frozenset[tuple[int, int]] | None:
+        def ids_down_to(folder: PurePath) -> frozenset[tuple[int, int]] | None:
             """Identify the folders from the root to this one; None where one of them is left out."""
             if not folder.parts:
                 return self._within(self.root, frozenset())
-            above = within(folder.parent)
+            above = ids_down_to(folder.parent)
             return None if above is None or self._left_out(str(folder)) else self._within(self.root / folder, above)
 
         walked: set[PurePath] = set()
@@ -135,7 +135,7 @@ class _Search:
             if walked.isdisjoint(matched.parents):  # otherwise a matching folder above has it
                 if os.path.isdir(path):
                     walked.add(matched)
-                above = within(matched.parent) if matched.parts else frozenset()
+                above = ids_down_to(matched.parent) if matched.parts else frozenset()
                 if above is not None:
                     yield from self._entry(path, above)
 

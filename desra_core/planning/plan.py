@@ -46,7 +46,7 @@ from desra_core.workspace.products import (
     stages_for,
 )
 
-# Raise a version when the meaning or a bit of that product changes: everything that depends on it is made anew.
+# Raise a version when the meaning or a bit of that product changes: all products that depend on it are made again.
 DECODING_VERSION = 2
 SUPER_RESOLUTION_VERSION = 1
 MASK_VERSION = 1
@@ -339,7 +339,7 @@ class Plan:
         images: Number of names in the run.
         failed: Names that failed for good before.
         pending: Names with anything to do.
-        dropped: Pending names that are computed again only because a looser setting needs maps that ``--keep`` dropped.
+        dropped: Pending names that are computed again only because ``--keep`` dropped maps that a looser setting needs.
         failures, retries: Why the failed names failed, and why pending names failed when they were last tried (schema
             `desra_core.workspace.matching.FAILURES`).
         shards: Number of pending names by shard, of the shards that have any.
@@ -394,7 +394,7 @@ class Plan:
         return image_refs(rows, self._manifest.filter(pc.equal(self._manifest["shard"], shard)))
 
     def after(self, workspace: Workspace) -> Plan:
-        """Plan again after the run, for its pending images only: the lock has kept all others as they were."""
+        """Plan again after the run, for its pending images only: the lock has kept all other images as they were."""
         if not self.pending:
             return self
         held = held_by(workspace, self._pending, self.target.gan_sr_key, each=True)

@@ -48,7 +48,7 @@ _LONGEST_SPAN = timedelta(days=36500)  # longer spans lead to dates that Python 
 
 
 def _path_unless(*words: str | None) -> AfterValidator:
-    """Make a text an absolute path, unless it is one of these words."""
+    """Return a validator that makes a text an absolute path, unless the text is one of these words."""
     return AfterValidator(lambda text: text if text in words else str(whole_path(text)))
 
 

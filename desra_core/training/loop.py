@@ -52,7 +52,7 @@ def finetune(run: RunFolder, gan_model: Path, training: Training, device: str, t
         gan_model: The parent.
         training: The settings.
         device: ``cpu`` or a CUDA device.
-        threads: CPU threads of a new run. A run that goes on keeps its number, because the last bits depend on it.
+        threads: CPU threads of a new run. A run that goes on keeps its own number: the weights' last bits depend on it.
 
     Returns:
         The iterations done: fewer than those asked for where the loss no longer fell.

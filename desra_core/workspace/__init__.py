@@ -65,7 +65,7 @@ class Workspace:
     tmp = _Below("tmp")  # unfinished files; emptied at the start of a run
     prefect_home = _Below("prefect")  # the embedded Prefect server's database
 
-    # By the number of a shard: the table of a finished shard, and the folder of one in flight.
+    # By the number of a shard: the table of a finished shard, and the folder of a shard in progress.
     records = _Below("outcomes")
     shard_records = _Named("outcomes/{:08d}.parquet")  # the products of each image, and their settings
     journal = _Below("journal")

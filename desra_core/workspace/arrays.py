@@ -97,7 +97,7 @@ def read_array(workspace: Workspace, image_id: str, name: str, *, key: str | Non
 
 
 def find_array(workspace: Workspace, image_id: str, name: str, *, key: str | None) -> npt.NDArray[Any] | None:
-    """Read an array as `read_array` does; None where the array is lost and the caller has to make it anew."""
+    """Read an array as `read_array` does; None where the array is lost and the caller has to make it again."""
     with contextlib.suppress(LostError):
         return read_array(workspace, image_id, name, key=key)
     return None

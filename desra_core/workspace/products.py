@@ -147,7 +147,7 @@ ARRAYS: tuple[str, ...] = tuple(dict.fromkeys(array for product in PRODUCTS for 
 
 
 def stages_for(target: Target) -> list[Product]:
-    """List what a run makes, each product after those that it needs."""
+    """List the products of a run, each after the products that it needs."""
     wanted = {product.name: product for product in PRODUCTS if product.key(target)}
     makers = {array: name for name, product in wanted.items() for array in product.arrays}
     graph = {name: [makers[array] for array in each.needs(target) if array in makers] for name, each in wanted.items()}
@@ -210,9 +210,9 @@ class Record:
     further_pages: int | None = None
     # Side in LR pixels of the windows of inference, where memory forced smaller windows than usual.
     tile: int | None = None
-    similarity_key: str | None = None  # settings under which the map was made; None where it was not made
+    similarity_key: str | None = None  # settings of the similarity map; None where none was made
     similarity_kept: bool = False  # whether the map lies in the image's zarr group
-    segmentation_key: str | None = None  # settings under which the labels were made
+    segmentation_key: str | None = None  # settings of the labels; None where none were computed
     labels_kept: bool = False
     # ``artifact_pixels`` was found under ``labels_hash``, ``weighting_key``, ``threshold`` and ``min_area``.
     labels_hash: str | None = None
@@ -283,7 +283,7 @@ def without_arrays(record: Record) -> Record:
 
 
 def write_journal(workspace: Workspace, shard: int, record: Record) -> None:
-    """Commit the record of one image of a shard in flight (raises `desra_core.errors.TransientError`)."""
+    """Write the record of one image of a shard in progress (raises `desra_core.errors.TransientError`)."""
     path = workspace.shard_journal(shard) / f"{record.id}.json"
     workspace.publish(path, json.dumps(_as_row(record)).encode())
 
@@ -304,9 +304,9 @@ def read_shard(workspace: Workspace, shard: int) -> dict[str, Record]:
         try:
             with reading_errors(path):
                 data = path.read_bytes()
-        except FileNotFoundError:  # gathered meanwhile
+        except FileNotFoundError:  # `gather_shard` has deleted it meanwhile
             continue
-        # Where a power cut has emptied a record, its image begins anew: its files may be newer than the table.
+        # Where a power cut has emptied a record, its image is computed again: the files may be newer than the table.
         records.pop(path.stem, None)
         with contextlib.suppress(ValueError, TypeError, AttributeError, OverflowError, pa.ArrowException):
             (row,) = to_table([_from_row(json.loads(data))]).to_pylist()
@@ -331,7 +331,7 @@ def gather_journals(workspace: Workspace) -> None:
 def read_records(workspace: Workspace, columns: list[str] | None = None) -> pa.Table:
     """Read the newest record of every image, as one table with the given columns of `SCHEMA`.
 
-    Shards in flight are gathered in memory only. An image that came back after it was replaced may have two records;
+    Shards in progress are gathered in memory only. An image that came back after it was replaced may have two records;
     the record in the later shard is newer.
     """
     names = columns or SCHEMA.names
