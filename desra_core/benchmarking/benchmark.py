@@ -44,7 +44,7 @@ class OperatingPoint(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """The name of the folder of its masks."""
+        """The name of the folder that holds the masks of this point."""
         return self.name.replace(", ", "-").replace(" ", "-")
 
 
@@ -62,7 +62,7 @@ class Method:
 
     @property
     def thresholds(self) -> tuple[float, ...]:
-        """The thresholds of its curve, ascending; none where its own threshold is not positive."""
+        """The thresholds of the method's curve, ascending; none where the detector's own threshold is not positive."""
         own = load_detector(self.spec).threshold
         return tuple(own * factor for factor in _FACTORS) if own > 0 else ()
 

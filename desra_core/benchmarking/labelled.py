@@ -307,7 +307,7 @@ def results_of(benchmark: Benchmark[LabelledJob]) -> LabelledResults:
 def labelled_tables(
     benchmark: Benchmark[LabelledJob], results: LabelledResults, failures: Sequence[ImageError]
 ) -> Tables:
-    """Write all results as tables with their explanations, as CSV and as a document for JSON."""
+    """Format all results as tables with explanations, as CSV and as a document for JSON."""
     name = printable(Path(benchmark.settings.dataset).name)
     lines = []
     for row in results.rows:

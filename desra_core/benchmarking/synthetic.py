@@ -138,7 +138,7 @@ class Rate(NamedTuple):
 
     @property
     def share(self) -> float | None:
-        """0..1; None without trials."""
+        """The share of these artifacts that was found, 0..1; None without artifacts."""
         return ratio(self.found, self.trials)
 
     @property
@@ -226,7 +226,7 @@ def summarise(trials: Sequence[Trial]) -> SyntheticSummary:
 def synthetic_tables(
     benchmark: Benchmark[SyntheticJob], summary: SyntheticSummary, failures: Sequence[ImageError]
 ) -> Tables:
-    """Write the results as tables with their explanations, as CSV (recall by kind, strength and size) and for JSON."""
+    """Format the results as tables with explanations, as CSV (recall by kind, strength and size) and for JSON."""
     rows = to_rows(summary)
     settings = benchmark.settings.model_dump(mode="json")
     gan_sr = benchmark.settings.gan_sr

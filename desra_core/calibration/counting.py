@@ -99,7 +99,7 @@ def count_stored(
 
 
 def read_exclusion(folder: Path | None) -> dict[str, File]:
-    """Hash the masks of a folder, by normalized name; the pixels that they mark are not counted. None is no folder.
+    """Hash the masks of a folder by normalized name (no folder, no masks); pixels that they mark are not counted.
 
     Raises:
         UsageError: The folder does not exist or cannot be read, or holds two masks of one name.
@@ -217,7 +217,7 @@ class Counting:
         return work
 
     def most_pixels(self) -> int:
-        """Return the pixels of the largest image that can be counted."""
+        """Return the number of pixels of the largest image that can be counted."""
         records = read_records(self.workspace, ["id", "height", "width"])
         sizes = records.filter(pc.is_in(records["id"], self._rows["id"].combine_chunks()))
         return int(pc.max(pc.multiply(sizes["height"].cast("int64"), sizes["width"])).as_py() or 0)

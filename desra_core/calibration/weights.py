@@ -246,7 +246,7 @@ def derive_weights(
 def suggest(
     histogram: ClassHistogram, ours: npt.NDArray[np.float64], published: npt.NDArray[np.float64], rate: float
 ) -> Suggestion:
-    """Find the thresholds for a rate; weights are ``(150,)``."""
+    """Find the thresholds for a false-alarm rate in 0..1, with each of two sets of weights, ``(150,)``."""
     return Suggestion(rate, *(false_alarm_threshold(histogram, weights, rate) for weights in (ours, published)))
 
 

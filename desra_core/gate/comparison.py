@@ -80,7 +80,7 @@ class Comparison(ComparedModels):
 
     @property
     def human_masks(self) -> int:
-        """Count the images that have a human mask that counts."""
+        """Count the images with a human mask that counts."""
         human = read_human_masks(Workspace(self.settings.workspace), self.target.gan_sr_key)
         return sum(image.id in human for image in self.images)
 

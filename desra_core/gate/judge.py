@@ -236,7 +236,7 @@ def detect(
 def judge(
     image: str, image_id: str, candidate: str, before: Artifacts, after: Artifacts, *, lpips: nn.Module | None = None
 ) -> Judgement:
-    """Compare a candidate's result of an image with the old model's.
+    """Compare a candidate's result of an image with the old model's result.
 
     Args:
         image, image_id, candidate: Names for the judgement.

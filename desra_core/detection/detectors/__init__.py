@@ -172,7 +172,7 @@ class AppliedDetector:
 
     @property
     def title(self) -> str:
-        """The name of the detector, shortened."""
+        """The name of the detector, shortened to 43 characters at most."""
         name = printable(PurePath(self.name).name)
         return name if len(name) <= 40 else f"{name[:20]} … {name[-20:]}"
 
