@@ -35,13 +35,13 @@ from tasks import question
 from tasks.dask_map import Admission, Dask, Share
 from tasks.logs import configure, say
 
-# The largest memory of any stage per pixel of a 16-bit colour pair, measured by `make bench`, with a margin.
+# The memory in bytes that any stage takes per pixel of a 16-bit colour pair: measured by `make bench`, with a margin.
 BYTES_PER_PIXEL = 40
-# The memory of a worker without an image; with networks: PyTorch, weights, a batch of windows.
+# The memory of a worker without an image, in bytes; with networks, also PyTorch, weights and a batch of windows.
 WORKER_BYTES = 300_000_000
 NETWORK_WORKER_BYTES = 1_600_000_000
 
-# The most threads of a worker with a GPU: while one image is on the device, others are read, compared and written.
+# The most threads of a worker with a GPU: one image is on the device, the others are read, compared and written.
 GPU_THREADS = 3
 
 _MEMORY_SHARE = 0.8  # of this machine's memory, for all workers together
@@ -63,7 +63,7 @@ class Embedded(BaseModel):
 
     address: str  # of the scheduler
     gpus: int  # a run waits until all of them have a worker
-    machine: Machine  # the limits also of workers that a run starts for itself
+    machine: Machine  # its limits hold also for workers that a run starts for itself
     key: str  # the file with the key of the cluster
     dashboard: str
 

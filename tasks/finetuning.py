@@ -62,11 +62,11 @@ def freeze_images(plan: FinetunePlan) -> int:
     retry_condition_fn=lambda _, __, state: may_pass(state.result(raise_on_failure=False)),
 )
 def train(plan: FinetunePlan, machine: Machine) -> int:
-    """Train on one worker, which has all cores or a GPU; return the number of iterations done, in all.
+    """Train on one worker, which has all cores or a GPU; return the number of iterations done, of all attempts.
 
     A retry goes on from the last saved state.
     """
-    from desra_core.training.loop import finetune  # here, for only workers need PyTorch
+    from desra_core.training.loop import finetune  # late, because it loads PyTorch
 
     with _open_worker(machine, plan.run.root) as dask:
         on_gpu = bool(dask.gpus) and machine.device != "cpu"
@@ -121,11 +121,11 @@ def training_slot(devices: Sequence[str], on_wait: Callable[[str], None]) -> Ite
     announced = False
     while True:
         for device in devices:
-            # This file is for all users, and is never deleted, or two processes could hold it.
+            # All users share this file. It is never deleted, or one process might lock the old file, another a new one.
             path = Path(tempfile.gettempdir()) / f"desra-finetune-{device.replace('/', '-')}.lock"
             with contextlib.suppress(FileExistsError):
                 path.touch(exist_ok=False)
-                path.chmod(0o644)  # whatever the umask
+                path.chmod(0o644)  # independent of the umask
             with locked(path, read_only=True) as other:
                 if other is None:
                     yield device
@@ -138,7 +138,7 @@ def training_slot(devices: Sequence[str], on_wait: Callable[[str], None]) -> Ite
 
 @task(task_run_name="losses", cache_policy=NO_CACHE)
 def show_losses(plan: FinetunePlan, images: int, iterations: int, workspace: Workspace) -> str:
-    """Show the losses in the UI, and how the run ended; return the latter in a line."""
+    """Show in the UI the losses and how the run ended; return a line about the end."""
     rows = read_json(plan.run.losses) or []
     step = max(1, len(rows) // _SHOWN_LOSSES)
     shown = [{name: round(value, 5) for name, value in row.items()} for row in rows[::step]]

@@ -108,7 +108,7 @@ def call_on_worker(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 async def _leave(worker: Worker) -> None:
-    """End a worker whose GPU is broken for its process; the nanny starts another worker."""
+    """End a worker whose process cannot use its GPU any more; the nanny starts another worker."""
     if worker.status != Status.running:
         return
     worker.status = Status.closing_gracefully  # it gets no more tasks, nor a retry of the failed task

@@ -26,7 +26,7 @@ _PAUSE_SECONDS = 1
 
 
 def fingerprint() -> str:
-    """Return the version of desra on this machine and a hash of its code; another of either may change masks."""
+    """Return the version of desra on this machine and a hash of its code; a change of either may change masks."""
     digest = hashlib.sha256()
     for package in _PACKAGES:
         spec = util.find_spec(package)

@@ -73,7 +73,7 @@ def run_compare(settings: Comparing, machine: Machine) -> int:
 
 
 def run_cycle(settings: Cycling, machine: Machine) -> int:
-    """Mine, finetune, judge and promote, or find that all is done, and print how it went; returns the exit code."""
+    """Mine, finetune, judge and promote, as far as it is not done, and print how it went; return the exit code."""
     workspace = Workspace(settings.workspace)
     broken: tuple[str, ...] = ()
     unjudged = 0

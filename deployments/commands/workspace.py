@@ -302,5 +302,5 @@ def _show_renewed(renewed: int) -> None:
 
 
 def _shapes(count: int, kind: str) -> str:
-    """Format a count like ``2 boxes``; the letters RLE have no plural."""
+    """Format a count like ``2 boxes``; RLE has no plural."""
     return counted(count, kind, f"{kind}es" if kind.endswith("x") else kind if kind == "RLE" else "")

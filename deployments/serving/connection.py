@@ -20,9 +20,9 @@ from tasks.logs import say
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
-# The key: Prefect's clients read it from their environment, which other users cannot read, and send it to the server.
+# The environment variable with the key, which Prefect's clients send to the server; other users cannot read it.
 KEY = "PREFECT_API_AUTH_STRING"
-# The least level of the lines that Prefect and Dask print.
+# The environment variable with the lowest level of the lines that Prefect and Dask print.
 CONSOLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 # Set when a command has restarted itself after it lost its Prefect server; a command does so only once.
 AGAIN = "DESRA_BEGUN_AGAIN"

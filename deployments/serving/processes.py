@@ -87,7 +87,7 @@ class Child:
         began = time.monotonic()
         try:
             self.start()
-        finally:  # a start may take ten minutes, which are no steady time
+        finally:  # a start may take ten minutes, in which the process proves nothing
             self._restarts = [moment + time.monotonic() - began for moment in self._restarts]
 
     def _spawn(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -156,7 +156,7 @@ class Served(NamedTuple):
 
 
 class Service:
-    """This process, as it serves a workspace; ``mark`` is the environment of the processes that it starts."""
+    """This process, as it serves a workspace; the processes that it starts have ``mark`` in their environment."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

@@ -55,7 +55,7 @@ _SETTLED = timedelta(minutes=2)
 
 
 def serve(serving: Serving, machine: Machine) -> int:
-    """Serve a corpus until a signal comes; returns the exit code.
+    """Serve a corpus until a signal comes; return the exit code.
 
     Raises:
         UsageError: A setting, a folder or a model cannot be used; another process uses or serves the workspace.

@@ -258,12 +258,12 @@ def check_temporary() -> None:
 
 
 def _temporary() -> Path:
-    """Return the folder of temporary files. Python alone would take another folder where that one is full."""
+    """Return the folder of temporary files even if it is full; `tempfile` would then name another folder."""
     return Path(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108
 
 
 def _is_full(folder: Path) -> bool:
-    """Say whether an empty database does not fit into a folder; False where the folder is missing."""
+    """Say whether a folder has no room for an empty database; False where the folder is missing."""
     with contextlib.suppress(OSError):
         disk = os.statvfs(folder)
         no_space = disk.f_blocks > 0 and disk.f_bavail * disk.f_frsize < _DATABASE_BYTES  # some disks have no numbers

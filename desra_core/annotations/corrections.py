@@ -1,8 +1,8 @@
 """Read masks that people corrected, publish them as the workspace's human masks, and undo an import.
 
-All masks of LabelMe files or of a COCO file are checked against the workspace before one is published. With a human
-mask, the pseudo-GT is updated at once. Each import leaves a table of the masks that it replaced, so that the latest one
-can be undone.
+All masks of LabelMe files or of a COCO file are checked against the workspace before any is published. Publishing a
+human mask also updates the pseudo-GT. Each import leaves a table of the masks that it replaced, so that the latest
+import can be undone.
 """
 
 import posixpath
@@ -33,7 +33,7 @@ from desra_core.workspace.products import Target
 
 Origin = Literal["labelme", "coco"]
 
-# Each may hold both results of an image.
+# Each thread may hold both results of an image.
 _THREADS = 4
 # The human mask at each name before the import, nulls where there was none; ``image`` is the id of the name's image.
 _REPLACED = HUMAN_MASKS.append(pa.field("png", pa.binary())).append(pa.field("image", pa.string()))
@@ -47,16 +47,16 @@ class Correction(NamedTuple):
     """A human mask, ready to be published."""
 
     source: str  # the file, and for COCO the image in it, for errors
-    name: str  # of the image
-    id: str
+    name: str  # the image's name
+    id: str  # the image's id
     png: bytes  # the mask, 1-bit
-    pixels: int  # that are marked
-    regions: int  # 8-connected
+    pixels: int  # number of marked pixels
+    regions: int  # number of 8-connected regions
     changed: bool  # the mask differs from the detector's
-    kinds: tuple[str, ...]  # of each shape
+    kinds: tuple[str, ...]  # the kind of each shape that counts
     left_out: tuple[str, ...]  # a phrase for each shape that does not count
-    # The mask equals a detector's mask that was exported for this image, and no person confirmed it. If the image has a
-    # human mask that counts and lies in the imported export, only that export's mask is compared.
+    # The mask equals a detector's mask that was exported for this image, and no person confirmed it. Where the imported
+    # export holds the image, and the image has a human mask that counts, earlier exports are not compared.
     as_exported: bool
 
 
@@ -69,13 +69,13 @@ class _Source(NamedTuple):
 
 
 class ImportSummary(NamedTuple):
-    """Counts of images of an import."""
+    """Counts of the images that an import gave a mask."""
 
-    images: int  # that got a mask
-    changed: int  # whose mask is not the detector's
-    clean: int  # whose mask is empty
-    renewed: int  # whose pseudo-GT was made again
-    waiting: int  # whose mask is not empty, but whose pictures the next run has to make
+    images: int  # all of them
+    changed: int  # images whose mask is not the detector's
+    clean: int  # images whose mask is empty
+    renewed: int  # images whose pseudo-GT was made again
+    waiting: int  # images whose mask is not empty, but whose pictures are left to the next run
 
 
 class UndoSummary(NamedTuple):
@@ -89,7 +89,7 @@ class UndoSummary(NamedTuple):
 def read_corrections(
     workspace: Workspace, origin: Origin, path: Path, label: str | None = None, *, unchanged: bool = True
 ) -> tuple[list[Correction], list[DesraError]]:
-    """Read the masks that people corrected in an export, or drew otherwise, and write nothing.
+    """Read the masks that people corrected in an export, or drew elsewhere; write nothing.
 
     Args:
         workspace: The workspace of the images.
@@ -98,14 +98,14 @@ def read_corrections(
         path: The folder or file.
         label: Only shapes with this label count, if given. By default all LabelMe shapes count; of a COCO file the
             shapes of the category `desra_core.evaluation.coco_masks.CATEGORY`, if it has one.
-        unchanged: Whether masks that are as they were exported count too. Masks that do not count contradict none.
+        unchanged: Whether masks that are as exported count too. A mask that does not count contradicts no other.
 
     Returns:
-        The corrections, also those with a mask as it was exported, and the errors of the other annotations. After any
-        error the caller should publish nothing.
+        The corrections, including those with a mask as exported, and the errors of the annotations that gave no
+        correction. After any error the caller should publish nothing.
 
     Raises:
-        UsageError: The path holds no such files, or the workspace no run.
+        UsageError: The path holds no such files, or the workspace has no run in it.
     """
     settings, target = load_settings(workspace)
     manifest = read_manifest(workspace)
@@ -133,7 +133,7 @@ def read_corrections(
     # The imported export counts too, because a workspace that was made anew has no list of earlier exports.
     known = exported_masks(workspace, (row["id"] for row in rows.values())) | given
     human = read_human_masks(workspace, target.gan_sr_key)
-    # A person may replace a human mask by the detector's mask. Only this export shows whether that was done.
+    # A person may turn a human mask back into a detector's mask of an earlier export: here only this export counts.
     shown = human.keys() & set(ids.values())
     written = {key for keys in exported.get("files", {}).values() for key in keys}
 
@@ -171,7 +171,7 @@ def publish_corrections(workspace: Workspace, corrections: Sequence[Correction])
     """Publish human masks at all names of their images. The workspace must be locked.
 
     Raises:
-        TransientError: The disk is full or failed; the same import again goes on.
+        TransientError: The disk is full or failed. The same import, repeated, completes the work.
     """
     _, target = load_settings(workspace)
     manifest = read_manifest(workspace)
@@ -202,11 +202,11 @@ def publish_corrections(workspace: Workspace, corrections: Sequence[Correction])
 
 
 def undo_import(workspace: Workspace) -> UndoSummary:
-    """Undo the latest import that is left: human masks and dataset are as before. The workspace must be locked.
+    """Undo the latest import that is left: restore human masks and dataset. The workspace must be locked.
 
     Raises:
-        UsageError: There is none.
-        TransientError: The disk is full or failed; the same again goes on.
+        UsageError: There is no import to undo.
+        TransientError: The disk is full or failed. A second call completes the work.
     """
     _, target = load_settings(workspace)
     latest = max(workspace.imports.glob("*.parquet"), default=None)
@@ -241,9 +241,9 @@ def _labelme(
     if label is not None and labels and label not in labels:
         raise UsageError("--label", f"no shape is labelled {label}", f"labels are {', '.join(sorted(labels))}")
     places = [file.path.absolute().relative_to(root).as_posix().removesuffix(".json") for file in read]
-    # A file at set1/a.json is of image set1/a. But files may have been collected from several folders into one; then
-    # the place a.json says nothing about the folder of the image. The folders of an export always count, others only
-    # if at least one file in a folder lies at the place of an image.
+    # A file at set1/a.json is of image set1/a. But a person may have collected files of several folders in one folder;
+    # then the place a.json does not show the folder of the image. The folders of an export always count. Other folders
+    # count only if at least one file in a folder lies at the place of an image.
     folders_count = export is not None or any("/" in place and names.exact(place) for place in places)
     sources = []
     for file, place in zip(read, places, strict=True):
@@ -257,7 +257,7 @@ def _labelme(
 def _meant(
     file: LabelMeFile, place: str, names: ImageNames, pictures: Sequence[Path], folders_count: bool
 ) -> list[str]:
-    """List the images that a LabelMe file may belong to: by its imagePath, else by its place; the two must agree."""
+    """List the images that a LabelMe file may belong to, by imagePath or else by place; raise where these disagree."""
     at_place = names.exact(place) if folders_count else []
     last = place.rpartition("/")[2]
     here = at_place or names.ending_like(last)
@@ -281,7 +281,7 @@ def _of_image_path(
     try:
         picture = named.parent.resolve() / named.name
         there = picture.is_file()
-    except (OSError, ValueError, RuntimeError):  # no path that this system could have
+    except (OSError, ValueError, RuntimeError):  # the text is no valid path on this system
         there = False
     if there:
         for folder in filter(None, (export_root(picture.parent), *pictures)):
@@ -292,7 +292,7 @@ def _of_image_path(
         return found
     if "/" in file.image_path.replace("\\", "/"):
         return names.find(file.image_path) or (None if folders_count else [])
-    # With a file at an image's place and no image beside it of this name, file and picture were renamed together.
+    # Where the file lies at an image's place, and no image beside it has this name, file and picture were renamed.
     return None if at_place else names.ending_like(file.image_path) or None
 
 
@@ -376,7 +376,7 @@ def _replace_masks(
     """Put human masks in place, or remove them, and make the pictures of the dataset anew where their mask changed.
 
     ``masks`` has the PNG of each human mask by name, None to remove the mask; ``rows`` are the masks' rows in the table
-    of human masks. Returns by each name whose pictures had another mask whether the pictures could be made anew.
+    of human masks. Returns for each name whose pictures had another mask whether these pictures could be made anew.
     """
     counting = {name for name, row in rows.items() if row["gan_sr_key"] == target.gan_sr_key}
     outdated: dict[str, bytes] = {}  # the mask that the pictures at a name should have
@@ -387,7 +387,7 @@ def _replace_masks(
         if mask and workspace.dataset("mask", name).read_bytes() != mask:
             outdated[name] = mask
     for name in outdated:
-        # If this process is killed, the next run makes pictures without a mask again.
+        # Removed first: if this process is killed, the next run makes pictures anew that have no mask.
         workspace.dataset("mask", name).unlink(missing_ok=True)
 
     def put(name: str) -> None:
@@ -424,7 +424,7 @@ def _replace_masks(
 def _remember(workspace: Workspace, names: dict[str, list[str]]) -> None:
     """Write down the masks that an import replaces.
 
-    The rows of an import that was killed stay: some of its masks may be in place.
+    Rows of a killed import stay, because some of its masks may be in place already.
     """
     known, path = _human_rows(workspace), workspace.imports / _UNFINISHED
     rows = {row["name"]: row for row in read_table(path, _REPLACED).to_pylist()}

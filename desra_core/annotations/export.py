@@ -46,9 +46,9 @@ from desra_core.workspace.products import REGION_FIELDS, Target
 
 Form = Literal["coco", "labelme", "folder"]
 
-# Each holds a few copies of a decoded picture.
+# Each thread holds a few copies of a decoded picture.
 _THREADS = 4
-# Names of images do not begin with a dot.
+# This name is free, because names of images do not begin with a dot.
 _DOCUMENT = ".desra-export.json"
 
 
@@ -64,12 +64,12 @@ class Annotation(NamedTuple):
 class MaskedImage(NamedTuple):
     """An image to be exported."""
 
-    name: str  # its first name
+    name: str  # the image's first name
     id: str
     shape: tuple[int, int]
-    regions: list[dict[str, Any]]  # the detector's
+    regions: list[dict[str, Any]]  # the records of the detector's regions
     human: HumanMask | None
-    files: dict[str, Path]  # its pictures by kind
+    files: dict[str, Path]  # the image's pictures by kind
 
     def mask(self) -> Mask:
         """Read the human mask, or else the detector's.
@@ -100,10 +100,10 @@ class Exported(NamedTuple):
     """The contents of an export."""
 
     images: int
-    regions: int  # of their masks
-    by_people: int  # masks that are human masks
-    unpictured: int  # images of a mined corpus whose pictures were not kept
-    failures: list[ImageError]  # why others were left out
+    regions: int  # regions of the exported masks
+    by_people: int  # images whose exported mask is a human mask
+    unpictured: int  # images of a mined corpus that were left out because their pictures were not kept
+    failures: list[ImageError]  # errors of the other images that were left out
     pictures: Path  # the folder in which a labelling tool finds the pictures
 
 
@@ -163,7 +163,7 @@ class ExportFolder:
 
 
 class _Written(NamedTuple):
-    """An image whose files are written, its COCO annotations, and the key of its mask where that is the detector's."""
+    """An image whose files are written, its COCO annotations, and the key of its detected mask (None: human mask)."""
 
     image: MaskedImage
     annotations: list[dict[str, Any]]
@@ -183,12 +183,12 @@ def export_workspace(
     """Export images with their masks: the human mask where there is one, else the detector's.
 
     Args:
-        workspace: Of any run.
+        workspace: A workspace with any kind of run in it.
         output: A new folder, or the folder of an earlier export, which is brought up to date.
         form: ``coco``: annotations.json, and the GAN results as 8-bit RGB below images; ``labelme``: NAME.json beside
-            the GAN result NAME.png; ``folder``: see above.
+            the GAN result NAME.png; ``folder``: the files that the docstring of this module lists.
         everything, worst: As for `select_images`.
-        pictures: Copy the GAN results; else ``coco`` names them as they lie in their own folder.
+        pictures: Copy the GAN results. Without copies, ``coco`` names the files in the folder of the GAN results.
         overwrite: Replace files that were edited since they were exported.
 
     Raises:
@@ -296,7 +296,7 @@ def count_resting(workspace: Workspace, gan_sr_key: str | None) -> int:
 
 
 def select_images(workspace: Workspace, target: Target, *, everything: bool, worst: int | None) -> list[MaskedImage]:
-    """Choose images, sorted by name; of copies of one image, the first name.
+    """Choose images, sorted by name; an image with copies has its first name.
 
     Args:
         workspace, target: The workspace, and the cache keys of its latest run.
@@ -306,8 +306,8 @@ def select_images(workspace: Workspace, target: Target, *, everything: bool, wor
     rows = done_images(workspace, target)
     human = read_human_masks(workspace, target.gan_sr_key)
     if not everything:
-        looked_at = pc.is_in(rows["id"], pa.array(human, pa.string()))
-        rows = rows.filter(pc.or_(pc.greater(rows["artifact_pixels"], 0), looked_at))
+        has_human = pc.is_in(rows["id"], pa.array(human, pa.string()))
+        rows = rows.filter(pc.or_(pc.greater(rows["artifact_pixels"], 0), has_human))
     found: dict[str, MaskedImage] = {}
     for row in rows.to_pylist():
         shape = (row["height"], row["width"])
@@ -321,7 +321,7 @@ def select_images(workspace: Workspace, target: Target, *, everything: bool, wor
 
 
 def _write(image: MaskedImage, *, form: Form, folder: ExportFolder, pictures: bool) -> _Written | ImageError:
-    """Write the files of an image; an image that cannot be read ends as an error."""
+    """Write the files of an image; return the error of an image that cannot be read."""
     annotations: list[dict[str, Any]] = []
     try:
         if form == "coco":
@@ -415,7 +415,7 @@ def _coco_annotation(annotation: Annotation, shape: tuple[int, int]) -> dict[str
         "segmentation": {"size": list(shape), "counts": coco.encode(mask)["counts"].decode()},
         "bbox": [x, y, *crop.shape[::-1]],
         "area": int(crop.sum()),
-        # Not a crowd: crowds are left out where results are judged.
+        # 0, because tools that judge results leave out crowds.
         "iscrowd": 0,
         **score,
         "attributes": attributes,

@@ -1,7 +1,7 @@
-"""Read and write LabelMe files of artifact regions, one beside each picture; LabelMe draws them exactly.
+"""Read and write LabelMe files of artifact regions, one beside each picture, so that LabelMe draws regions exactly.
 
-Polygons are drawn by `PIL.ImageDraw`, outline included, as in ``labelme.utils.shape_to_mask``. Regions that no polygon
-draws exactly (with holes, or of fewer than three points) are written as masks.
+Polygons are drawn by `PIL.ImageDraw`, outline included, as in ``labelme.utils.shape_to_mask``. A region that its
+polygon does not draw exactly (one with holes, or of fewer than three points) is written as a mask.
 """
 
 import base64
@@ -59,7 +59,7 @@ class LabelMeFile(NamedTuple):
 
 
 def labelme_document(name: str, size: tuple[int, int], shapes: list[dict[str, Any]]) -> bytes:
-    """Make the LabelMe file of an image of ``(H, W)`` whose picture NAME.png lies beside it."""
+    """Make the LabelMe file of an image of size ``(H, W)``; the picture NAME.png is to lie beside the file."""
     document: dict[str, Any] = {
         "version": _VERSION,
         "flags": {},
@@ -99,7 +99,7 @@ def labelme_shape(x: int, y: int, crop: Mask, description: str) -> dict[str, Any
 
 
 def read_labelme(path: Path, *, label: str | None = None) -> LabelMeFile:
-    """Read a LabelMe file, without the picture that may be in it; only shapes with the label count, if it is given.
+    """Read a LabelMe file, without the picture in it; only shapes with the label count, if a label is given.
 
     Raises:
         ImageError: The file cannot be read, is damaged, or is another kind of JSON.
@@ -123,8 +123,8 @@ def draw_shapes(file: LabelMeFile, shape: tuple[int, int]) -> Mask:
     """Draw the shapes of a file that count, by LabelMe's own rules, on an image of ``(H, W)``.
 
     Args:
-        file: With polygons, rectangles (by two corners, or all four where they are turned), circles and masks.
-        shape: Of the image.
+        file: Its shapes are polygons, rectangles (two corners, or all four of a turned one), circles and masks.
+        shape: The size of the image.
 
     Returns:
         ``(H, W)`` bool.
@@ -146,7 +146,7 @@ def draw_shapes(file: LabelMeFile, shape: tuple[int, int]) -> Mask:
             draw.rectangle((left, top, right, bottom), outline=1, fill=1)
         elif kind in _RECTANGLES and len(points) == 4:
             x, y = (sum(axis) / 4 for axis in axes)
-            # Along the outline: tools write the corners in any order.
+            # Sorted along the outline, because tools write the corners in any order.
             around = sorted(points, key=lambda point: math.atan2(point[1] - y, point[0] - x))
             draw.polygon(around, outline=1, fill=1)
         elif kind in _POLYGONS and len(points) >= 3:

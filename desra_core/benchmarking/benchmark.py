@@ -1,4 +1,4 @@
-"""A benchmark of either kind: its methods, its images, the work that is left, judging one image, and tables."""
+"""The parts that both kinds of benchmark share: methods, images, the work that is left, judging an image, tables."""
 
 import contextlib
 import sys
@@ -28,9 +28,9 @@ from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import File, ImageRef
 
 _MASKS = ("gt_mask", "desra_mask", "exclude")
-# Multiples of a detector's own threshold for its precision/recall curve: from a fifth to five times.
+# The precision/recall curve is drawn at these multiples of a detector's own threshold: from a fifth to five times.
 _FACTORS = tuple(2 ** (step / 3) for step in range(-7, 8))
-# Failures that the Markdown file and the page list.
+# The Markdown file and the page list this many failures.
 _FAILURES = 50
 
 ClassWeights = npt.NDArray[np.float64]
@@ -90,13 +90,13 @@ class Job(ABC):
 
     @abstractmethod
     def path(self, workspace: Workspace) -> Path:
-        """Return the file of its result."""
+        """Return the file of the image's result."""
 
     @abstractmethod
     def left(self, workspace: Workspace, methods: Sequence[Method]) -> Self | ImageError | None:
         """Return the job with the methods that its file lacks as ``missing``; None if nothing is left to do.
 
-        Where the image would fail again, return the error in its file.
+        Where the file holds an error that would come again, return that error.
         """
 
     @abstractmethod
@@ -109,7 +109,7 @@ class Job(ABC):
 
 
 AnyJob = TypeVar("AnyJob", bound=Job)
-# Takes an image, its files by role, and the methods that can be run on it, with the keys of their other inputs.
+# Takes settings, image, files by role, and the methods that can be run on the image with the keys of their inputs.
 JobMaker = Callable[[Benchmarking, Example, dict[str, File], dict[Method, list[str]]], AnyJob]
 
 
@@ -120,7 +120,7 @@ class Benchmark(Generic[AnyJob]):
     settings: Benchmarking
     methods: tuple[Method, ...]
     work: list[tuple[ImageRef, AnyJob]]  # every image that can be judged, with its job
-    failures: list[ImageError]  # why others cannot be judged
+    failures: list[ImageError]  # why other images cannot be judged
     unjudged: list[Path]  # GAN results without a ground truth
     lossy: list[Path]  # masks that are JPEG or lossy WebP
     weights: ClassWeights | None  # (150,) float64; None where no method is weighted
@@ -131,7 +131,7 @@ class Benchmark(Generic[AnyJob]):
         return [(image, job) for image, job in left if isinstance(job, Job)]
 
     def failed(self) -> list[ImageError]:
-        """List the errors of images that cannot be judged: of lacking files, and of files that are at fault."""
+        """List the errors of images that cannot be judged, because files are lacking or files are at fault."""
         left = (job.left(self.workspace, self.methods) for _, job in self.work)
         return self.failures + [error for error in left if isinstance(error, ImageError)]
 
@@ -169,16 +169,16 @@ def plan_benchmark(settings: Benchmarking, data_set: DataSet, make_job: JobMaker
     Raises `UsageError`: a method, the weights or the segmenter cannot be used, or lacks an input.
     """
     segmentation = segmenter_key(settings.segmenter) if settings.segmenter != "none" else None
-    there = {role for example in data_set.examples for role in example.files} | ({"labels"} if segmentation else set())
-    source = settings.weights or ("published" if "labels" in there else "none")
-    if source != "none" and "labels" not in there:
+    given = {role for example in data_set.examples for role in example.files} | ({"labels"} if segmentation else set())
+    source = settings.weights or ("published" if "labels" in given else "none")
+    if source != "none" and "labels" not in given:
         remedy = "add --labels or --segmenter, or drop --weights"
         raise UsageError("--weights", f"{source} needs class labels", remedy)
     weights = load_weights(source) if source != "none" else None
     methods = load_methods(settings.methods.split(","), weights_key=weights.key if weights else None)
     for method in methods:
         for role in method.inputs:
-            if role not in there:
+            if role not in given:
                 needed, remedy = NEEDED_INPUTS[role]
                 raise UsageError("--methods", f"{method.name} needs {needed}", remedy)
     used = {"mse_sr", "gan_sr", *_MASKS}.union(*(method.inputs for method in methods))
@@ -207,10 +207,10 @@ def plan_benchmark(settings: Benchmarking, data_set: DataSet, make_job: JobMaker
 
 
 def load_methods(specs: Iterable[str], *, weights_key: str | None) -> list[Method]:
-    """List the methods of a benchmark; ``specs`` are names and files of detectors, as `load_detector` takes them.
+    """Load the methods of a benchmark; ``specs`` are names and files of detectors, as `load_detector` takes them.
 
-    A detector that weighs classes gives two methods: with class weights, identified by ``weights_key`` (unless that is
-    None), and with weight 1. The operating points are the detector's ``thresholds``, else its own threshold.
+    A detector that weighs classes gives two methods: one with class weights, whose key is ``weights_key`` (none where
+    this is None), and one with weight 1. Operating points are the detector's ``thresholds``, else its own threshold.
 
     Raises `UsageError`: a method is unknown, fails to load, or two have one name.
     """
@@ -236,12 +236,12 @@ def load_methods(specs: Iterable[str], *, weights_key: str | None) -> list[Metho
 
 
 def judge_image(image: ImageRef, job: Job, benchmark: Benchmark[Any], device: str, max_pixels: int) -> None:
-    """Run the methods that are missing on an image and publish the result. Workers call this.
+    """Run the methods that an image lacks, and publish the result. Workers call this function.
 
-    Networks run on ``device``, ``cpu`` or ``cuda``. Files of more than ``max_pixels`` are not decoded.
+    Networks run on ``device``, ``cpu`` or ``cuda``. Files of more than ``max_pixels`` pixels are refused.
 
-    Raises `ImageError`: the image cannot be judged. Errors other than `TransientError` would come again, and are
-    recorded in the file, too.
+    Raises `ImageError`: the image cannot be judged. Errors other than `TransientError` would come again, so they are
+    also recorded in the file of the result.
     """
     workspace = benchmark.workspace
     try:
@@ -257,7 +257,7 @@ def judge_image(image: ImageRef, job: Job, benchmark: Benchmark[Any], device: st
 
 
 def _hashed(example: Example, used: set[str]) -> tuple[dict[str, File], list[Path]] | ImageError:
-    """Hash the files of an image that are used, and list its lossy masks; or return why a file cannot be read."""
+    """Hash the used files of an image, and list its lossy masks; return the error of a file that cannot be read."""
     files, lossy = {}, []
     try:
         for role, path in example.files.items():
@@ -299,7 +299,7 @@ def _read_pair(
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Limit OpenCV, and PyTorch if a method has loaded it, to this thread: only its time is measured."""
+    """Limit OpenCV, and PyTorch if it is loaded, to this thread, because only the time of this thread is measured."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     torch = sys.modules.get("torch")

@@ -1,4 +1,4 @@
-"""The images of a data set: where the folders of its parts lie, which files belong together, and what is lacking."""
+"""Find the images of a data set: the folders of its parts, the files that belong together, and lacking files."""
 
 import os
 import re
@@ -22,13 +22,12 @@ ANNOTATIONS = "annotations.json"
 _SPELLINGS = {role.replace("_", ""): role for role in ROLES} | {"label": "labels", "gt": "gt_mask"}
 _REMEDY = "name a folder with MSE-SR, GAN-SR and GT-Mask in it, a folder of such folders, or a COCO file"
 
-
 # A part of a data set: its name, its folders by role, and the COCO file in place of its folder of masks, if any.
 Part = tuple[str, Mapping[str, Path], Path | None]
 
 
 class Example(NamedTuple):
-    """The files of an image by role; its ground truth is one of the files, or a mask of a COCO file."""
+    """The files of an image by role. The ground truth is one of the files, or the mask of a COCO file."""
 
     part: str
     name: str
@@ -62,16 +61,16 @@ def read_data_set(root: Path | None, given: Mapping[str, Path], skip: Path) -> D
     """Find the images of a data set.
 
     Files belong together when their relative paths agree without suffix. An ending that all names of a folder share,
-    such as ``_out`` or ``-mask``, is dropped where more files find their GAN result without it.
+    such as ``_out`` or ``-mask``, is dropped where more files match a GAN result without this ending.
 
     Args:
         root: A folder with ``MSE-SR``, ``GAN-SR`` and ``GT-Mask`` in it, in any spelling (``mse_sr``, ``GT Mask``), and
             perhaps ``LR``, ``DeSRA-Mask`` and ``labels``; a folder of such folders, one per SR model; or a COCO file
-            beside the folders. A COCO file called ``annotations.json`` may take the place of any ``GT-Mask``. None
-            takes the given folders alone, which need no ground truth.
+            beside the folders. A COCO file called ``annotations.json`` may take the place of any ``GT-Mask``. With
+            None, only the given folders are read, and they need no ground truth.
         given: Folders by role that replace those in ``root``. If there are several parts, each given folder has a
             folder of each part's name.
-        skip: The folder of the benchmark's results, which may lie inside one of the others. It is not searched.
+        skip: The folder of the benchmark's results, which is not searched. It may lie inside another folder.
 
     Raises:
         UsageError: There is no such data set, a folder holds no images, or the COCO file is damaged.
@@ -115,7 +114,7 @@ def _find_parts(root: Path, given: Mapping[str, Path]) -> list[Part]:
 
 
 def _part(name: str, folders: dict[str, Path], place: Path, coco: Path | None = None) -> Part:
-    """Check that a part has all folders that it needs; annotations.json in its folder is its ground truth."""
+    """Check that a part has all folders that it needs; an annotations.json in its folder is the ground truth."""
     if coco:
         folders.pop("gt_mask", None)
     elif (place / ANNOTATIONS).is_file():
@@ -176,7 +175,7 @@ def _read_part(part: str, folders: Mapping[str, Path], coco: Path | None, skip: 
 
 
 def _aligned(files: Mapping[str, dict[str, Path]]) -> dict[str, dict[str, Path]]:
-    """Drop the common ending of a folder's names where more of the files find a twin without the ending."""
+    """Drop the common ending of a folder's names where more files match a GAN result without this ending."""
     others = [own for role, own in files.items() if role != "gan_sr"]
 
     def best(own: dict[str, Path], gan_sr: dict[str, Path]) -> dict[str, Path]:
@@ -190,7 +189,7 @@ def _aligned(files: Mapping[str, dict[str, Path]]) -> dict[str, dict[str, Path]]
 
 
 def _without_ending(files: dict[str, Path]) -> dict[str, Path]:
-    """Drop the end that all names share, from its first separator on."""
+    """Drop the ending that all names share, from the first separator in it on."""
     ending = os.path.commonprefix([name[::-1] for name in files])[::-1]  # noqa: RUF071 (by characters)
     separator = re.search("[_. -]", ending)
     length = len(ending) - separator.start() if separator else 0
@@ -200,7 +199,7 @@ def _without_ending(files: dict[str, Path]) -> dict[str, Path]:
 
 
 def _named(masks: Mapping[str, CocoMask], gan_sr: Mapping[str, Path], coco: Path) -> dict[str, CocoMask]:
-    """Give each mask the name of its GAN result; folders that only one of the two names has are ignored."""
+    """Give each mask the name of its GAN result; leading folders that only one of the two names has are ignored."""
     names, named = ImageNames(gan_sr), dict[str, CocoMask]()
     for file_name, mask in masks.items():
         found = names.find(file_name) or [os.path.splitext(file_name.replace("\\", "/"))[0]]

@@ -2,7 +2,7 @@
 
 All kinds are computed on values in 0..255 (uint16 / 257) in float64 and rounded once. Textures fade towards the border
 of their place, so that a detector sees the texture and not its outline. The name of an image and a seed determine its
-artifacts. Their places are laid out on cells of 4x4 px. An image with injected artifacts is called a sheet.
+artifacts. Places are laid out on cells of 4x4 px. An image with injected artifacts is called a sheet.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ SIZES = (64**2, 128**2, 256**2)
 # The RMS contrast of strength 1, in grey levels of 255.
 FULL_CONTRAST = 40.0
 
-_FADE = 4
-# At full strength the tint grows by 2.5 grey levels per pixel: a ramp in which D sees no edge.
+_FADE = 4  # px over which textures fade
+# With this width a tint of full strength grows by 2.5 grey levels per pixel, a ramp in which D sees no edge.
 _COLOUR_FADE = 16
-_HALO = 24
+_HALO = 24  # px around a place that its pattern depends on
 # A larger gain would amplify rounding in flat areas in place of edges.
 _MAX_RINGING_GAIN = 12.0
 _PAINTERLY_RADIUS = 5
@@ -45,8 +45,8 @@ _SHARE = 0.2
 _PACKED = 0.5
 # An artifact goes to one of the best positions for its kind: this share of all positions with room.
 _SUITABLE = 0.25
-_ROOM = np.ones((15, 15), np.uint8)
-_DISC = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * math.ceil(_GAP / _CELL) + 3,) * 2)
+_ROOM = np.ones((15, 15), np.uint8)  # px in which colours need room for a tint
+_DISC = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * math.ceil(_GAP / _CELL) + 3,) * 2)  # the gap, in cells
 
 Levels = npt.NDArray[np.float64]
 Cells = npt.NDArray[np.float64]  # whole numbers, so that sums are exact
@@ -69,8 +69,8 @@ def inject(gan_sr: Pixels, kind: str, place: Mask, *, strength: float, rng: np.r
         place: ``(H, W)`` bool: the artifact's pixels, at least one. No other pixel changes.
         strength: Above 0, at most 1. The change has an RMS of ``40 * strength`` grey levels over the pixels and
             channels of the place, before it is clipped to the range of the dtype. Ringing stays weaker where the image
-            has no edges, a colour shift where colours leave no room. Flattening instead moves each value by the share
-            ``strength`` of the way to the filtered image.
+            has no edges, a colour shift where colours leave no room. Flattening has no such RMS: it moves each value
+            towards the filtered image by the share ``strength`` of their difference.
         rng: Makes the pattern; the same state gives the same artifact.
 
     Returns:
@@ -93,14 +93,14 @@ def inject(gan_sr: Pixels, kind: str, place: Mask, *, strength: float, rng: np.r
 
 
 def contrast(before: Pixels, after: Pixels, place: Mask) -> float:
-    """Measure an injection: RMS of the change over the pixels and channels of its place, in grey levels of 255."""
+    """Measure the contrast of an injected artifact: RMS change of the samples in its place, in grey levels of 255."""
     return _rms(grey_levels(after[place]) - grey_levels(before[place]))
 
 
 def texture(pixels: Pixels, place: Mask) -> float:
-    """Measure the texture that hides artifacts: RMS deviation around each pixel of a place, in grey levels of 255.
+    """Measure the texture that hides artifacts in a place: the mean local deviation, in grey levels of 255.
 
-    The window is that of the paper's D: a Gaussian of 11x11 px and sigma 1.5. Channels count alike.
+    The local deviation is taken in the window of D (a Gaussian of 11x11 px, sigma 1.5). Channels count alike.
     """
     box = _box(place)
     levels = grey_levels(pixels[box])
@@ -115,9 +115,9 @@ class Case(NamedTuple):
     strength: float
     size: int  # the wanted area in pixels
     sheet: int  # the number of the injected image
-    y: int  # top of the box around its place
+    y: int  # top of the box around the place
     x: int  # left end of that box
-    seed: int  # of its shape and pattern
+    seed: int  # of shape and pattern
 
     def place(self, shape: tuple[int, ...]) -> Mask:
         """Mark the pixels of the artifact in an image of this shape: ``(H, W)`` bool."""
@@ -138,10 +138,10 @@ def cases(
 ) -> list[Case]:
     """Draw the artifacts to inject into an image: each kind in each strength and size once, as far as there is room.
 
-    Artifacts on one sheet are at least 40 px apart, and cover a fifth of the sheet on average at most. There are as
-    many sheets as the artifacts need: some 8 MP for an image of any size, and at least one sheet. Ringing and
-    flattening go where the image has detail, a colour shift where its colours have room: to the quarter of the
-    positions that suits the kind best.
+    Artifacts on one sheet are at least 40 px apart, and cover a fifth of the sheet on average at most. The number of
+    sheets is what the artifacts need: sheets of some 8 MP in all, for an image of any size, and at least one sheet.
+    Ringing and flattening go where the image has detail, and a colour shift goes where colours have room. Of all
+    positions with room for the artifact, they take one of the quarter that suits the kind best.
 
     Args:
         name, seed: The name of the image, and a seed. Another name or seed draws other places and patterns.
@@ -150,7 +150,7 @@ def cases(
         exclude: ``(H, W)`` bool, True at pixels that are kept free, as are 20 px around them.
 
     Returns:
-        Cases by size, the largest first; none if nothing has room.
+        The cases, the largest first; an empty list if nothing has room.
     """
     if min(gan_sr.shape[:2]) <= 2 * _FRAME:
         return []
@@ -181,7 +181,7 @@ def cases(
 
 
 def blob(size: int, seed: int) -> Mask:
-    """Draw an irregular region without holes, of about ``size`` pixels, cut to its box; fixed by the seed."""
+    """Draw an irregular region without holes, of about ``size`` pixels: its box, ``(h, w)`` bool, fixed by the seed."""
     rng = np.random.default_rng(seed)
     radius = math.sqrt(size / math.pi)
     half = math.ceil(2 * radius)
@@ -275,7 +275,7 @@ def _ringing(levels: Levels, rng: np.random.Generator) -> Levels:
     window = np.exp(-(radius**2) / (2 * wavelength**2))
     wave = np.cos(2 * np.pi * radius / wavelength) * window
     kernel = wave - window * (wave.sum() / window.sum())
-    # Stripes of this wavelength keep their contrast.
+    # Scaled so that stripes of this wavelength keep their contrast.
     kernel /= float((kernel * np.cos(2 * np.pi * offsets / wavelength)).sum())
     halo = cv2.filter2D(luminance(levels), cv2.CV_64F, kernel, borderType=cv2.BORDER_REFLECT_101)
     return np.repeat(halo[:, :, np.newaxis], levels.shape[2], axis=2)
@@ -290,8 +290,8 @@ def _colour_shift(levels: Levels, inside: Mask, contrast: float, rng: np.random.
     best: Levels = np.zeros_like(levels)
     for angle in rng.uniform(0, 2 * np.pi) + np.arange(8) * np.pi / 4:
         tint = amplitude * (np.array([np.cos(angle), np.sin(angle)]) @ plane)
-        # The share of the tint with which every colour within 7 px stays within 0..255. Each averaged minimum is of a
-        # window that holds the pixel, so their mean is at most the pixel's own share.
+        # The share of the tint that keeps every colour within 7 px inside 0..255. The blur averages minima of windows
+        # that all hold the pixel, so their mean is at most the pixel's own share.
         limit = np.where(tint > 0, 255 - levels, levels) / np.maximum(np.abs(tint), 1e-9)
         least = cv2.erode(np.minimum(1.0, limit.min(axis=2)), np.ones((15, 15), np.uint8))
         room = cv2.blur(least, (15, 15), borderType=cv2.BORDER_REPLICATE)[:, :, np.newaxis]
@@ -302,7 +302,7 @@ def _colour_shift(levels: Levels, inside: Mask, contrast: float, rng: np.random.
 
 
 def _painterly(levels: Levels) -> Levels:
-    """Apply Kuwahara's filter: of the four squares with a corner in a pixel, take the mean of the least varying."""
+    """Apply Kuwahara's filter: a pixel becomes the mean of the least varying of four squares with a corner in it."""
     side = _PAINTERLY_RADIUS + 1
     best, least, grey = levels, np.full(levels.shape[:2], np.inf), luminance(levels)
     for anchor in ((0, 0), (0, side - 1), (side - 1, 0), (side - 1, side - 1)):
@@ -343,7 +343,7 @@ def _free(shape: tuple[int, ...], exclude: Mask | None) -> Cells:
 
 
 def _cells(values: npt.NDArray[Any]) -> Cells:
-    """Take the maximum of each cell; cells at the end of a side may be incomplete."""
+    """Take the maximum of each cell; the last cells of a row or column may be incomplete."""
     rows, columns = (np.arange(0, side, _CELL) for side in values.shape)
     peaks = np.maximum.reduceat(np.maximum.reduceat(values, rows, axis=0), columns, axis=1)
     return np.asarray(peaks.astype(np.float64))
@@ -367,8 +367,8 @@ def _guides(gan_sr: Pixels) -> dict[str, Cells]:
         small = cv2.resize(values, None, fx=1 / _CELL, fy=1 / _CELL, interpolation=cv2.INTER_AREA)
         return np.asarray(np.rint(small.astype(np.float64)))
 
-    luminance = levels.mean(axis=2)
-    detail = means(np.abs(luminance - cv2.blur(luminance, (11, 11))))
+    grey = levels.mean(axis=2)
+    detail = means(np.abs(grey - cv2.blur(grey, (11, 11))))
     room = means(cv2.erode(np.minimum(levels, 255 - levels).min(axis=2), _ROOM))
     return {"ringing": detail, "flattening": detail, "colour_shift": room}
 

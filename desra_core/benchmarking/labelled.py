@@ -59,7 +59,7 @@ _CALLED: set[str] = set()
 
 @dataclass(frozen=True)
 class PixelAgreement:
-    """Pixels of our mask and another program's: marked in both, marked in at least one, of equal value, and all."""
+    """Pixel counts of our mask and another program's: marked in both, marked in one or both, equal in both, and all."""
 
     intersection: int
     union: int
@@ -71,8 +71,8 @@ class PixelAgreement:
 class _MethodRun:
     """The results of a method on an image; dictionaries are by operating point."""
 
-    key: str  # identifies all that the results depend on
-    seconds: dict[str, float]  # of one thread, for score map and mask
+    key: str  # the fingerprint of all that the results depend on
+    seconds: dict[str, float]  # the time of one thread for score map and mask
     agreements: dict[str, Agreement]  # with the ground truth
     curve: tuple[tuple[float, Agreement], ...]  # with the ground truth, at `Method.thresholds`
     published: dict[str, PixelAgreement]  # with the DeSRA mask of the data set, if there is such a mask
@@ -88,7 +88,7 @@ class ImageRecord:
     width: int = 0
     labels_seconds: float | None = None  # time to compute class labels; None where they were read
     runs: dict[str, _MethodRun] = field(default_factory=dict)
-    failure: tuple[str, str, str, str] | None = None  # key, and subject, reason and remedy of an `ImageError`
+    failure: tuple[str, str, str, str] | None = None  # key of the job; subject, reason and remedy of an `ImageError`
 
     @property
     def title(self) -> str:
@@ -109,18 +109,18 @@ class LabelledJob(Job):
     """An image with its ground truth."""
 
     ground_truth: File | CocoMask
-    published: File | None  # its DeSRA mask
-    keys: dict[str, str]  # of its run by method
+    published: File | None  # the image's DeSRA mask in the data set
+    keys: dict[str, str]  # the key of the image's run by method
 
     def path(self, workspace: Workspace) -> Path:  # noqa: D102
         return workspace.root / "records" / self.part / f"{self.name}.json"
 
     def mask_path(self, workspace: Workspace, point: OperatingPoint) -> Path:
-        """Return the file of its mask at an operating point."""
+        """Return the file of the image's mask at an operating point."""
         return workspace.root / "masks" / point.folder / self.part / f"{self.name}.png"
 
     def record(self, workspace: Workspace) -> ImageRecord | None:
-        """Read the record, without a failure whose files have changed; None where it is missing or damaged."""
+        """Read the record, without a failure if the files have changed since; None where it is missing or damaged."""
         try:
             record = _RECORD.validate_json(self.path(workspace).read_bytes())
         except (OSError, ValueError):
@@ -167,7 +167,7 @@ class LabelledJob(Job):
                     both, either, equal = (int(pixels.sum()) for pixels in parts)
                     run.published[point.name] = PixelAgreement(both, either, equal, ours.size)
                 workspace.publish(self.mask_path(workspace, point), encode_mask(mask))
-        # The runs of methods that this benchmark leaves out stay in the record: they may be asked for again.
+        # The record keeps the runs of methods that this benchmark leaves out: a later one may ask for them again.
         record = self.record(workspace) or ImageRecord(self.part, self.name)
         labels_seconds = pair.seconds if pair.seconds is not None or not record.runs else record.labels_seconds
         made = ImageRecord(self.part, self.name, *pair.shape, labels_seconds, record.runs | runs)
@@ -191,7 +191,7 @@ def plan_labelled(settings: Benchmarking) -> Benchmark[LabelledJob]:
 
 
 def read_records(benchmark: Benchmark[LabelledJob]) -> list[ImageRecord]:
-    """Read the records of the images that are done, with the runs of the methods that are asked for."""
+    """Read the records of the images that are done, with only the runs of this benchmark's methods."""
     unfinished = {(job.part, job.name) for _, job in benchmark.missing()}
     records = []
     for _, job in benchmark.work:
@@ -212,7 +212,7 @@ def read_ground_truth(source: File | CocoMask, shape: tuple[int, int], image: Pa
 
 
 def _timed_scores(method: Method, pair: DecodedPair, weights: ClassWeights | None) -> tuple[Scores, float]:
-    """Compute the score map of a pair, and measure the seconds of this thread."""
+    """Compute the score map of a pair, and measure how many seconds this thread takes."""
     detector = method.detector(weights)
     if method.key not in _CALLED:  # the first call of a process also loads libraries and compiles
         score_pair(detector, method.name, pair.path, pair.inputs)
@@ -242,7 +242,7 @@ def _decoded(file: File) -> Mask:
 
 
 class MethodRow(NamedTuple):
-    """A method at an operating point over the images of a part."""
+    """The results of a method at an operating point over the images of a part."""
 
     part: str
     method: Method
@@ -255,7 +255,7 @@ class _PublishedRow(NamedTuple):
     """Agreement of the masks at an operating point with the DeSRA masks of the data set."""
 
     part: str
-    entry: str  # name of the operating point
+    entry: str  # the name of the operating point
     images: int
     same: int  # images whose masks are equal
     iou: float  # mean over the images, where two empty masks count as 1
@@ -390,7 +390,7 @@ def _method_cells(rows: Sequence[MethodRow]) -> list[dict[str, str]]:
 
 
 def _without_single_part(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Leave out the column of parts where there is one part only."""
+    """Leave out the column of parts where all rows are of one part."""
     if len({row["part"] for row in rows}) > 1:
         return rows
     return [{name: cell for name, cell in row.items() if name != "part"} for row in rows]

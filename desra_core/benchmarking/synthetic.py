@@ -1,4 +1,4 @@
-"""The benchmark without ground truth, whose artifacts are injected into clean pairs: jobs, their sums, and tables."""
+"""The benchmark that injects artifacts into clean pairs and needs no ground truth: its jobs, sums and tables."""
 
 import statistics
 from bisect import bisect_right
@@ -30,15 +30,15 @@ from desra_core.workspace.manifest import File
 # Raise it when a bit of a trial changes.
 TRIAL_VERSION = 2
 
-# Kinds that add contrast. Their recall is also given by the ratio of that contrast to the texture of the MSE result at
-# their place: below 1, from 1 to 2, from 2 to 4, and from 4 on.
+# Kinds that add contrast. A table shows their recall by the ratio of this contrast to the MSE result's texture at the
+# same place: below 1, from 1 to 2, from 2 to 4, and from 4 on.
 _ADDED = frozenset({"blotches", "checkerboard", "worms", "ringing"})
 RATIO_BOUNDS = (1.0, 2.0, 4.0)
 
-# Shares of the clean pixels that may be marked, for the table of the recall at that price.
+# The table "Recall at a price" has a column for each of these shares of the clean pixels that may be marked.
 BUDGETS = (0.001, 0.003, 0.01, 0.03, 0.1)
 
-# Bounds of a recall's interval, by which one of `_VERDICTS` is chosen.
+# `_verdict` compares the interval of a recall with these bounds to choose one of `_VERDICTS`.
 _UNSEEN, _RARE, _COMMON = 0.15, 0.5, 0.75
 _VERDICTS = ("It does not see", "It misses most", "It sees some", "It sees most")
 _PLURALS = {"checkerboard": "checkerboards", "colour_shift": "colour shifts"}
@@ -72,7 +72,7 @@ _RECORD = TypeAdapter(TrialRecord)
 
 @dataclass(frozen=True)
 class SyntheticJob(Job):
-    """A pair to inject artifacts into; ``exclude`` is the mask of the artifacts that it has already."""
+    """A pair to inject artifacts into; ``exclude`` is the mask of artifacts that the pair has already."""
 
     exclude: File | None
     key: str
@@ -131,7 +131,7 @@ def read_trials(benchmark: Benchmark[SyntheticJob]) -> list[Trial]:
 
 
 class Rate(NamedTuple):
-    """The number of artifacts that were found, and of all of them."""
+    """The number of artifacts that were found, and the number of artifacts that count."""
 
     found: int
     trials: int
@@ -152,9 +152,9 @@ class _GridPoint(NamedTuple):
 
     threshold: float
     min_area: int
-    rate: Rate  # without artifacts whose places are marked even without the artifact
+    rate: Rate  # without artifacts whose places are marked in the clean pair too
     false_regions: int
-    false_pixels: int  # of the clean pixels
+    false_pixels: int  # clean pixels that are marked
     clean_pixels: int
 
     @property
@@ -178,15 +178,13 @@ class _MethodSummary:
     cells: dict[tuple[str, float, int], Rate]  # the recall by kind, strength and size
     # The recall of the kinds that add contrast, in the four ranges of contrast over texture between `RATIO_BOUNDS`.
     by_ratio: tuple[Rate, ...]
-    # The number of artifacts that are not counted, because the method marks at least half of their place in the clean
-    # pair.
-    marked_before: int
+    marked_before: int  # artifacts that do not count, because at least half of their place is marked in the clean pair
     iou: float | None  # the mean over the artifacts that are found; None without any
-    seconds_per_megapixel: float | None  # the median over the images of the time to compute scores; None without any
+    seconds_per_megapixel: float | None  # time to compute scores: the median over the images; None without images
     curve: tuple[_GridPoint, ...]  # all points, by threshold and minimal area
 
     def recall(self, *, kind: str | None = None, strength: float | None = None, size: int | None = None) -> Rate:
-        """Add up the recall of the artifacts of a kind, strength and size at the default point; None takes all."""
+        """Add up the recall at the default point over artifacts of a kind, strength and size; None stands for all."""
         wanted = (kind, strength, size)
         return _total(
             rate
@@ -242,7 +240,7 @@ def synthetic_tables(
 
 
 def sections_of(summary: SyntheticSummary) -> list[Section]:
-    """List all tables, after the kinds of artifacts that DeSRA, else the first method, does not see."""
+    """List all sections: first the artifacts that DeSRA (else the first method) does not see, then the tables."""
     methods = summary.methods
     if not methods or not summary.injected:
         nothing = "Nothing could be injected: the images are too small, or marked or excluded as a whole."
@@ -325,8 +323,8 @@ def statements(method: _MethodSummary) -> list[str]:
 def to_rows(summary: SyntheticSummary) -> dict[str, list[dict[str, Any]]]:
     """List the tables for JSON and CSV, with shares in 0..1.
 
-    ``recall`` is by method, kind, strength and size at the default point; ``methods`` has each at its default point,
-    ``curve`` each at all points; ``texture`` is the recall by contrast over texture.
+    ``recall`` is by method, kind, strength and size at the default point. ``methods`` has each method at its default
+    point, ``curve`` has each method at all points. ``texture`` is the recall by contrast over texture.
     """
     tables: dict[str, list[dict[str, Any]]] = {"recall": [], "methods": [], "curve": [], "texture": []}
     for method in summary.methods:
@@ -348,7 +346,7 @@ def to_rows(summary: SyntheticSummary) -> dict[str, list[dict[str, Any]]]:
 def curves(summary: SyntheticSummary) -> dict[str, list[tuple[float, float]]]:
     """Trace the operating curve of each method; a point that marks more than another but finds no more is left out.
 
-    A point is the share of the clean pixels that is marked, ascending, and the recall.
+    Points are ascending pairs: the share of the clean pixels that is marked, and the recall.
     """
     fronts = {}
     for method in summary.methods:
@@ -378,7 +376,7 @@ def _summarise(method: str, trials: Sequence[Trial]) -> _MethodSummary:
     thresholds, min_areas = first.thresholds[method], first.min_areas
     responses = [response for trial in trials for response in trial.responses if response.method == method]
     alarms = [alarm for trial in trials for alarm in trial.false_alarms if alarm.method == method]
-    # By response, threshold and minimal area.
+    # Both arrays have the axes response, threshold and minimal area.
     shape = (len(responses), len(thresholds), len(min_areas))
     counted = ~np.array([response.already for response in responses], np.bool_).reshape(shape)
     found = counted & np.array([response.found for response in responses], np.bool_).reshape(shape)
@@ -418,7 +416,7 @@ def _summarise(method: str, trials: Sequence[Trial]) -> _MethodSummary:
 
 
 def _total(rates: Iterable[tuple[int, int]]) -> Rate:
-    """Add up numbers of artifacts that were found, and of those that were tried."""
+    """Add up pairs of the number of artifacts that were found and the number that count."""
     rows = list(rates)
     return Rate(sum(found for found, _ in rows), sum(tried for _, tried in rows))
 

@@ -15,7 +15,7 @@ from desra_core.detection.mask import MIN_AREA, Components, score_mask
 from desra_core.images.codec import Mask, Pixels
 
 MIN_AREAS = (400, 1000, 2000, 4000, 8000)
-# Multiples of a detector's own threshold: from a quarter to four times, and on to where hardly anything is marked.
+# Multiples of a detector's own threshold: from a quarter to four times, and three at which hardly a pixel is marked.
 GRID = (*(2 ** (step / 3) for step in range(-6, 7)), 8.0, 16.0, 32.0)
 # An injection that changes less, in grey levels of 255, is hardly visible as an artifact.
 FAINT = 5.0
@@ -46,16 +46,16 @@ class Response(NamedTuple):
     texture: float  # see `desra_core.benchmarking.injection.texture`
     method: str
     found: Bits  # by threshold and minimal area: at least half of the place is marked
-    already: Bits  # the same without the artifact: then a mark proves nothing, and the artifact is not counted
-    iou: float  # of the place and its best region at the default point
+    already: Bits  # the same in the clean pair; if true, a mark proves nothing, and the artifact is not counted
+    iou: float  # of the place and the region that fits it best, at default threshold and minimal area
 
 
 class FalseAlarms(NamedTuple):
     """The marks of one method in the pair without artifacts, outside of ``exclude``, by threshold and minimal area."""
 
     method: str
-    regions: Counts  # those of which less than half is excluded
-    pixels: Counts  # those that are not excluded
+    regions: Counts  # regions of which less than half is excluded
+    pixels: Counts  # marked pixels that are not excluded
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Trial:
 class ScoreGrid:
     """Thresholds and minimal areas, each ascending, for images of ``(H, W)``, and the default of each.
 
-    One mask per threshold is enough: that at the smallest minimal area holds the regions of all larger minimal areas.
+    One mask per threshold is enough: the mask at the smallest minimal area holds the regions at all larger ones.
     """
 
     shape: tuple[int, int]
@@ -89,10 +89,10 @@ class ScoreGrid:
     min_area: int
 
     def find(self, scores: Scores, places: Sequence[npt.NDArray[np.intp]]) -> list[tuple[Bits, float]]:
-        """Look for places in the scores of a `Detector`.
+        """Check which places a score map marks.
 
         Args:
-            scores: ``(H - 2 f, W - 2 f)``.
+            scores: ``(H - 2 f, W - 2 f)``, from a `Detector`.
             places: The pixels of each place, as indices of the flattened image.
 
         Returns:
@@ -140,8 +140,8 @@ def run_trial(
         name: The name of the image. Name and seed determine the artifacts.
         pair: The results, and the labels of the clean GAN result.
         detectors: By method. A detector that needs a lacking input or a larger image is left out. Nothing is injected
-            near the regions that the first usable detector marks in the clean pair, at its own threshold and the
-            smallest minimal area.
+            near regions that the first detector which is not left out marks in the clean pair, at its own threshold
+            and the smallest minimal area.
         design: Each detector's own threshold and ``min_area`` are added to the grid.
         exclude: ``(H, W)`` bool, known artifacts: nothing is injected near them, and they are no false alarms.
     """
@@ -192,7 +192,7 @@ def run_trial(
 
 
 def _sheets(pair: DetectorInputs, drawn: Sequence[Case]) -> Iterator[tuple[Pixels, list[Injected]]]:
-    """Yield the injected images, each with those of its artifacts that are not faint."""
+    """Yield the injected images, each with its artifacts. Faint artifacts are not injected."""
     by_sheet = sorted(drawn, key=lambda case: case.sheet)
     for _, group in groupby(by_sheet, key=lambda case: case.sheet):
         sheet, artifacts = pair.gan_sr, []

@@ -124,7 +124,7 @@ def decode_coco_mask(mask: CocoMask) -> Mask:
 
 
 def _entries(document: dict[str, Any], kind: str, needed: tuple[str, ...], path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the entries of a list of the file; raises `UsageError` for one without the ids, names and sizes needed."""
+    """Yield the entries of a list of the file; raises `UsageError` for one that lacks a needed id, name or size."""
     rows = document.get(kind) or ()
     if not isinstance(rows, list | tuple):
         raise UsageError(f"{path}, {kind}", "is no list", _FORMAT)
@@ -212,7 +212,7 @@ def _draw(annotation: dict[str, Any], image: _Image, where: str) -> None:
 
 
 def _draw_outlines(annotation: dict[str, Any], image: _Image) -> None:
-    """Add polygons, or else the box; raises `ValueError`, or any error of Python for values of other types."""
+    """Add polygons, or else the box; raises `ValueError`, or another error of Python for values of a wrong type."""
     from pycocotools import mask as coco
 
     drawn, kind = [outline for outline in annotation.get("segmentation") or () if outline], "polygon"
@@ -223,7 +223,7 @@ def _draw_outlines(annotation: dict[str, Any], image: _Image) -> None:
         image.left_out += ["outline of fewer than three points"] * (len(drawn) - len(outlines))
     else:
         outlines, kind = _outline_of_box(annotation)
-    # pycocotools never finishes the edges to points that are far away.
+    # pycocotools does not finish drawing an edge to a point that is very far away.
     far = 4 * (image.height + image.width)
     if any(len(outline) % 2 or not (np.abs(outline) < far).all() for outline in outlines):
         raise ValueError("an outline is not of pairs of numbers near the image")
@@ -252,7 +252,7 @@ def _outline_of_box(annotation: dict[str, Any]) -> tuple[list[list[float]], str]
 
 
 def _run_lengths_of(segmentation: dict[str, Any], height: int, width: int) -> Any:
-    """Compress a run-length encoding, after checks that pycocotools lacks: pixels after the runs would be undefined."""
+    """Check a run-length encoding, which pycocotools does not (pixels after it are undefined), and compress it."""
     from pycocotools import mask as coco
 
     size, counts = [whole_number(side) for side in segmentation["size"]], segmentation["counts"]
@@ -269,8 +269,8 @@ def _run_lengths_of(segmentation: dict[str, Any], height: int, width: int) -> An
 def _run_lengths(counts: str) -> list[int]:
     """Undo the compression of ``rleFrString`` in pycocotools, which reads past the end of damaged text.
 
-    Numbers have the base 32, the lowest digit first; from the fourth number on, the number two places before is
-    subtracted.
+    Numbers are written in base 32, the lowest digit first. From the fourth number on, the text holds the difference to
+    the number two places before.
     """
     lengths: list[int] = []
     value = shift = 0

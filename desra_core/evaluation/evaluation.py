@@ -1,10 +1,10 @@
-"""Evaluate a set of masks: compare it with its ground truth, add up the measures, and write them to files.
+"""Evaluate a set of masks: compare the masks with their ground truth, add up the measures, and write files.
 
 Severity labels are a CSV file that people fill in, with the columns ``image`` (the name: relative path without suffix),
 ``region`` (the number of a ground-truth region of that image, in reading order from 1) and ``noticed`` (the share of
-viewers who noticed the region, 0..1; empty where no viewer was asked). The ``regions.csv`` that ``desra evaluate
---output`` writes is made to be filled in. Where its columns ``x``, ``y``, ``width`` and ``height`` are kept, they must
-still be true.
+viewers who noticed the region, 0..1; empty where no viewer was asked). People fill in the ``regions.csv`` that ``desra
+evaluate --output`` writes. Its columns ``x``, ``y``, ``width`` and ``height`` may be removed; if they are kept, they
+must match the region.
 """
 
 import csv
@@ -53,9 +53,9 @@ _REGION_COLUMNS = ("image", "region", *_BOX, "area", "share_inside", "class")
 class Rating(NamedTuple):
     """A row of severity labels."""
 
-    noticed: float | None  # the share of viewers; None where none were asked
-    box: tuple[str, ...] | None  # the region's box, if all of it is given
-    line: int  # of the file
+    noticed: float | None  # the share of viewers who noticed the region; None where no viewer was asked
+    box: tuple[str, ...] | None  # the cells of `_BOX`; None unless all four are filled in
+    line: int  # the line number in the file
 
 
 # By image and number of the region.
@@ -75,9 +75,9 @@ class Evaluation:
     """The result of comparing a set of masks with its ground truth."""
 
     pairing: Pairing
-    images: list[ImageAgreement]  # that could be judged, by name
+    images: list[ImageAgreement]  # the images that could be judged, sorted by name
     failures: list[ImageError]  # files that could not be judged, and names that are ambiguous
-    sizes: Sizes | None  # the size that was taken for masks whose files do not show it; None where all files do
+    sizes: Sizes | None  # the size assumed for masks whose files do not show it; None where all files show it
     scores: MaskScores  # of all images
     classes: dict[int, Agreement] | None  # the sums over the images with labels, by class; None without such images
     severity: SeverityLabels | None
@@ -109,11 +109,11 @@ def evaluate_masks(
             ``image``, the image's own, or ``valid``, that of its valid region. ``auto`` takes ``image``, unless one of
             these masks marks something in the outermost 5 px, where DeSRA marks nothing.
         severity: Severity labels.
-        on_judged: Called with the number of images judged so far, and of all images.
+        on_judged: Called with the number of images judged so far, and the number of all images.
 
     Raises:
-        UsageError: No image could be judged (with the message of the first failure, if there are any), or the severity
-            labels do not belong to this ground truth.
+        UsageError: No image could be judged (the message is that of the first failure, if any), or the severity labels
+            do not belong to this ground truth.
     """
     taken: Sizes = "image" if sizes == "auto" else sizes
     results = _judged(pairing.pairs, severity, taken, on_judged, stop_at_border=sizes == "auto")
@@ -158,7 +158,7 @@ def all_failed(failures: Sequence[ImageError]) -> UsageError:
 
 
 def as_document(evaluation: Evaluation) -> dict[str, Any]:
-    """Describe an evaluation without its single regions, in plain values for JSON; undefined ones are None."""
+    """Describe an evaluation, but not its single regions, in plain values for JSON; undefined measures are None."""
     pairing = evaluation.pairing
     document = scores_document(evaluation.scores) | {
         "masks": str(pairing.masks),
@@ -320,8 +320,8 @@ def _judged(
 ) -> list[ImageAgreement | ImageError] | None:
     """Compare all pairs in their order.
 
-    With ``stop_at_border``, return None at the first mask of assumed size that marks its border: such a mask has
-    only the valid region.
+    With ``stop_at_border``, return None at the first mask of assumed size that marks its border. Such a mask shows only
+    the valid region, because DeSRA marks nothing in the border of an image.
     """
     results = []
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
@@ -376,7 +376,7 @@ def _rating(row: dict[str, str], line: int, path: Path) -> tuple[int, Rating]:
 
 
 def _region_row(image: ImageAgreement, number: int, region: MaskRegion) -> Row:
-    """Make the columns that both tables of regions have; ``share_inside`` is the share inside the other mask."""
+    """Make the columns that both tables of regions have; ``share_inside`` is the region's share in the other mask."""
     class_name = None if region.dominant_class is None else class_names()[region.dominant_class]
     values = (image.pair.name, number, *region[:5], region.inside / region.area, class_name)
     return dict(zip(_REGION_COLUMNS, values, strict=True))

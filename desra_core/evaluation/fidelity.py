@@ -1,9 +1,9 @@
 """Measure how much two results of one photo differ: outside of a mask, in sharpness, and as people see it (LPIPS).
 
-All but LPIPS are taken on values in 0..255 (uint16 / 257), in float64, strip by strip of rows to bound the memory.
+All measures but LPIPS use float64 values in 0..255 (uint16 / 257), and read strips of rows to bound the memory.
 
 LPIPS (Zhang et al. 2018) is a distance of two images in the features of AlexNet, close to people's judgement. Its heads
-come with the package ``lpips``, the weights of AlexNet from a file of the user; nothing is downloaded.
+come with the package ``lpips``. The weights of AlexNet come from a file of the user; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-# Pixels around a pixel that its SSIM depends on, with the Gaussian of Wang et al. (2004).
+# The SSIM of a pixel depends on this many pixels to each side, with the Gaussian of Wang et al. (2004).
 _SSIM_HALO = 5
 # Keeps the similarity of gradients defined where both are 0; for values in 0..255.
 _GRADIENT_STABILISER = 170.0
-# Pixels of a strip: bounds the extra memory to some 50 MB; larger strips are not faster.
+# The number of pixels of a strip. It bounds the extra memory to some 50 MB; larger strips are not faster.
 _STRIP = 2**18
 _DERIVATIVE = np.array([1.0, 0.0, -1.0])
 _MEAN = np.full(3, 1 / 3)
 # The smallest side, in pixels, that AlexNet's two poolings do not reduce to nothing.
 _LEAST = 31
-# Larger images are measured by windows of this side: the features of a pair take about 200 bytes per pixel.
+# Larger images are cut into windows of this side, because the features of a pair take about 200 bytes per pixel.
 _WINDOW = 1024
 _ALEXNET = "give the AlexNet weights of torchvision, alexnet-owt-7be5be79.pth"
 
 
 def squared_error(before: Pixels, after: Pixels, outside: Mask) -> float:
-    """Sum up the squared differences over the pixels outside, each the mean over its channels.
+    """Sum up the squared differences over the pixels outside of a mask. A pixel counts with the mean of its channels.
 
     Args:
         before, after: ``(H, W, 1 or 3)`` uint8 or uint16, of one shape.
@@ -63,7 +63,7 @@ def squared_error(before: Pixels, after: Pixels, outside: Mask) -> float:
 
 
 def psnr(squared_error_sum: float, pixels: int) -> float:
-    """Compute the peak signal-to-noise ratio in dB from a `squared_error` over so many pixels; infinite for 0."""
+    """Compute the peak signal-to-noise ratio in dB from a `squared_error` and its number of pixels; infinite for 0."""
     if squared_error_sum == 0:
         return math.inf
     return 10 * math.log10(255**2 * pixels / squared_error_sum)
@@ -73,8 +73,8 @@ def structural_similarity(before: Pixels, after: Pixels, outside: Mask) -> float
     """Average the SSIM map (Wang et al. 2004) of luminance over the pixels outside.
 
     Gaussian window of sigma 1.5, population covariance, K1 = 0.01 and K2 = 0.03, borders reflected. The window of a
-    pixel outside may reach inside. Parameters and errors are those of `squared_error`; images have at least 11 px a
-    side. Returns -1..1, exactly 1 for equal images.
+    pixel outside may reach into the mask. Parameters and errors are those of `squared_error`; images have at least
+    11 px a side. Returns -1..1, exactly 1 for equal images.
     """
     from skimage.metrics import structural_similarity as ssim
 
@@ -94,7 +94,7 @@ def gradient_similarity(before: Pixels, after: Pixels, outside: Mask) -> float:
     """Average the similarity of the gradient magnitudes of luminance over the pixels outside (Xue et al. 2014, GMSD).
 
     ``(2 g h + c) / (g^2 + h^2 + c)`` with c = 170 and Prewitt gradients g and h. Unlike in the paper, images are not
-    halved first, because finetuning may cost finer texture, and the mean is taken in place of the deviation. Parameters
+    halved first, because finetuning may cost fine texture, and the result is the mean, not the deviation. Parameters
     and errors are those of `squared_error`. Returns 0..1, exactly 1 for equal images.
     """
     pixels = _check_shapes(before, after, outside)
@@ -127,7 +127,7 @@ def load_lpips(path: Path) -> nn.Module:
     except UsageError as error:
         raise UsageError(path, error.reason, _ALEXNET) from None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchvision warns of the way in which lpips asks for AlexNet
+        warnings.simplefilter("ignore")  # torchvision warns of an outdated argument that lpips passes
         import lpips
 
         model = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
@@ -154,7 +154,7 @@ def lpips_distance(model: nn.Module, before: Pixels, after: Pixels) -> float:
 
     Returns:
         0 for equal images, about 1 for unrelated ones. Images larger than 1024 px a side are cut into windows of one
-        size, whose mean is taken; images smaller than 31 px are extended by their border pixels.
+        size, and the distance is the mean over the windows. Images smaller than 31 px are extended by border pixels.
 
     Raises:
         ValueError: The shapes differ.
@@ -180,7 +180,7 @@ def _check_shapes(before: Pixels, after: Pixels, outside: Mask) -> int:
 
 
 def _with_halo(rows: slice, height: int, halo: int, least: int = 1) -> tuple[slice, slice]:
-    """Find the rows (``least`` or more) that a filter reads to fill a strip, and the strip's place in these rows."""
+    """Find the rows that a filter reads to fill a strip (at least ``least``), and the strip's place in these rows."""
     first = max(0, min(rows.start - halo, height - least))
     last = min(height, max(rows.stop + halo, least))
     return slice(first, last), slice(rows.start - first, min(rows.stop, height) - first)

@@ -28,9 +28,9 @@ from desra_core.workspace.matching import files_by_name, spelled_like
 # Width of the border in which nothing is detected, in pixels.
 FRAME = 5
 
-# A lossy format makes only the surroundings of edges gray: at most this share of a mask.
+# A lossy format makes only pixels near edges gray, so at most this share of a mask.
 _MOST_GRAY = 0.25
-# The largest value that black can get by JPEG's coarsest quantisation.
+# Black can get values up to this by JPEG's coarsest quantisation.
 _NOISE = 31
 # The remedy where the size of a mask does not fit.
 SIZES = f"masks have the size of their image, or {2 * FRAME} px less each way"
@@ -46,7 +46,7 @@ class MaskPair(NamedTuple):
     ground_truth: Path
     labels: Path | None = None  # class labels: an image file, or a zarr array of a workspace
     gan_sr: Path | None = None
-    whole: bool = False  # both masks are known to have the image's size; else the files must show the size
+    whole: bool = False  # both masks are known to have the image's size; else their files must show that size
 
 
 class Pairing(NamedTuple):
@@ -71,7 +71,7 @@ def read_mask(path: Path) -> Mask:
 def decode_any_mask(data: bytes, path: Path) -> Mask:
     """Decode the mask in the whole content of a file to ``(H, W)`` bool; ``path`` is named in errors.
 
-    Pixels of one colour or value other than black (255, 1, 65535) are marked; black and transparent pixels are not.
+    Black and transparent pixels are not marked. All others are, and must have one colour or value (1, 255, 65535).
     Lossy files (`is_lossy`) are thresholded at half of the range. Raises `ImageError`: the file is no image, is
     damaged, or is not binary.
     """
@@ -91,7 +91,7 @@ def decode_any_mask(data: bytes, path: Path) -> Mask:
     if photo.alpha is None:
         return marked
     opaque = _painted(photo.alpha[:, :, np.newaxis], path)
-    # In a mask drawn on a transparent ground, transparent pixels are black, or all pixels have one colour.
+    # Where a mask was drawn on a transparent ground, transparent pixels are black, or all pixels have one colour.
     if not marked.all() and (marked & ~opaque).any():
         raise ImageError(path, "is one mask by its colours and another by its transparency", "save it without alpha")
     return marked & opaque
@@ -113,7 +113,7 @@ def is_lossy(data: bytes) -> bool:
 
 
 def on_valid_region(mask: Mask, shape: tuple[int, int], path: Path) -> Mask:
-    """Crop the mask of an image of ``(H, W)`` to ``(H - 10, W - 10)``, unless it has that size.
+    """Crop the mask of an image of ``(H, W)`` to ``(H - 10, W - 10)``; a mask of that size stays as it is.
 
     Raises `ImageError` where the mask has another size, or nothing is left of the image.
     """
@@ -145,9 +145,9 @@ def pair_folders(masks: Path, gt: Path, *, labels: Path | None = None, gan_sr: P
 def pair_workspace(
     workspace: Workspace, *, gt: Path | None = None, labels: Path | None = None, gan_sr: Path | None = None
 ) -> Pairing:
-    """Match the masks of a workspace with its human masks, and the others with the files of a folder.
+    """Match the masks of a workspace with its human masks; where there is no human mask, with the files of ``gt``.
 
-    Labels and GAN results are the workspace's, where no folder is given and as far as their files exist.
+    Without a folder, labels and GAN results are those of the workspace, as far as their files exist.
 
     Raises:
         UsageError: The folder is no workspace, or there is no ground truth.
@@ -205,7 +205,7 @@ def _any_channel(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
 
 
 def _by_name(folder: Path | None, masks: Iterable[str]) -> dict[str, Path]:
-    """Collect the image files of a folder by the names of masks, without names that two files share."""
+    """Collect the image files of a folder, by name as masks spell it; leave out names that two files share."""
     if folder is None:
         return {}
     files, _, others = image_files(folder)

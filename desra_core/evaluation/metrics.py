@@ -1,7 +1,7 @@
 """The mask metrics of the DeSRA paper: counted per image, class and region, and pooled over a set with intervals.
 
-A region of one mask is *covered* by the other where at least half of its pixels lie in it. Detected regions that the
-ground truth covers are right (precision); ground-truth regions that the mask covers are found (recall).
+A region of one mask is *covered* by the other mask when at least half of its pixels lie in that mask. A detected region
+is right when the ground truth covers it (precision). A ground-truth region is found when the mask covers it (recall).
 """
 
 import math
@@ -30,7 +30,7 @@ RESAMPLES = 2000
 SEED = 0
 INTERVAL_KIND = f"{100 * CONFIDENCE:g} % percentile bootstrap over images, {RESAMPLES} resamples, seed {SEED}"
 
-# Two-sided 95 % of the normal distribution.
+# 95 % of a normal distribution lie within this many deviations of its mean.
 _Z = 1.959963984540054
 _WHY_UNDEFINED = {
     "iou": "no mask and no ground truth marks anything",
@@ -139,10 +139,10 @@ class MaskScores:
     images: int
     empty_pairs: int  # images in which neither mask marks a pixel
     total: Agreement  # the sums over the images, whose precision, recall and F1 are those of the set
-    # None where undefined. iou is the published mean over images, without those whose masks are both empty; in
-    # iou_with_empty these count as 1.
+    # By measure, None where undefined. iou is the published mean over images, without images whose masks are both
+    # empty; in iou_with_empty such images count as 1.
     values: dict[str, float | None]
-    intervals: dict[str, Interval | None]  # of 95 %, see `bootstrap_intervals`
+    intervals: dict[str, Interval | None]  # 95 % intervals by measure, see `bootstrap_intervals`
 
     @property
     def undefined(self) -> dict[str, str]:
@@ -167,7 +167,7 @@ def compare_masks(mask: Mask, ground_truth: Mask) -> Agreement:
 def count_agreement(
     mask: Mask, ground_truth: Mask, right: Flags | Sequence[bool], found: Flags | Sequence[bool]
 ) -> Agreement:
-    """Count the pixels of two masks, and their regions by a flag for each: ``(N,)`` right, ``(M,)`` found."""
+    """Count the pixels of two masks, and their regions by flags: ``(N,)`` right detections, ``(M,)`` found regions."""
     return Agreement(
         intersection=int((mask & ground_truth).sum()),
         union=int((mask | ground_truth).sum()),
@@ -185,7 +185,7 @@ def compare_pair(pair: MaskPair, *, sizes: Sizes = "image", prominent: Collectio
 
     Args:
         pair: The masks.
-        sizes: The size of both masks, where they are of one size and no other file shows the image's size.
+        sizes: The size of the masks, if they have one size and no other file shows the image's size.
         prominent: The numbers of the prominent regions of the ground truth, from 1; None without ratings.
 
     Raises:
@@ -228,7 +228,7 @@ def mask_regions(components: Components, other: Mask, labels: Labels | None, off
         components: Of an ``(H, W)`` mask.
         other: ``(H, W)`` bool.
         labels: ``(H, W)`` uint8 in 0..149, or None.
-        offset: Pixels from the image's left and upper edge to the mask's.
+        offset: Pixels from the image's left and upper edges to the mask's edges.
     """
     boxes = np.add(components.boxes, (offset, offset, 0, 0)).tolist()
     measured = components.areas.tolist(), components.overlap(other).tolist(), components.dominant_classes(labels)
@@ -236,11 +236,11 @@ def mask_regions(components: Components, other: Mask, labels: Labels | None, off
 
 
 def prominent_agreement(mask: Mask, ground_truth: Mask, prominent: Flags) -> Agreement:
-    """Compare a mask with the prominent regions of a ground truth; its other regions are neither right nor wrong.
+    """Compare a mask with the prominent regions of a ground truth; the ground truth's other regions are ignored.
 
-    Pixels of the other regions do not count. A detected region is right when at least half of its pixels outside of
-    the other regions lie in prominent ones. A detected region is left out when it is not right, but at least half of it
-    lies in the whole ground truth. All others are wrong.
+    Pixels of ignored regions do not count. A detected region is right when at least half of its pixels outside of
+    ignored regions lie in prominent regions. A detected region is left out when it is not right, but at least half of
+    it lies in the whole ground truth. All other detected regions are wrong.
 
     Args:
         mask, ground_truth: ``(H, W)`` bool.
@@ -273,7 +273,7 @@ def read_labels(path: Path) -> Labels:
 
 
 def pooled(agreements: Iterable[Agreement]) -> Agreement:
-    """Add up several images; precision and recall of the sums are the published ones of a set."""
+    """Add up the counts of several images; the published precision and recall of a set are those of the sums."""
     rows = [tuple(vars(agreement).values()) for agreement in agreements]
     return Agreement(*(sum(column) for column in zip(*rows, strict=True)))
 
@@ -283,12 +283,12 @@ def mean_iou(agreements: Iterable[Agreement], *, empty: float | None = None) -> 
 
     Args:
         agreements: One per image.
-        empty: The IoU of an image in which both masks are empty. The published mean is undefined with such images, so
-            by default they are left out; 1 counts them as agreement.
+        empty: The IoU of an image in which both masks are empty; 1 counts such an image as agreement. By default such
+            images are left out, because with them the published mean is undefined.
     """
     values = [empty if agreement.iou is None else agreement.iou for agreement in agreements]
     defined = [value for value in values if value is not None]
-    # Added one by one, as the published script does: sum() rounds differently from Python 3.12 on.
+    # Added one by one like in the published script, because sum() rounds differently from Python 3.12 on.
     return reduce(add, defined) / len(defined) if defined else None
 
 
@@ -343,12 +343,12 @@ def bootstrap_intervals(
     draws, sums = np.random.default_rng(seed), []
     for _ in range(resamples):
         times = np.bincount(draws.integers(images, size=images), minlength=images)
-        # The columns from 1 on are whole numbers, whose matrix product is exact.
+        # IoUs are summed apart: only the other columns are whole numbers, whose matrix product is exact.
         sums.append([(times * columns[:, 0]).sum(), *(times @ columns[:, 1:])])
     iou, with_pixels, empty, right, all_detected, found, all_marked = np.transpose(sums)
     with np.errstate(divide="ignore", invalid="ignore"):
         precision, recall = right / all_detected, found / all_marked
-        # 2 / (1/p + 1/r) is 0 where one of them is 0, and F1 is 0 where both are.
+        # This form of F1 is 0 where precision, recall or both are 0.
         f1 = 2 / (1 / precision + 1 / recall)
         values = iou / with_pixels, (iou + empty) / (with_pixels + empty), precision, recall, f1
     tail = (1 - confidence) / 2
@@ -393,7 +393,7 @@ def ratio(part: float, whole: float) -> float | None:
 
 def _known_shape(pair: MaskPair, mask: Mask, truth: Mask, labels: Labels | None) -> tuple[int, int] | None:
     """Find ``(H, W)`` of the image, if its files show it (raises `ImageError` where they contradict each other)."""
-    # A mask has the size of its image or lacks the frame; where only one of the two lacks the frame, one size is left.
+    # A mask has its image's size or lacks the frame. Where only one of the two masks lacks the frame, one size is left.
     of_mask, of_truth = (
         {given.shape, (given.shape[0] + 2 * FRAME, given.shape[1] + 2 * FRAME)} for given in (mask, truth)
     )
@@ -423,7 +423,7 @@ def _by_class(
     for chosen in (detected, marked):
         regions.append([region.dominant_class for region in chosen])
         regions.append([region.dominant_class for region in chosen if region.covered])
-    # In the order of the fields of Agreement.
+    # The columns have the order of the fields of Agreement.
     columns = [labels[mask & truth], labels[mask | truth], *regions, labels[mask], labels[truth]]
     rows = zip(*(np.bincount(np.array(column, np.intp), minlength=CLASS_COUNT) for column in columns), strict=True)
     return {index: Agreement(*map(int, row)) for index, row in enumerate(rows) if any(row)}

@@ -1,4 +1,4 @@
-"""Numbers and tables: for people on the command line, in the Prefect UI and in the report, for programs as files."""
+"""Format numbers and tables: for people (command line, Prefect UI, report) and for programs (CSV and JSON files)."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from desra_core.errors import ImageError, printable
 
 
 class Section(NamedTuple):
-    """A part of a document, in this order: a heading, a list, a paragraph and a table; empty parts are left out."""
+    """A part of a document: a heading, a list, a paragraph and a table, in this order, without those that are empty."""
 
     heading: str = ""
     bullets: Sequence[str] = ()
@@ -24,7 +24,7 @@ def document_as_text(title: str, sections: Sequence[Section]) -> str:
 
 
 def document_as_markdown(title: str, sections: Sequence[Section]) -> str:
-    """Format sections as Markdown; headings of the second order below the title."""
+    """Format sections as Markdown: the title is a heading of level 1, the headings of sections are of level 2."""
     return _joined(f"# {title}", sections, "## ", as_markdown) + "\n"
 
 
@@ -92,5 +92,5 @@ def in_percent(share: float | None, interval: tuple[float, float] | None = None,
 
 
 def counted(number: int, thing: str, things: str = "") -> str:
-    """Format a count as ``1 image`` or ``12,345 images``; ``things`` is a plural that takes more than an s."""
+    """Format a count as ``1 image`` or ``12,345 images``; give ``things`` where the plural takes more than an s."""
     return f"{number:,} {thing if number == 1 else things or thing + 's'}"

@@ -54,7 +54,7 @@ WORST = 6
 
 _ROWS, _LISTED = 200, 200
 _BINS, _DRAWN_CLASSES = 20, 12
-# In the figure of D by class: bins, two for each interval, and classes at most, those with most pixels.
+# The figure of D by class has this many bins, two for each interval, and at most this many classes.
 _D_BINS, _D_CLASSES = 40, 24
 _DIFFERENCES = 12
 # Edges of the bins of areas of regions, in pixels.
@@ -180,7 +180,7 @@ def gan_sr_of(image: ImageAgreement) -> RGB | None:
 
 
 def _evaluation_charts(evaluation: Evaluation) -> list[Markup]:
-    """Draw the spread of the measures of single images, and recall and precision by area of regions where defined."""
+    """Draw how the measures spread over images, and the recall and precision of regions by area where defined."""
     histograms: dict[str, npt.NDArray[np.int64]] = {}
     marks: dict[str, float] = {}
     for measure in ("iou", "precision", "recall"):

@@ -85,7 +85,7 @@ class WorkspaceResults:
         return read_human_masks(self.workspace, key if isinstance(key, str) else None)
 
     def stored_images(self, names: Iterable[str], ids: Iterable[str]) -> dict[str, StoredImage]:
-        """Find by name where images are stored; ``ids`` are the ids of the images, in the order of ``names``."""
+        """Find where images are stored, by name; ``ids`` has the id of the image of each name."""
         by_name = dict(zip(names, ids, strict=True))
         rows = self.images.filter(pc.is_in(self.images["id"], pa.array(by_name.values(), pa.string())))
         shapes = {row["id"]: (row["height"] or 0, row["width"] or 0) for row in rows.to_pylist()}
@@ -221,7 +221,7 @@ def recorded_detector(settings: dict[str, Any]) -> AppliedDetector:
 
 
 def firsts(images: pa.Table) -> pa.Table:
-    """Keep the first name of each image content among rows of `WorkspaceResults.images`: columns id and name."""
+    """Keep the first name of each image among rows of `WorkspaceResults.images`; the columns are id and name."""
     return images.group_by("id", use_threads=False).aggregate([("name", "min")]).rename_columns(["id", "name"])
 
 
@@ -369,7 +369,7 @@ def curve_of(judged: list[JudgedRegions], *, looked_at: int) -> SeverityCurve:
     levels = np.unique(severity)[::-1]
 
     def at_least(values: Values) -> Counts:
-        """Count by level the values that reach it."""
+        """Count, for each level, the values that are at least this level."""
         return values.size - np.searchsorted(np.sort(values), levels)
 
     points: list[tuple[float, float]] = []
@@ -395,7 +395,7 @@ def _sampled(results: WorkspaceResults, rows: pa.Table, most: int) -> dict[str, 
 
 
 def _counted(image: StoredImage) -> Counts:
-    """Count the pixels of an image by class and bin, in all its tiles or in evenly spread ones."""
+    """Count the pixels of an image by class and bin, ``(150, BINS)``, in all its tiles or in evenly spread ones."""
     measure, labels_of = image.measure, image.label_reader()
     counts = np.zeros(CLASS_COUNT * BINS, np.int64)
     tiles = list(grid(*image.shape, _TILE))
