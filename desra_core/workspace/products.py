@@ -316,7 +316,7 @@ def read_shard(workspace: Workspace, shard: int) -> dict[str, Record]:
 
 
 def gather_shard(workspace: Workspace, shard: int, records: Iterable[Record] = ()) -> None:
-    """Write a shard's table from its journal and from ``records``, which no worker could journal."""
+    """Write a shard's table from its old table, its journal, and ``records`` that no worker could journal."""
     newest = read_shard(workspace, shard) | {record.id: record for record in records}
     workspace.publish_table(workspace.shard_records(shard), to_table(newest[key] for key in sorted(newest)))
     shutil.rmtree(workspace.shard_journal(shard), ignore_errors=True)
