@@ -38,7 +38,7 @@ def replace_file(
         content: The bytes, or a function that writes them.
         durable: Wait until the content is on the disk, so that it survives a power cut.
         scratch: A new path on the same disk for the unfinished file; by default one of `scratch_in` beside ``path``.
-        mode: Permissions of a new file, less the umask.
+        mode: Permissions of the file, less the umask.
 
     Raises:
         ImageError: The name is too long.
@@ -159,7 +159,7 @@ def reading_errors(subject: object) -> Iterator[None]:
 
 
 def content_key(path: Path) -> str:
-    """Hash a file's content, 128 bits of BLAKE2b as hex; the hash is kept until inode, size or a time of it changes.
+    """Hash a file's content, 128 bits of BLAKE2b as hex; a process keeps the hash until inode, size or times change.
 
     Raises:
         UsageError: The file is missing, a folder, or unreadable.

@@ -116,7 +116,7 @@ def size_of(place: os.PathLike[str] | str) -> Size:
     found = []
     for folder, folders, names in os.walk(place):
         for name in (*names, *folders):  # links to folders are among the folders
-            with contextlib.suppress(FileNotFoundError):  # deleted by a run that is going on
+            with contextlib.suppress(FileNotFoundError):  # a run in progress has deleted it
                 status = os.lstat(os.path.join(folder, name))
                 if not stat.S_ISDIR(status.st_mode):
                     found.append(status.st_size)

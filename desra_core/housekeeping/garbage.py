@@ -231,7 +231,7 @@ def sweep(
 
     Args:
         workspace, vanished: As for `find_garbage`.
-        on_dropped: Called with the number of files and folders deleted so far, and of all.
+        on_dropped: Called with the number of files and folders deleted so far, and the number of all.
 
     Returns:
         The garbage; all of it but the unknown items has been deleted.

@@ -16,7 +16,7 @@ from desra_core.images.codec import Pixels, bgr8
 
 # Sides in pixels: of the smallest window around a region, which shows the surroundings too, and of the largest crop.
 _SMALLEST, LARGEST = 192, 400
-_CONTEXT = 1.4  # the side of a window by the longer side of its region
+_CONTEXT = 1.4  # a window's side is this times the longer side of its region
 _QUALITY = 88
 
 RGB = npt.NDArray[np.uint8]

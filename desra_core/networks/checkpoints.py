@@ -81,7 +81,7 @@ class Model:
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         """Run the network on ``(N, 3, h, w)`` values in 0..1; returns ``(N, 3, h * scale, w * scale)``, not clamped.
 
-        Both are float32. On a GPU the network computes exactly, as `desra_core.gpu.exact_on` says.
+        Input and output are float32. On a GPU the network computes exactly, as `desra_core.gpu.exact_on` says.
         """
         import torch
 

@@ -192,7 +192,7 @@ def upsampled_argmax(
         network_size: The size ``(h, w)`` of the network's input, to which mmseg resizes the logits first.
         kept_size: The size of the part of the input that is not padding.
         size: The size of the image.
-        align_corners: As the decode head has it.
+        align_corners: The setting of the decode head.
 
     Returns:
         ``(H, W)`` uint8.

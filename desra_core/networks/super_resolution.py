@@ -33,7 +33,7 @@ def super_resolve(model: Model, pixels: Pixels) -> Result:
             is the luminance of its values.
 
     Returns:
-        The network's values, clamped to 0..1 and rounded once, half to even.
+        The network's values, clamped to 0..1, scaled to the dtype and rounded once, half to even.
 
     Raises:
         UsageError: The network gives values that are not finite.
@@ -96,7 +96,7 @@ def _infer(sr: Pixels, source: Pixels, model: Model, batch: list[Window]) -> Non
 
     scale, largest = model.scale, np.iinfo(source.dtype).max
     stacked = np.stack([source[window.source.slices] for window in batch]).astype(np.float32)
-    # Hold the GPU until the results are in the machine's memory, so that its memory is free for the next batch.
+    # Hold the GPU until the results are in the machine's memory, so that the GPU's is free for the next batch.
     with torch.inference_mode(), exact_on(model.device):
         scaled = torch.from_numpy(stacked).to(model.device).div_(largest)
         values = scaled.expand(-1, -1, -1, 3).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)

@@ -224,7 +224,7 @@ class Standing:
         same_similarity: The similarity map was computed under these settings.
         clean: The mask under these settings is known to be empty, whether it is published or not.
         current: The published mask is the mask under these settings.
-        failed, failed_for_good: The image failed; it failed and would fail again, because nothing has changed.
+        failed, failed_for_good: The image failed; the image would also fail again, because nothing has changed.
     """
 
     def __init__(self, rows: pa.Table, records: pa.Table, target: Target) -> None:
@@ -250,7 +250,7 @@ class Standing:
         self.failed_for_good = self.failed & same_run & ~self.says("transient")
 
     def equal(self, column: str, value: str | pa.Array) -> Flags:
-        """Flag the rows whose record has this value, or the value of the row."""
+        """Flag the rows whose record has this value in a column, or of an array the value of the row."""
         return flags_of(pc.equal(self.columns[column], value))
 
     def says(self, column: str) -> Flags:
@@ -318,7 +318,7 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
 
 
 def done_images(workspace: Workspace, target: Target) -> pa.Table:
-    """List the images that are done under the settings of the latest run, a row for each present name, by name.
+    """List the images that are done under the settings of the latest run: a row for each present name, sorted by name.
 
     Columns are name, id, height, width, artifact_pixels and regions (as in `workspace.products.SCHEMA`). An image
     without artifact pixels is clean under these settings, even if it was done under older ones.
@@ -384,12 +384,12 @@ class Plan:
         return self._rows.filter(pc.equal(self._rows["shard"], shard))
 
     def pending_rows(self, shard: int) -> tuple[pa.Table, Held]:
-        """Get the manifest rows of one shard with anything to do, and the files that the workspace held for them."""
+        """Get the pending manifest rows of one shard, and the files that the workspace held for them."""
         flags = pc.equal(self._pending["shard"], shard).combine_chunks()
         return self._pending.filter(flags), self._held.filter(flags_of(flags))
 
     def image_refs(self, shard: int) -> list[ImageRef]:
-        """Get the images of a shard with anything to do, each at every name that it ever had."""
+        """Get the pending images of one shard, each with every name that it ever had."""
         rows, _ = self.pending_rows(shard)
         return image_refs(rows, self._manifest.filter(pc.equal(self._manifest["shard"], shard)))
 

@@ -71,9 +71,9 @@ Stage = Callable[[ImageRef, Record, Workspace, StageJob], Record]
 def run_stage(stage: Stage, image: ImageRef, record: Record, workspace: Workspace, job: StageJob) -> Record:
     """Run a stage on an image, and journal the new record.
 
-    After a permanent failure, the masks of the image are deleted, and its record holds the reason. A transient failure
-    is raised, so that the caller can try again. The arrays of an image that is done and clean are deleted, except those
-    that every image keeps.
+    A permanent failure deletes the masks and dataset pictures of the image; the record gets the reason. A transient
+    failure is raised, so that the caller can try again. The arrays of an image that is done and clean are deleted,
+    except those that every image keeps.
 
     Raises:
         TransientError: Storage failed, or a file changed since the scan.

@@ -83,7 +83,7 @@ def _found(image: ImageRef, record: Record, workspace: Workspace, job: StageJob)
 def _publish_pictures(
     image: ImageRef, mask: Mask, human: HumanMask | None, workspace: Workspace, job: StageJob
 ) -> None:
-    """Write the dataset pictures, one after the other: each holds several copies of itself while it is encoded."""
+    """Write the dataset pictures one after the other, because encoding one takes the memory of several."""
     if human is not None:
         shape, mask = mask.shape, human.read()
         check_size(mask, human.path, "import it again, or delete it", shape)

@@ -59,8 +59,8 @@ def load_generator(path: Path) -> Generator:
         name = descriptor.architecture.name
         raise UsageError(path, f"is a network that cannot be finetuned here ({name})", f"those that can are {known}")
     weights = read_weights(path)
-    # Each tensor of the checkpoint is filled with its number: in spandrel's network, the value of a tensor is then the
-    # number of its name in the checkpoint.
+    # Number the names in the checkpoint, and fill each tensor with the number of its name. After spandrel has renamed
+    # the tensors, their values still say which names they had.
     ordered = list(weights)
     numbered = {name: torch.full_like(weights[name], index, dtype=torch.float32) for index, name in enumerate(ordered)}
     with warnings.catch_warnings():

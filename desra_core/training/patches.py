@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float32]
 # The U-Net discriminator halves a patch three times.
 _DISCRIMINATOR_MULTIPLE = 8
 _LEAST_LR_SIDE = 16
-# If so many patches drawn from one image all have masked pixels, the last of them is taken.
+# If this many patches drawn from one image all have masked pixels, the last patch is taken.
 _TRIES = 20
 _ANEW = "delete the run's folder and start anew"
 
@@ -113,7 +113,7 @@ def open_frozen(folder: Path) -> list[TrainingPair]:
 
 
 def draw_batch(pairs: Sequence[TrainingPair], training: Training, scale: int, seed: Sequence[int]) -> Batch:
-    """Cut out the patches of a step: aligned, each mirrored left to right or not.
+    """Cut out the patches of a step: LR, pseudo-GT and mask of the same place, mirrored left to right or not.
 
     Args:
         pairs: The images, each drawn with the same probability.

@@ -47,7 +47,7 @@ _PACKAGES = ("torch", "spandrel", "basicsr", "numpy")
 _OPEN_ENDED = {"preset", "iterations", "patience"}
 # Settings that may change when a run goes on; the discriminator is compared by its content.
 _MAY_DIFFER = _OPEN_ENDED | {"discriminator", "accumulate"}
-# If none of so many first images can be used, no further image is tried.
+# If none of the first images up to this number can be used, no further image is tried.
 _TRIES = 20
 
 
@@ -75,7 +75,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process, and delete the unfinished files of a killed one.
+        """Hold the folder for this process, and delete the unfinished files of a killed process.
 
         Raises `LockedError` where another process holds the folder, `TransientError` where it cannot be written.
         """

@@ -40,7 +40,7 @@ _SCHEMA = pa.schema(
 )  # fmt: skip
 # Clean images whose pools are looked up at a time, until enough of a pool are found.
 _CLEAN_AT_ONCE = 64
-# Photos whose signatures differ in up to so many of 256 bits are duplicates: other photos differ in about half of them.
+# Photos whose signatures differ in at most this many of 256 bits are duplicates. Other photos differ in about half.
 MAX_DISTANCE = 24
 _SIDE = 16
 
@@ -142,7 +142,7 @@ class Pools:
         return found[:count]
 
     def lacking(self) -> str | None:
-        """Describe the held-out images that the gate lacks to judge a finetune; None where it has both kinds."""
+        """Describe which images the gate lacks: held-out ones with or without artifacts; None where it has both."""
         held_out = self.with_artifacts("held_out")
         missing = []
         if not any(image.detected for image in held_out):

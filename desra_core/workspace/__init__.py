@@ -43,7 +43,7 @@ class _Below:
 
 
 class _Named:
-    """A path below the root of a workspace, with the names and numbers in it that a caller gives."""
+    """A function that puts names and numbers into a path below the root of a workspace."""
 
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
@@ -79,7 +79,7 @@ class Workspace:
     human = _Below("human")
     human_mask = _Named("human/{}.png")
     human_manifest = _Below("human/manifest.parquet")  # the image and GAN model of each human mask
-    imports = _Below("imports")  # a table per import: the masks that it replaced, until it is taken back
+    imports = _Below("imports")  # a table per import: the masks that the import replaced, until it is undone
     exported = _Below("exported")  # a table per desra export: the detector masks that were exported
     # By kind, of `DATASET`, and name of an image with artifacts (desra mine).
     dataset = _Named("dataset/{}/{}.png")
@@ -98,7 +98,7 @@ class Workspace:
     current = _Below("models/current")  # a link to one of them
     gate = _Below("gate")
     verdict = _Below("gate/verdict.json")  # the latest verdict on finetuned models
-    # By key and id of an image: the judgement of a candidate. By kind and rank of a region, too: its picture.
+    # By key and id of an image: the judgement of a candidate; and with kind and rank of a region: the region's picture.
     judgement = _Named("gate/judgements/{}/{}.json")
     judged_crop = _Named("gate/judgements/{0}/{1}-{3}-{2}.webp")
 

@@ -107,7 +107,7 @@ def scan(
     records = read_records(workspace, ["id", "reason"])
     changed = records["id"].filter(pc.equal(records["reason"], CHANGED))
     current, unreadable = _identified(asked, _without(previous, "id", changed), sources, on_hashed)
-    # So are the files of images whose id would change though no file has: a damaged manifest must not delete outputs.
+    # The same holds for images whose id would change though no file has: a damaged manifest must not delete outputs.
     if len(doubted := _changed_without_a_file(current, previous)):
         known = _without(current, "name", doubted).replace_schema_metadata(_roots(sources))
         current, unreadable = _identified(asked, known, sources, on_hashed)
@@ -324,7 +324,7 @@ def _hashed(path: Path) -> str | ImageError:
 def _changed_without_a_file(current: pa.Table, previous: pa.Table) -> pa.ChunkedArray:
     """List all names of images whose id would change although no hash of their files has changed.
 
-    The cause is a damaged manifest, or labels that once differed from those of an equal image that has vanished.
+    The cause is a damaged manifest, or that an image of equal content but other labels has vanished.
     """
     before = _aligned(current, previous)
     other = flags_of(pc.not_equal(current["id"].combine_chunks(), before["id"].combine_chunks()))

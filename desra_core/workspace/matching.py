@@ -155,7 +155,7 @@ def _joined(tables: dict[str, pa.Table], sources: Sources) -> tuple[pa.Table, li
             names = f"{pc.min(there)}, but {pc.min(here)}"
             reason = f"has no file of the same relative path, suffix aside, as any in {sources.main} ({names})"
             raise UsageError(sources.folders[role], reason, "name folders of the same images")
-        # A full join keeps files without a twin in the main folder: failures, unless the main place is a selection.
+        # A full join keeps files without a twin in the main folder as failures, unless its place is a selection.
         join = "full outer" if role in others and main not in selective else "left outer"
         joined = joined.join(files, "name", join_type=join)
     required = list(permutations(sources.identity, 2))

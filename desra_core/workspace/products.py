@@ -90,7 +90,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Product:
-    """Something that a run makes of every image that needs it."""
+    """A product that a run makes of every image that needs it, and the stage that makes the product."""
 
     # The name of the stage, on disk and in Dask. The module ``desra_core.stages.NAME`` has the function ``NAME_stage``
     # and, where it runs networks, ``network``.
@@ -103,7 +103,7 @@ class Product:
     needs: Callable[[Target], tuple[str, ...]] = lambda _: ()
     gpu: bool = False  # whether the stage runs networks, on a GPU where there is one
     column: str = ""  # the column of the record with the key under which the product was made
-    kept: str | None = None  # the column that says whether it was stored; None where the record need not say so
+    kept: str | None = None  # the column that says whether the product was stored; None where none need say so
 
 
 # In an order for readers; `stages_for` puts the products of a run in the order of their needs. A further product is
@@ -289,7 +289,7 @@ def write_journal(workspace: Workspace, shard: int, record: Record) -> None:
 
 
 def read_shard(workspace: Workspace, shard: int) -> dict[str, Record]:
-    """Read all records of a shard by image id, the journal's over the table's.
+    """Read all records of a shard by image id; a record in the journal replaces the image's record in the table.
 
     Raises:
         UsageError: The table is damaged.
@@ -316,14 +316,14 @@ def read_shard(workspace: Workspace, shard: int) -> dict[str, Record]:
 
 
 def gather_shard(workspace: Workspace, shard: int, records: Iterable[Record] = ()) -> None:
-    """Write a shard's table from its journal and from ``records``, which no worker could journal."""
+    """Write a shard's table from its old table, its journal, and ``records`` that no worker could journal."""
     newest = read_shard(workspace, shard) | {record.id: record for record in records}
     workspace.publish_table(workspace.shard_records(shard), to_table(newest[key] for key in sorted(newest)))
     shutil.rmtree(workspace.shard_journal(shard), ignore_errors=True)
 
 
 def gather_journals(workspace: Workspace) -> None:
-    """Turn what a killed run left in its journals into tables. The workspace must be locked."""
+    """Turn the journals that a killed run left into tables. The workspace must be locked."""
     for shard in _journaled_shards(workspace):
         gather_shard(workspace, shard)
 
