@@ -15,14 +15,14 @@ from desra_core.errors import DesraError, ImageError, TransientError
 from desra_core.gpu import is_broken
 
 # Work is given up when two checks in a row, half of this time apart, find no worker that is able to do it.
-LOST_SECONDS = 20
+LOST_SECONDS = 60  # more than a worker takes to start again on a busy machine
 _END_SECONDS = 10
 # A worker's message about an ended task reaches the scheduler within this time.
 _MESSAGE_SECONDS = 0.2
 
 
 class Watch:
-    """Cancel futures in progress when the run ends, or when no worker has been able to compute them for 20 s.
+    """Cancel futures in progress when the run ends, or when no worker has been able to compute them for a minute.
 
     Args:
         client: The client of the cluster.
@@ -45,7 +45,10 @@ class Watch:
             self._client.cancel(futures)
         # The client wakes the waiting threads, so it must not close before they have ended.
         deadline = time.monotonic() + _END_SECONDS
-        while any(waiting != threading.get_ident() for waiting, _ in self._live) and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            with self._lock:
+                if all(waiting == threading.get_ident() for waiting, _ in self._live):
+                    return
             time.sleep(0.01)
 
     def check(self) -> None:
@@ -55,7 +58,7 @@ class Watch:
 
     @contextlib.contextmanager
     def over(self, futures: list[Future[Any]], resources: dict[str, float]) -> Iterator[None]:
-        """Watch futures during the block; give up all of them when no worker has been able to compute them for 20 s.
+        """Watch futures during the block; give up all of them when no worker has been able to compute any for a minute.
 
         Args:
             futures: The futures that this thread waits for. The caller may add to this list during the block.
@@ -85,7 +88,8 @@ class Watch:
         try:
             yield
         finally:
-            self._live.remove(entry)
+            with self._lock:
+                self._live.remove(entry)
             ended.set()
             watcher.join()
 

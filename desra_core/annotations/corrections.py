@@ -148,7 +148,7 @@ def read_corrections(
             if row["id"] in shown and digest(read_bytes(drawn.path)) not in written:
                 before = frozenset()
         png = encode_mask(mask)
-        confirmed = row["id"] in human and human[row["id"]].path.read_bytes() == png
+        confirmed = row["id"] in human and read_bytes(human[row["id"]].path) == png
         return Correction(
             source=source.source,
             name=row["name"],
@@ -384,7 +384,7 @@ def _replace_masks(
         mask = masks[name] if name in counting else None
         if name not in counting and workspace.mask(name).exists():
             mask = read_bytes(workspace.mask(name))
-        if mask and workspace.dataset("mask", name).read_bytes() != mask:
+        if mask and read_bytes(workspace.dataset("mask", name)) != mask:
             outdated[name] = mask
     for name in outdated:
         # Removed first: if this process is killed, the next run makes pictures anew that have no mask.

@@ -207,6 +207,7 @@ def _named(masks: Mapping[str, CocoMask], gan_sr: Mapping[str, Path], coco: Path
             remedy = "write its path below the folder of GAN results as file_name"
             raise UsageError(f"{coco}, {file_name}", f"may be of {' or of '.join(found[:2])}", remedy)
         if found[0] in named:
-            raise UsageError(file_name, f"is {found[0]} again", "keep one image of this name in the COCO file")
+            remedy = "keep one image of this name in the COCO file"
+            raise UsageError(f"{coco}, {file_name}", f"is {found[0]} again", remedy)
         named[found[0]] = mask
     return named

@@ -254,7 +254,7 @@ def check_training(cycling: Cycling, mining: Mining) -> None:
 
 
 def is_to_promote(cycling: Cycling, comparison: Comparison, verdict: Verdict) -> bool:
-    """Decide whether the best candidate becomes current: it passes, and it was not rolled back before."""
+    """Decide whether the best candidate becomes current: it passes, and it was not current before."""
     best = comparison.best(verdict) if cycling.promote and verdict.passed else None
     return best is not None and best.model is not None and not rolled_back(Workspace(cycling.workspace), best.model)
 

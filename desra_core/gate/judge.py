@@ -37,13 +37,13 @@ from desra_core.evaluation.fidelity import (
     structural_similarity,
 )
 from desra_core.gate.criteria import Judgement, NewRegion, OldRegion
-from desra_core.images.codec import Labels, Mask, Pixels, bgr8, decode_labels
+from desra_core.images.codec import Labels, Mask, Pixels, bgr8
 from desra_core.images.parts import row_strips
 from desra_core.networks.checkpoints import Precision, load_model
 from desra_core.networks.segmentation import load_segmenter
 from desra_core.networks.super_resolution import super_resolve
 from desra_core.settings import min_area_pixels
-from desra_core.stages import StageJob, read_content, read_photo
+from desra_core.stages import StageJob, read_label_file, read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import find_array
 from desra_core.workspace.manifest import ImageRef
@@ -185,7 +185,7 @@ def _artifacts(image: ImageRef, mse_sr: Pixels, result: Pixels, job: StageJob) -
     corpus, weights = job.settings, job.class_weights
     labels: Labels | None = None
     if weights is not None and image.labels is not None:
-        labels = decode_labels(read_content(image.labels), image.labels.path, max_pixels=job.max_pixels)
+        labels = read_label_file(image.labels, result.shape[:2], job.max_pixels)
     elif weights is not None and corpus.segmenter.startswith("mmseg:"):
         labels = load_segmenter(corpus.segmenter, job.device)(result)
     return detect(

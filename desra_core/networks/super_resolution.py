@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -12,9 +12,6 @@ from desra_core.gpu import exact_on, lacks_memory
 from desra_core.images.codec import LUMINANCE, Pixels
 from desra_core.images.parts import Window, windows
 from desra_core.networks.checkpoints import Model
-
-if TYPE_CHECKING:
-    pass
 
 
 class Result(NamedTuple):

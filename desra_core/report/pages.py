@@ -149,7 +149,7 @@ def _evaluation_notes(evaluation: Evaluation) -> list[str]:
     if evaluation.sizes is not None:
         taken = {"image": "that of the image, of which 5 px a side are cropped", "valid": "that without the 5 px frame"}
         notes.append(f"The size of masks as large as their ground truth was taken for {taken[evaluation.sizes]}; "
-                     "--size says otherwise.")  # fmt: skip
+                     "give --size if that is wrong.")  # fmt: skip
     if evaluation.pairing.outdated:
         outdated = counted(evaluation.pairing.outdated, "human mask does not count: it was",
                            "human masks do not count: they were")  # fmt: skip

@@ -89,10 +89,10 @@ class CorpusSettings(Frozen):
     window: int = Field(11, ge=3, le=255, description="Side of the Gaussian window in pixels; odd.")
     keep: Literal["artifacts", "maps", "all"] = Field(
         "artifacts",
-        description="Keep arrays of images with artifacts only (artifacts), similarity and labels of all (maps), or "
-        "all of all, SR results and dataset included (all).",
+        description="Keep arrays of images with artifacts only (artifacts), similarity and labels of all images "
+        "(maps), or everything of all images, SR results and dataset included (all).",
     )
-    limit: int | None = Field(None, ge=1, description="Take only the first so many images, by name.")
+    limit: int | None = Field(None, ge=1, description="Take only this many images, the first by name.")
     exclude: tuple[str, ...] = Field(
         (),
         description="Glob of files and folders to leave out, by name (thumbs, '*_old.png') or, with a slash in it, by "

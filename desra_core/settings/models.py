@@ -70,7 +70,7 @@ def _without_preset_defaults(schema: dict[str, Any]) -> None:
 
 
 class Training(Frozen):
-    """Settings of a finetune on pseudo ground truths. The defaults are those of the authors, except the batch."""
+    """Settings of a finetune on pseudo-GT. The defaults are those of the authors, except the batch."""
 
     model_config = ConfigDict(json_schema_extra=_without_preset_defaults)
 
@@ -90,7 +90,7 @@ class Training(Frozen):
         description="Side of a patch in SR pixels, where the image is as large. By default 256, or 96 with preset cpu.",
     )
     batch: int = Field(12, ge=1, description="Patches of a step. By default 12, or 8 with preset cpu.")
-    accumulate: int = Field(1, ge=1, description="Parts that the patches of a step are computed in, to save memory.")
+    accumulate: int = Field(1, ge=1, description="Compute the patches of a step in this many parts, to save memory.")
     mask_share: float = Field(0.5, ge=0, le=1, description="Share of the patches that overlap an artifact mask.")
     learning_rate: float = Field(1e-4, gt=0, description="Learning rate of Adam, for generator and discriminator.")
     pixel: Literal["l1", "l2"] = Field("l1", description="Pixel loss: absolute or squared differences.")
@@ -126,7 +126,7 @@ class Training(Frozen):
     )
     checkpoint_every: int = Field(250, ge=1, description="Steps between saved models, which the gate compares.")
     patience: int = Field(
-        4, ge=1, description="Stop when the mean pixel loss has not fallen by 1 % for so many checkpoints."
+        4, ge=1, description="Stop when the mean pixel loss has not fallen by 1 % over this many checkpoints."
     )
     seed: int = Field(0, ge=0, description="Seed of the patches, and of a discriminator that starts from nothing.")
 
@@ -223,7 +223,7 @@ class Calibrating(Frozen):
         description="Folder of masks by image name whose pixels are not counted; those of human masks in the "
         "workspace are not counted either.",
     )
-    rule: Rule = Field("published", description="20 bins as published, or the quantile to a ten-thousandth (quantile).")
+    rule: Rule = Field("published", description="In 20 bins, as published, or exact to a ten-thousandth (quantile).")
     percentile: float = Field(
         PERCENTILE, gt=0, lt=100, description="Share of a class's pixels that its weight lifts to 1, in percent."
     )
@@ -312,10 +312,10 @@ class FinetuneTrigger(Frozen):
 
     artifacts: int = Field(
         ge=1,
-        description="Start a finetune when so many images with artifacts have joined the training pool since the last "
-        "one.",
+        description="Start a finetune when this many images with artifacts have joined the training pool since the "
+        "last finetune.",
     )
-    group_by: str = Field("duplicates", description="As for the finetune.")
+    group_by: str = Field("duplicates", description="Images that stay together, as for the finetune.")
 
 
 class Serving(Cycling):
@@ -337,7 +337,7 @@ class Serving(Cycling):
     finetune_after: int = Field(
         200,
         ge=0,
-        description="Finetune when so many images with artifacts have joined the training pool since the last "
+        description="Finetune when this many images with artifacts have joined the training pool since the last "
         "finetune; 0 for never.",
     )
     timezone: str | None = Field(
