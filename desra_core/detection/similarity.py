@@ -7,6 +7,7 @@ similarity here.
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TypeAlias
 
 import numba
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.detection.mask import WINDOW, SimilarityMap
-from desra_core.images.parts import Rectangle, grid
+from desra_core.images.parts import grid
 
 Samples = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
@@ -79,13 +80,15 @@ def variance_similarity(
     taps = tuple(value / total for value in half)
     similarity = np.empty((height - 2 * halo, width - 2 * halo), np.float32)
 
-    def fill(part: Rectangle) -> None:
-        source = part.source(halo).slices
-        rows_x, rows_y = _rows(x[source], channels), _rows(y[source], channels)
-        similarity[part.slices] = _filtered(rows_x, rows_y, taps, channels)
+    def fill_share(thread: int) -> None:
+        for part in islice(grid(height - 2 * halo, width - 2 * halo, tile), thread, None, threads):
+            source = part.source(halo).slices
+            rows_x, rows_y = _rows(x[source], channels), _rows(y[source], channels)
+            similarity[part.slices] = _filtered(rows_x, rows_y, taps, channels)
 
+    # A task per thread: the memory of a task per tile would grow with the image.
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(fill, grid(height - 2 * halo, width - 2 * halo, tile)))
+        list(pool.map(fill_share, range(threads)))
     return SimilarityMap(similarity, halo)
 
 

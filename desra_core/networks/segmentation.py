@@ -140,22 +140,27 @@ class MMSegSegmenter:
         """
         import torch
 
+        network_input, kept_size = self._network_input(gan_sr)
+        with exact_on(self._device), torch.inference_mode():
+            network_input = network_input.to(self._device)
+            labels = upsampled_argmax(
+                self._logits(network_input),
+                network_size=network_input.shape[2:],
+                kept_size=kept_size,
+                size=gan_sr.shape[:2],
+                align_corners=self._model.align_corners,
+            )
+        return labels.cpu().numpy()
+
+    def _network_input(self, gan_sr: Pixels) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Make the network's ``(1, 3, h, w)`` input by the config's test pipeline, and its size without padding."""
         # In strips: the temporaries of `bgr8` for 16 bits are six times the image.
         bgr = np.empty((*gan_sr.shape[:2], 3), np.uint8)
         for rows in row_strips(gan_sr.shape):
             bgr[rows] = bgr8(gan_sr[rows])
         views = _views(self._pipeline, bgr)
-        with exact_on(self._device), torch.inference_mode():
-            # `.data` is the tensor, whether the pipeline wraps it into a DataContainer or not.
-            network_input = views["img"][0].data[None].to(self._device)
-            labels = upsampled_argmax(
-                self._logits(network_input),
-                network_size=network_input.shape[2:],
-                kept_size=views["img_metas"][0].data["img_shape"][:2],
-                size=gan_sr.shape[:2],
-                align_corners=self._model.align_corners,
-            )
-        return labels.cpu().numpy()
+        # `.data` is the tensor, whether the pipeline wraps it into a DataContainer or not.
+        return views["img"][0].data[None], views["img_metas"][0].data["img_shape"][:2]
 
     def _logits(self, network_input: torch.Tensor) -> torch.Tensor:
         model = self._model
