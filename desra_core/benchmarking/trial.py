@@ -147,47 +147,57 @@ def run_trial(
     """
     shape: tuple[int, int] = pair.gan_sr.shape[:2]
     given = {role for role in ("lr", "labels") if getattr(pair, role) is not None}
+    usable = {
+        key: detector
+        for key, detector in detectors.items()
+        if given.issuperset(detector.inputs) and min(shape) >= detector.smallest
+    }
     areas = tuple(sorted({*design.min_areas, design.min_area}))
+    grids = {}
+    for key, detector in usable.items():
+        own = float(detector.threshold)
+        thresholds = tuple(sorted({own, *(own * factor for factor in design.factors)}))
+        grids[key] = ScoreGrid(shape, thresholds, areas, own, design.min_area)
+    clean = {key: _score(detector, pair, pair.gan_sr) for key, detector in usable.items()}
     known = np.zeros(shape, np.bool_) if exclude is None else exclude
     drawn: list[Case] = []
-    sheets: list[tuple[Pixels, list[Injected]]] = []
-    thresholds, default, seconds = dict[str, tuple[float, ...]](), dict[str, float](), dict[str, float]()
-    responses, alarms = list[Response](), list[FalseAlarms]()
-    for key, detector in detectors.items():
-        if min(shape) < detector.smallest or not given.issuperset(detector.inputs):
-            continue
-        own = float(detector.threshold)
-        levels = tuple(sorted({own, *(own * factor for factor in design.factors)}))
-        grid = ScoreGrid(shape, levels, areas, own, design.min_area)
-        clean = _score(detector, pair, pair.gan_sr)
-        if not thresholds:
-            marked = score_mask(clean, shape, threshold=own, min_area=areas[0])
-            drawn = cases(name, pair.gan_sr, strengths=design.strengths, sizes=design.sizes, seed=design.seed,
-                          exclude=known | marked)  # fmt: skip
-            sheets = list(_sheets(pair, drawn))
-        thresholds[key], default[key], seconds[key] = levels, own, 0.0
-        alarms.append(FalseAlarms(key, *grid.false_alarms(clean, known)))
-        already = iter(grid.find(clean, [place for _, artifacts in sheets for *_, place in artifacts]))
-        for sheet, artifacts in sheets:
+    if usable:
+        first = next(iter(usable))
+        marked = score_mask(clean[first], shape, threshold=grids[first].threshold, min_area=areas[0])
+        drawn = cases(name, pair.gan_sr, strengths=design.strengths, sizes=design.sizes, seed=design.seed,
+                      exclude=known | marked)  # fmt: skip
+
+    # One injected image at a time: all of them together may take more memory than a worker has.
+    injected: list[Injected] = []
+    found: dict[str, list[tuple[Bits, float]]] = {key: [] for key in usable}
+    seconds, scored_pixels = dict.fromkeys(usable, 0.0), 0
+    for sheet, artifacts in _sheets(pair, drawn):
+        injected += artifacts
+        scored_pixels += known.size
+        for key, detector in usable.items():
             start = time.thread_time()
             scores = _score(detector, pair, sheet)
             seconds[key] += time.thread_time() - start
-            found = grid.find(scores, [place for *_, place in artifacts])
-            for (case, added, hidden, _), (after, iou) in zip(artifacts, found, strict=True):
-                before, _ = next(already)
-                responses.append(Response(case, added, hidden, key, after, before, iou))
+            found[key] += grids[key].find(scores, [place for *_, place in artifacts])
+    responses: list[Response] = []
+    for key, grid in grids.items():
+        already = grid.find(clean[key], [place for *_, place in injected])
+        responses += [
+            Response(case, added, hidden, key, after, before, iou)
+            for (case, added, hidden, _), (after, iou), (before, _) in zip(injected, found[key], already, strict=True)
+        ]
     return Trial(
         image=name,
         clean_pixels=int(np.count_nonzero(~known)),
-        faint=len(drawn) - sum(len(artifacts) for _, artifacts in sheets),
-        thresholds=thresholds,
-        default=default,
+        faint=len(drawn) - len(injected),
+        thresholds={key: grid.thresholds for key, grid in grids.items()},
+        default={key: grid.threshold for key, grid in grids.items()},
         min_areas=areas,
         min_area=design.min_area,
         responses=tuple(responses),
-        false_alarms=tuple(alarms),
+        false_alarms=tuple(FalseAlarms(key, *grid.false_alarms(clean[key], known)) for key, grid in grids.items()),
         seconds=seconds,
-        scored_pixels=known.size * len(sheets),
+        scored_pixels=scored_pixels,
     )
 
 
