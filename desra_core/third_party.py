@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +50,7 @@ def mend_mmcv() -> None:
     stand-in takes its place. Ops of the stand-in raise ``NotImplementedError`` when called; SegFormer calls none.
     """
     mend_torchvision()
+    _import_yapf()
     with warnings.catch_warnings():
         expected = "On January 1, 2023, MMCV will release v2.0.0|``MultiScaleDeformableAttention`` has been moved"
         warnings.filterwarnings("ignore", message=expected)
@@ -58,6 +61,19 @@ def mend_mmcv() -> None:
             sys.modules["mmcv._ext"] = stand_in
         import_module("mmcv.cnn.bricks.transformer")
         import_module("mmcv.ops")
+
+
+def _import_yapf() -> None:
+    """Import yapf, which mmcv needs, with a cache of its own: it may read a shared cache that is half-written."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    with TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
+        try:
+            import_module("yapf")
+        finally:
+            del os.environ["XDG_CACHE_HOME"]
+            if before is not None:
+                os.environ["XDG_CACHE_HOME"] = before
 
 
 def mend_basicsr() -> None:

@@ -65,10 +65,11 @@ logging.getLogger("prefect.flow_runs").addFilter(
 
 def report_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Write to log, stderr and webhook why a run failed: a hook for ``on_failure`` and ``on_crashed``. Never fails."""
-    logger, message = flow_run_logger(flow_run, flow), failure_message(flow, flow_run, state)
-    logger.error("%s: %s", state.name, message["message"])
+    logger = flow_run_logger(flow_run, flow)
+    logger.error("%s: %s", state.name, _reason(flow, flow_run, state))
     if flow_run.parent_task_run_id:  # the run that called this one reports it
         return
+    message = failure_message(flow, flow_run, state)
     if flow_run.deployment_id:  # a run by hand ends with a message of the command
         _say(f"error: {message['run']} {(state.name or '').lower()}: {message['message']}", flow_run, message)
     if (webhook := os.environ.get(WEBHOOK)) and (trouble := post_to_webhook(webhook, message)):

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import secrets
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -327,7 +326,7 @@ def _local_cluster(share: Share, gpus: list[str], dashboard_port: int = 0) -> It
         # Without this rule, the scheduler's other pages would redirect to the hidden path and so reveal it.
         elsewhere = Rule(PathMatches(rf"/(?!{hidden}/).*"), _Nothing)
         cluster.scheduler.http_application.default_router.rules.insert(0, elsewhere)
-        client.register_worker_callbacks(_prepare_worker)
+        client.register_worker_callbacks(question.prepare_worker)
         yield cluster, client
 
 
@@ -337,12 +336,6 @@ class _Nothing(RequestHandler):
     def prepare(self) -> None:
         """Raise 404 before any HTTP method is called. Dask skips Tornado's own `ErrorHandler`."""
         raise HTTPError(404)
-
-
-def _prepare_worker() -> None:
-    """Let a worker ignore Ctrl-C, which is for the driver, and fingerprint its code before an update changes it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    question.own()
 
 
 class StandingCluster(NamedTuple):

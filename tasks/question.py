@@ -7,6 +7,7 @@ desra at all. So this file may import only the standard library and Dask.
 import contextlib
 import hashlib
 import pickle
+import signal
 import sys
 import time
 from importlib import metadata, util
@@ -48,6 +49,12 @@ def own() -> str:
     if "own" not in known:
         known["own"] = fingerprint()
     return str(known["own"])
+
+
+def prepare_worker() -> None:
+    """Let this worker ignore Ctrl-C, which is for the driver, and fingerprint its code before an update changes it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    own()
 
 
 def refusal(code: str, file: str | None, content: str) -> tuple[str, str] | None:

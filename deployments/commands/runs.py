@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import typer
 from pydantic import BaseModel
 
-from deployments.serving.connection import CONSOLE, wait_for_task_runs, watch_at
+from deployments.serving.connection import CONSOLE, UNREACHED, wait_for_task_runs, watch_at
 from deployments.serving.server import ServerLostError, check_temporary, end_leftover_server, prefect_server
 from desra_core.annotations.export import count_resting
 from desra_core.errors import DesraError, UsageError, printable
@@ -31,7 +31,6 @@ _SHOWN_REGIONS = 10
 _SHOWN_PAGED = 5
 # HTTP status codes: those for a refused key, and the lowest for a broken server.
 _REFUSED, _BROKEN = (401, 403), 500
-_UNREACHED = "Failed to reach API at"
 
 
 def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
@@ -116,7 +115,7 @@ def _server_error(error: BaseException | None) -> DesraError | None:
             reason = f"the Prefect server does not take the key of this command (HTTP {status})"
             return UsageError("PREFECT_API_AUTH_STRING", reason, "set it to the one of that server")
         # Prefect raises a bare RuntimeError where it cannot reach a server.
-        lost |= isinstance(error, httpx.TransportError) or status >= _BROKEN or _UNREACHED in str(error)
+        lost |= isinstance(error, httpx.TransportError) or status >= _BROKEN or UNREACHED in str(error)
         error = error.__cause__ or error.__context__
     reason = "does not answer any more; what was done is not lost"
     return ServerLostError("the Prefect server", reason, "run again") if lost else None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # The environment variable with the key, which Prefect's clients send to the server; other users cannot read it.
 KEY = "PREFECT_API_AUTH_STRING"
+UNREACHED = "Failed to reach API at"  # the text of the RuntimeError that Prefect raises for a silent server
 # The environment variable with the lowest level of the lines that Prefect and Dask print.
 CONSOLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 # Set when a command has restarted itself after it lost its Prefect server; a command does so only once.
@@ -158,8 +159,10 @@ def connected() -> Iterator[SyncPrefectClient]:
     try:
         with settings.temporary_settings(changed), get_client(sync_client=True) as client:
             yield client
-    # ValueError: a proxy answers with a page that is no JSON. RuntimeError: Prefect cannot reach the server.
+    # ValueError: a proxy answers with a page that is no JSON.
     except (httpx.HTTPError, PrefectException, ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and UNREACHED not in str(error):
+            raise
         reason = f"the Prefect server does not do what it is asked ({printable(error) or type(error).__name__})"
         raise UsageError(os.environ.get("PREFECT_API_URL"), reason, "see its log, and whether it wants a key") from None
 

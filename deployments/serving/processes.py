@@ -116,6 +116,13 @@ def elsewhere() -> dict[str, str]:
     return {"PYTHONSAFEPATH": "1"} | absolute
 
 
+def environments() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
+    """Yield this user's processes, each with its environment; other users' processes show none."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            yield process, process.environ()
+
+
 def end_marked(mark: dict[str, str]) -> None:
     """Kill the processes whose environment has a mark, except this process; no finished work is lost.
 
@@ -123,9 +130,8 @@ def end_marked(mark: dict[str, str]) -> None:
     """
 
     def marked() -> list[psutil.Process]:
-        others = (process for process in psutil.process_iter(["environ"]) if process.pid != os.getpid())
-        # Other users' processes show no environment.
-        return [process for process in others if mark.items() <= (process.info["environ"] or {}).items()]
+        found = environments()
+        return [each for each, environment in found if mark.items() <= environment.items() and each.pid != os.getpid()]
 
     deadline = time.monotonic() + _END_SECONDS
     # Look again after each kill: a process may just have started another one.

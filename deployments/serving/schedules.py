@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from zoneinfo import ZoneInfo
 
-import psutil
-
+from deployments.serving import processes
 from deployments.serving.connection import connected
 from desra_core.errors import UsageError, printable
 from desra_core.settings import Machine, Mining
@@ -175,14 +174,21 @@ def next_run(deployed: Deployed, client: SyncPrefectClient) -> datetime | None:
     """Return when a deployment runs next by its schedule, in its time zone; None without a next run.
 
     Raises:
-        PrefectHTTPStatusError: The server cannot plan runs.
+        UsageError: The server cannot plan runs.
     """
+    from prefect.exceptions import PrefectHTTPStatusError
+
     if not deployed.schedules:
         return None
     deployment = client.read_deployment_by_name(deployed.full_name)
     if deployment.paused:
         return None
-    client.request("POST", "/deployments/{id}/schedule", path_params={"id": str(deployment.id)}, json={})
+    try:
+        client.request("POST", "/deployments/{id}/schedule", path_params={"id": str(deployment.id)}, json={})
+    except PrefectHTTPStatusError as error:
+        reason = f"cannot be planned by the Prefect server, which answers {error.response.status_code}"
+        remedy = "read the log of the server; is its SQLAlchemy below 2.1?"
+        raise UsageError(deployed.full_name, reason, remedy) from None
     query = {
         "deployments": {"id": {"any_": [str(deployment.id)]}},
         "flow_runs": {
@@ -212,8 +218,7 @@ def mark_interrupted(pool: str, client: SyncPrefectClient, why: str, *, settled:
         The names of the marked runs.
     """
     # List processes first, then runs: a run that ends in between reports its end itself.
-    environments = [process.info["environ"] or {} for process in psutil.process_iter(["environ"])]
-    going_on = {environment.get("PREFECT__FLOW_RUN_ID") for environment in environments}
+    going_on = {environment.get("PREFECT__FLOW_RUN_ID") for _, environment in processes.environments()}
     runs = [run for run in _runs(pool, client, _UNFINISHED) if str(run.id) not in going_on]
     return _mark(runs, client, why, settled)
 

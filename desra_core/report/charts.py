@@ -40,6 +40,7 @@ _LINES: tuple[tuple[str, Any, str], ...] = (
     ("#e69f00", (0, (6, 2, 1.2, 2, 1.2, 2)), "X"),
     ("#8c8c8c", (0, (10, 2, 3, 2)), "*"),
 )
+MOST_CURVES = len(_LINES)
 _MARKERS = 9
 _BINS = 36
 _LOSS_POINTS = 500
@@ -80,7 +81,7 @@ def line_chart(
         marks: Single points by their names, which are written beside them.
         log_x: Draw a logarithmic x axis, and leave out points at 0 and below.
     """
-    curves = dict(list(curves.items())[: len(_LINES)])
+    curves = dict(list(curves.items())[:MOST_CURVES])
     figure, axes = _new_axes(_WIDTH, 3.2, xlabel, ylabel)
     if log_x:
         axes.set_xscale("log")

@@ -42,7 +42,7 @@ from desra_core.evaluation.table import as_json, as_markdown, counted, document_
 from desra_core.files import read_bytes, replace_file
 from desra_core.images.codec import Mask, decode
 from desra_core.images.parts import RGB, fitted, rgb8
-from desra_core.report.charts import bar_chart, distributions, heat_table, inline, line_chart, save
+from desra_core.report.charts import MOST_CURVES, bar_chart, distributions, heat_table, inline, line_chart, save
 from desra_core.report.document import Cell, cells_within, make_cell, render_page
 from desra_core.report.pictures import AGREEMENT_SIDE, MAX_PIXELS, drawn_agreement
 from desra_core.stages import read_photo
@@ -73,13 +73,11 @@ def write_evaluation_page(evaluation: Evaluation, path: Path) -> Path:
         TransientError: The disk is full or failed.
     """
     prominent = evaluation.prominent
-    worst: dict[str, list[tuple[ImageAgreement, list[Cell]]]] = {}
-    for kind, images in worst_images(evaluation.images).items():
-        for image in images:
-            gan_sr = gan_sr_of(image)
-            cells = [make_cell("gan_sr", partial(fitted, gan_sr, AGREEMENT_SIDE))] if gan_sr is not None else []
-            cells.append(make_cell("agreement", partial(agreement_picture, image, gan_sr)))
-            worst.setdefault(kind, []).append((image, cells))
+    worst = {
+        kind: [(image, _pictures(image)) for image in images]
+        for kind, images in worst_images(evaluation.images).items()
+        for kind, images in worst_images(evaluation.images).items()
+    }
     rows = sorted(image_rows(evaluation), key=lambda row: (row["iou"] is None, row["iou"]))
     ranked = sorted((evaluation.classes or {}).items(), key=lambda item: (-item[1].marked, item[0]))
     by_class = {class_names()[index]: (counts.found, counts.marked) for index, counts in ranked if counts.marked}
@@ -301,12 +299,18 @@ def worst_records(
     return [record for *_, record in sorted(worst, key=lambda row: row[:3])[:count]]
 
 
+def _pictures(image: ImageAgreement) -> list[Cell]:
+    gan_sr = gan_sr_of(image)
+    cells = [make_cell("gan_sr", partial(fitted, gan_sr, AGREEMENT_SIDE))] if gan_sr is not None else []
+    return [*cells, make_cell("agreement", partial(agreement_picture, image, gan_sr))]
+
+
 def _labelled_charts(results: LabelledResults, rows: Sequence[MethodRow]) -> list[tuple[str, Markup]]:
     """Draw precision over recall, with a mark at the threshold of each row, then IoU and time by row; with captions."""
     drawn = {
         name: [(agreement.recall, agreement.precision) for _, agreement in points
                if agreement.recall is not None and agreement.precision is not None]
-        for name, points in results.curves.items()
+        for name, points in list(results.curves.items())[:MOST_CURVES]
     }  # fmt: skip
     marks = {
         row.point.name: (row.scores.total.recall, row.scores.total.precision)

@@ -351,14 +351,14 @@ def judge(mask: Mask, human: Mask, regions: list[dict[str, Any]]) -> JudgedRegio
     # Say that regions of severity 9, 4 and 1 cover 30, 25 and 40 % of a human region. It is found from severity 4 on:
     # regions of at least 4 cover half of it. A human region of which all regions cover less than half has -inf.
     marked = Components(human)
-    order = 1 + np.argsort(-severity[1:], kind="stable")
     found = np.full(len(marked), -np.inf)
     for index, (x, y, width, height) in enumerate(marked.boxes.tolist()):
         inside = parts.numbers[y : y + height, x : x + width][marked.crop(index)]
-        covered = np.cumsum(np.bincount(inside, minlength=severity.size)[order])
-        enough = np.flatnonzero(2 * covered >= marked.areas[index])
+        ids, sizes = np.unique(inside[inside > 0], return_counts=True)
+        order = np.argsort(-severity[ids], kind="stable")
+        enough = np.flatnonzero(2 * np.cumsum(sizes[order]) >= marked.areas[index])
         if enough.size:
-            found[index] = severity[order[enough[0]]]
+            found[index] = severity[ids[order[enough[0]]]]
     return JudgedRegions(severity[1:], parts.covered(human), found)
 
 

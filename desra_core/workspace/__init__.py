@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pyarrow as pa
@@ -23,7 +23,9 @@ import pyarrow.parquet as pq
 
 from desra_core.errors import LockedError, UsageError
 from desra_core.files import fingerprint, holder, locked, reading_errors, replace_file, storage_errors
-from desra_core.images.codec import Mask, Pixels, encode_mask, encode_png
+
+if TYPE_CHECKING:
+    from desra_core.images.codec import Mask, Pixels
 
 # The pictures of an image in the dataset.
 DATASET = ("lr", "mse_sr", "gan_sr", "mask", "pseudo_gt")
@@ -208,6 +210,8 @@ class Workspace:
         Raises:
             TransientError: The disk is full or failed.
         """
+        from desra_core.images.codec import encode_mask, encode_png  # heavy for a process that only wants paths
+
         for kind, data in (("pseudo_gt", encode_png(pseudo_gt, alpha)), ("mask", encode_mask(mask))):
             for name in names:
                 self.publish(self.dataset(kind, name), data)

@@ -86,6 +86,19 @@ def test_mend_leaves_working_torchvision_ops_alone():
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
+def test_mmcv_is_imported_beside_a_half_written_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert run("import yapf").returncode == 0
+    cached = list(tmp_path.rglob("*.pickle"))
+    assert cached
+    for path in cached:
+        path.write_bytes(b"")
+    assert "EOFError" in run("import yapf").stderr
+    result = run("third_party.mend_mmcv(); import os; assert os.environ['XDG_CACHE_HOME']")
+    assert result.returncode == 0, result.stderr
+
+
 def test_importing_it_imports_no_heavy_package():
     result = run("import sys; assert not {'torch', 'torchvision', 'mmcv', 'basicsr'} & set(sys.modules)")
     assert result.returncode == 0, result.stderr
