@@ -77,7 +77,7 @@ def merged(tables: Iterable[pa.Table], source: object = "histogram") -> ClassHis
             counts[classes, bins] += count  # a bin has one row
             images += np.array(about["images"])
             seen, excluded = seen + about["seen"], excluded + about["excluded"]
-        except (LookupError, TypeError) as error:
+        except (LookupError, TypeError, ValueError) as error:
             reason = f"is no histogram of similarity by class: {error}"
             raise UsageError(source, reason, "delete it: the next run makes it anew") from None
     return ClassHistogram(counts, images, seen, excluded)

@@ -123,8 +123,9 @@ def judge_stage(
     else:
         assert models.mse_model is not None
         mse_sr = result_of(models.mse_model, "mse_sr", models.mse_sr_key)
+    old = result_of(models.before, "gan_sr", models.before_key)
     try:
-        before = _artifacts(image, mse_sr, result_of(models.before, "gan_sr", models.before_key), job)
+        before = _artifacts(image, mse_sr, old, job)
         for candidate in models.candidates:
             if candidate.name not in missing:
                 continue
@@ -135,8 +136,8 @@ def judge_stage(
                 after = result_of(candidate.model)
                 pictures = {"after": after}
             lpips = _kept_lpips(models.lpips) if models.lpips else None
-            found = _artifacts(image, mse_sr, after, job)
-            judgement = judge(image.names[0], image.id, candidate.name, before, found, lpips=lpips)
+            judgement = judge(image.names[0], image.id, candidate.name, before,
+                              _artifacts(image, mse_sr, after, job), lpips=lpips)  # fmt: skip
             for kind, rank, crop in _crops(judgement, pictures, before.mask.shape):
                 workspace.publish(workspace.judged_crop(candidate.key, image.id, kind, rank), crop)
             document = _CODEC.dump_python(judgement) | {"labels": image.labels and image.labels.hash}

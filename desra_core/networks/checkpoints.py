@@ -5,7 +5,6 @@ torch is imported where it is used.
 
 from __future__ import annotations
 
-import itertools
 import pickle
 import re
 import struct
@@ -233,7 +232,9 @@ def read_weights(path: Path) -> dict[str, Any]:
         UsageError: The file is no checkpoint, only a part of one, would run code, holds several networks, or values
             that are not finite.
     """
-    return list(_kinds(path).values())[-1]
+    weights = list(_kinds(path).values())[-1]
+    _check_finite(path, weights)
+    return weights
 
 
 def read_kinds(path: Path) -> dict[str, dict[str, Any]]:
@@ -245,6 +246,8 @@ def read_kinds(path: Path) -> dict[str, dict[str, Any]]:
     import torch
 
     kinds = _kinds(path)
+    for weights in kinds.values():
+        _check_finite(path, weights)
     raw, *rest = kinds.values()
     alike = (ema.keys() == raw.keys() and all(torch.equal(raw[name], ema[name]) for name in raw) for ema in rest)
     return {"raw": raw} if all(alike) else kinds
@@ -331,10 +334,13 @@ def _kinds(path: Path) -> dict[str, dict[str, Any]]:
         kinds = {"raw": tensors}
     if not all(kinds.values()):
         raise UsageError(path, "holds no weights", _REMEDY)
-    for name, value in itertools.chain.from_iterable(weights.items() for weights in kinds.values()):
+    return kinds
+
+
+def _check_finite(path: Path, weights: Mapping[str, Any]) -> None:
+    for name, value in weights.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise UsageError(path, f"has values in {name} that are not finite", "copy or train it again")
-    return kinds
 
 
 def _content(path: Path) -> Mapping[Any, Any]:

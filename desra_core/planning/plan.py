@@ -471,16 +471,20 @@ def publish_tables(workspace: Workspace, target: Target) -> None:
     records = read_records(workspace, _TABLE_COLUMNS)
     if target.super_resolves:
         workspace.publish_table(workspace.dataset_manifest, _dataset(workspace, manifest, records, target))
+    workspace.publish_table(workspace.regions, _regions(manifest, records))
+    failed = failure_table(manifest.filter(manifest["present"]), records)
+    failures = pa.concat_tables([read_table(workspace.scan_failures, FAILURES), failed]).sort_by("name")
+    workspace.publish_table(workspace.failures, failures.replace_schema_metadata(None))
+
+
+def _regions(manifest: pa.Table, records: pa.Table) -> pa.Table:
     rows, regional = with_records(manifest, records)
     lists = regional["regions"].combine_chunks()
     images = rows.select(["name", "id"]).take(pc.list_parent_indices(lists))
     regions = pc.list_flatten(lists)
     fields = [pc.struct_field(regions, field.name) for field in REGION_FIELDS]
     classes = pa.array(class_names(), pa.string()).take(pc.struct_field(regions, "dominant_class"))
-    workspace.publish_table(workspace.regions, pa.table([*images.columns, *fields, classes], schema=REGIONS))
-    failed = failure_table(manifest.filter(manifest["present"]), records)
-    failures = pa.concat_tables([read_table(workspace.scan_failures, FAILURES), failed]).sort_by("name")
-    workspace.publish_table(workspace.failures, failures.replace_schema_metadata(None))
+    return pa.table([*images.columns, *fields, classes], schema=REGIONS)
 
 
 def images_of_several_pages(workspace: Workspace) -> list[str]:

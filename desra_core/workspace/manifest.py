@@ -262,13 +262,14 @@ def _identified(
         if _stored_roots(previous).get(role) == str(folder).encode():
             known = pa.array(_equal(found, before, [f"{role}_{field}" for field in ("path", "size", "mtime")]))
             hashes[role] = pc.if_else(known, before[f"{role}_hash"].combine_chunks(), pa.scalar(None, pa.string()))
+    del before  # a manifest's memory, for hours
     unknown = {role: pc.and_(pc.is_valid(found[f"{role}_path"]), hashes[role].is_null()) for role in sources.places}
     total, done = sum(pc.sum(flags).as_py() or 0 for flags in unknown.values()), 0
     failed: list[dict[str, str]] = []
     with ThreadPoolExecutor() as pool:
         for role, folder in sources.folders.items():
             new = []
-            files = found.filter(unknown[role]).select(["name", f"{role}_path"]).combine_chunks()
+            files = found.select(["name", f"{role}_path"]).filter(unknown[role]).combine_chunks()
             for batch in files.to_batches(max_chunksize=_HASH_BATCH):
                 names, paths = (column.to_pylist() for column in batch.columns)
                 results = list(pool.map(_hashed, (folder / path for path in paths)))
@@ -338,6 +339,11 @@ def _with_right_ids(previous: pa.Table, current: pa.Table, sources: Sources, dou
     now = _aligned(previous, current)
     same = _equal(previous, now, [f"{role}_hash" for role in sources.identity])
     same &= flags_of(pc.is_in(previous["name"], doubted.combine_chunks()))
+    same &= flags_of(pc.fill_null(pc.not_equal(previous["id"], now["id"]), False))
+    # These ids were right while another image had the same content: such images count as replaced.
+    for index in np.flatnonzero(same):
+        content, labels = now["content"][index].as_py(), now["labels_hash"][index].as_py()
+        same[index] = previous["id"][index].as_py() not in (content, digest(f"{content} {labels}".encode()))
     ids = pc.if_else(pa.array(same), now["id"].combine_chunks(), previous["id"].combine_chunks())
     return previous.set_column(previous.schema.get_field_index("id"), "id", ids)
 

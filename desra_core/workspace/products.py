@@ -413,7 +413,7 @@ def held_by(workspace: Workspace, rows: pa.Table, gan_sr_key: str | None, *, eac
     def pictures(folder: Path) -> Flags:
         """Flag the rows with a picture in a folder, but for pictures that a power cut has emptied."""
         found = [] if each or not folder.is_dir() else list(_pngs(folder))
-        for name in looked_for:
+        for name in looked_for if folder.is_dir() else ():
             with contextlib.suppress(OSError):
                 if (folder / f"{name}.png").stat().st_size:
                     found.append(name)
