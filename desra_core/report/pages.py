@@ -76,7 +76,6 @@ def write_evaluation_page(evaluation: Evaluation, path: Path) -> Path:
     worst = {
         kind: [(image, _pictures(image)) for image in images]
         for kind, images in worst_images(evaluation.images).items()
-        for kind, images in worst_images(evaluation.images).items()
     }
     rows = sorted(image_rows(evaluation), key=lambda row: (row["iou"] is None, row["iou"]))
     ranked = sorted((evaluation.classes or {}).items(), key=lambda item: (-item[1].marked, item[0]))
