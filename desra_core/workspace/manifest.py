@@ -295,9 +295,14 @@ def _identified(
     # Images of equal content share an id, unless their labels, and so their masks, differ from those of the first.
     other = pc.fill_null(pc.not_equal(labels, labels.take(pc.index_in(contents, contents))), False)
     pairs = zip(contents.filter(other).to_pylist(), labels.filter(other).to_pylist(), strict=True)
-    own = pa.array((digest(f"{content} {label}".encode()) for content, label in pairs), pa.string())
+    own = pa.array((_id_with_labels(*pair) for pair in pairs), pa.string())
     table = table.append_column("content", contents)
     return table.append_column("id", pc.replace_with_mask(contents, other, own)), problems
+
+
+def _id_with_labels(content: str, labels: str | None) -> str:
+    """Compute the id of an image whose labels differ from those of the first image of equal content."""
+    return digest(f"{content} {labels}".encode())
 
 
 def _aligned(table: pa.Table, manifest: pa.Table) -> pa.Table:
@@ -343,7 +348,7 @@ def _with_right_ids(previous: pa.Table, current: pa.Table, sources: Sources, dou
     # These ids were right while another image had the same content: such images count as replaced.
     for index in np.flatnonzero(same):
         content, labels = now["content"][index].as_py(), now["labels_hash"][index].as_py()
-        same[index] = previous["id"][index].as_py() not in (content, digest(f"{content} {labels}".encode()))
+        same[index] = previous["id"][index].as_py() not in (content, _id_with_labels(content, labels))
     ids = pc.if_else(pa.array(same), now["id"].combine_chunks(), previous["id"].combine_chunks())
     return previous.set_column(previous.schema.get_field_index("id"), "id", ids)
 

@@ -103,7 +103,7 @@ class Product:
     needs: Callable[[Target], tuple[str, ...]] = lambda _: ()
     gpu: bool = False  # whether the stage runs networks, on a GPU where there is one
     column: str = ""  # the column of the record with the key under which the product was made
-    kept: str | None = None  # the column that says whether the product was stored; None where none need say so
+    kept: str | None = None  # the column that says whether the product was stored; None if no column does
 
 
 # In an order for readers; `stages_for` puts the products of a run in the order of their needs. A further product is
