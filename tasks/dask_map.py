@@ -175,15 +175,15 @@ class Dask:
         waiting = {future.key: (image, call) for future, (image, _), call in zip(futures, work, calls, strict=True)}
         with self._watch.over(futures, resources):
             coming = as_completed(futures, with_results=True, raise_errors=False)
-            for future, result in (done for batch in coming.batches() for done in batch):
+            for future, returned in (done for batch in coming.batches() for done in batch):
                 self._watch.check()
                 image, call = waiting.pop(future.key)
                 if future.status == "error":
-                    _, result, _ = result  # the type of the error, the error, the traceback
+                    _, result, _ = returned  # the type of the error, the error, the traceback
                 elif future.status != "finished":  # cancelled, perhaps after it had finished
                     result = CancelledError()
-                elif self.admission:
-                    refused, result = result
+                else:
+                    refused, result = returned if self.admission else (None, returned)
                     if refused:
                         again = self._passed_on(refused, recorded, call, resources, retries=_RETRIES)
                         waiting[again.key] = image, call
@@ -191,10 +191,8 @@ class Dask:
                         coming.add(again)
                         future.release()
                         continue
-                if isinstance(result, BaseException):
-                    result = error_of(image.path, result)
                 future.release()  # else Dask repeats finished work when its worker ends
-                yield image, result
+                yield image, error_of(image.path, result) if isinstance(result, BaseException) else result
 
     def call(self, function: Callable[..., Any], *arguments: Any, resources: Resources) -> None:
         """Call a function on one worker, leave its result there, and raise what the function raises."""

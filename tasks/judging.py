@@ -70,27 +70,27 @@ def each_image(
         Each image with its result or its `ImageError`, in the order of completion.
     """
     gpus = gpus_wanted(networks, machine)
-    turns = Counter(image.id for image, _ in work)
-    stages = max(turns.values(), default=1)
-    left, failed = turns.copy(), set[str]()
+    calls = Counter(image.id for image, _ in work)
+    most_calls = max(calls.values(), default=1)
+    calls_left, failed = calls.copy(), set[str]()
     files = {image.lr.path if scale > 1 and image.lr else image.path for image, _ in work}
     with (
         open_dask(
             machine, folder=folder, networks=networks, gpus=gpus, most_pixels=lambda: most_pixels(files) * scale**2
         ) as dask,
-        RunProgress(name, len(turns), stages) as progress,
+        RunProgress(name, len(calls), stages=most_calls) as progress,
     ):
         gpu: Resources = {"GPU": 1} if networks and dask.gpus and machine.device != "cpu" else {}
         function = prepare(dask, "cuda" if gpu else "cpu")
         for image, result in dask.map(name, function, gpu, work):
-            left[image.id] -= 1
-            last = not left[image.id]
+            calls_left[image.id] -= 1
+            is_last = not calls_left[image.id]
             if isinstance(result, ImageError) and image.id not in failed:
                 failed.add(image.id)
                 progress.failed(result, 1, 0)
-            progress.passed(1, last=last and image.id not in failed)
-            if last:
-                progress.passed(stages - turns[image.id])  # an image may have fewer calls than there are stages
+            # A call counts as a stage. An image with fewer calls than others passes several stages with its last call.
+            steps = 1 + most_calls - calls[image.id] if is_last else 1
+            progress.passed(steps, finished=int(is_last and image.id not in failed))
             progress.show()
             yield image, result
 
@@ -212,7 +212,7 @@ def count_shard(number: int, counting: Counting, dask: Dask, progress: RunProgre
                 failures += 1
                 progress.failed(result, 1, 1)
             else:
-                progress.passed(1, last=True)
+                progress.passed(1, finished=1)
             progress.show()
             if len(results) == _AT_A_TIME:
                 counting.add(number, results)

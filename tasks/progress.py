@@ -82,7 +82,7 @@ class RunProgress:
         self._steps_done = self._finished = self._failed = self._failure_lines = 0
         self._pace = _Pace()
         self._preparing: _Pace | None = None
-        self._passing: list[TransientError] = []
+        self._worth_a_retry: list[TransientError] = []
         self._lock = threading.Lock()
         self._last_line = time.monotonic()
         self._console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -108,11 +108,11 @@ class RunProgress:
         self.show(final=True)
         self._bar.stop()
 
-    def passed(self, images: int, *, last: bool = False) -> None:
-        """Add images that have passed a stage, or the ``last`` stage."""
+    def passed(self, steps: int, *, finished: int = 0) -> None:
+        """Add steps (each takes an image through one stage) and the number of images that have passed all stages."""
         with self._lock:
-            self._finished += images if last else 0
-            self._step(images)
+            self._finished += finished
+            self._step(steps)
 
     def _step(self, count: int) -> None:
         self._steps_done += count
@@ -140,7 +140,7 @@ class RunProgress:
         with self._lock:
             self._failed += names
             if isinstance(error, TransientError) and may_pass(error):
-                self._passing.append(error)
+                self._worth_a_retry.append(error)
             self._step(names * stages_left)
             self._failure_lines += 1
             lines = self._failure_lines
@@ -153,7 +153,7 @@ class RunProgress:
     def failures(self) -> tuple[int, list[TransientError]]:
         """Return the number of failed images, and the errors of those worth a retry."""
         with self._lock:
-            return self._failed, list(self._passing)
+            return self._failed, list(self._worth_a_retry)
 
     def follow(self, shards: list[PrefectFuture[Any]]) -> tuple[str, ...]:
         """Show the progress until all shards have ended; return the error of each shard that could not finish."""

@@ -123,7 +123,7 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
         if error:
             run.progress.failed(error, len(image.names), stages_left)
         else:
-            run.progress.passed(len(image.names), last=stages_left == 1)
+            run.progress.passed(len(image.names), finished=len(image.names) if stages_left == 1 else 0)
     return {"images": len(work), "failed": len(shard.failed) - failed_before}
 
 

@@ -86,15 +86,15 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
         say(f"finding the artifacts of {which}, {mining.gan_model}")
         prepared = runs.prepare_corpus(mining)
         finetuning = finetuning_of(settings, mining)
-        # A finetune can be planned only when all artifacts are known.
+        # Plan as far as it is known: a finetune when all artifacts are found, a comparison when the finetune has ended.
         plan = None if prepared.plan.pending else plan_finetune(finetuning)
         comparison = plan_comparison(comparing_of(settings, mining, plan.run.root)) if plan and plan.ended else None
         if comparison:
             judged = not comparison.missing()
-            done = judged and not is_to_promote(settings, comparison, verdict_of(comparison))
+            nothing_to_do = judged and not is_to_promote(settings, comparison, verdict_of(comparison))
         else:
-            done = plan is not None and plan.empty
-        if done:
+            nothing_to_do = plan is not None and plan.empty
+        if nothing_to_do:
             runs.renew_results(prepared)
         else:
             check_training(settings, mining)

@@ -182,21 +182,21 @@ def import_masks(
     ] = None,
     label: Annotated[
         str | None,
-        typer.Option(help="Take only shapes with this label; by default all, of coco those of `artifact` if there."),
+        typer.Option(help="Take only shapes with this label; by default all, of COCO those of a category artifact."),
     ] = None,
     unchanged: Annotated[
-        bool, typer.Option("--unchanged", help="Take masks too that are as exported: a person has confirmed them.")
+        bool, typer.Option("--unchanged", help="Take also masks that are as exported: a person has confirmed them.")
     ] = False,
     undo: Annotated[
-        bool, typer.Option("--undo", help="Take the latest import back; once more, the one before it.")
+        bool, typer.Option("--undo", help="Undo the latest import; given again, the import before it.")
     ] = False,
 ) -> None:
-    """Bring masks that people corrected back, as WORKSPACE/human/NAME.png.
+    """Read masks that people corrected or drew, and store them as WORKSPACE/human/NAME.png.
 
-    A picture without any shape becomes an empty mask: nothing is wrong there. Pictures that are not among the files, or
-    whose mask is as exported, keep their masks. Pseudo-GT, finetune, evaluation and calibration prefer these
-    masks to the detector's. All or nothing: with a line for each file that does not fit, nothing changes, and the exit
-    code is 2.
+    Pseudo-GT, finetune, evaluation and calibration use a human mask in place of the detector's mask. A picture without
+    any shape gets an empty mask: a person says that nothing is wrong there. A picture keeps its mask where it has no
+    file, or where its file is as it was exported. If one file does not fit, a line names it, no mask changes, and the
+    exit code is 2.
     """
     if not undo and (form is None or path is None):
         raise UsageError("import", "lacks what to bring", "give labelme or coco, and the folder or file, or --undo")

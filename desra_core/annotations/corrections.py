@@ -129,24 +129,27 @@ def read_corrections(
     done = done_images(workspace, target).select(["name", "id", "height", "width"])
     wanted = pa.array({name for source in sources for name in source.names}, pa.string())
     rows = {row["name"]: row for row in done.filter(pc.is_in(done["name"], wanted)).to_pylist()}
-    given = frozenset((ids[name], mask) for name, mask in exported.get("masks", {}).items())
-    # The imported export counts too, because a workspace that was made anew has no list of earlier exports.
-    known = exported_masks(workspace, (row["id"] for row in rows.values())) | given
+    # A mask is as exported where it is that of this export or of an earlier one. This export counts even where the
+    # workspace, made anew, has no list of earlier exports.
+    of_this_export = frozenset((ids[name], mask) for name, mask in exported.get("masks", {}).items())
+    of_any_export = exported_masks(workspace, (row["id"] for row in rows.values())) | of_this_export
     human = read_human_masks(workspace, target.gan_sr_key)
-    # A person may turn a human mask back into a detector's mask of an earlier export: here only this export counts.
-    shown = human.keys() & set(ids.values())
-    written = {key for keys in exported.get("files", {}).values() for key in keys}
+    # Of images with a human mask, only this export counts: a person may turn a human mask back into the detector's mask
+    # of an earlier export.
+    with_human_mask = human.keys() & set(ids.values())
+    exported_files = {key for keys in exported.get("files", {}).values() for key in keys}
 
     def correct(source: _Source) -> Correction:
         row = _row_of(source, rows, exported, target.gan_sr_key, settings.verb)
         drawn, shape = source.drawn, (row["height"], row["width"])
-        before = given if row["id"] in shown else known
+        only_this = row["id"] in with_human_mask
+        as_exported = of_this_export if only_this else of_any_export
         if isinstance(drawn, CocoMask):
             mask = decode_coco_mask(drawn)
         else:
             mask = draw_shapes(drawn, shape)
-            if row["id"] in shown and digest(read_bytes(drawn.path)) not in written:
-                before = frozenset()
+            if only_this and digest(read_bytes(drawn.path)) not in exported_files:
+                as_exported = frozenset()  # a person has saved this file, so its mask counts, changed or not
         png = encode_mask(mask)
         confirmed = row["id"] in human and read_bytes(human[row["id"]].path) == png
         return Correction(
@@ -159,7 +162,7 @@ def read_corrections(
             changed=not np.array_equal(mask, read_mask(workspace.mask(row["name"]), shape)),
             kinds=drawn.kinds,
             left_out=drawn.left_out,
-            as_exported=(row["id"], mask_key(mask)) in before and not confirmed,
+            as_exported=(row["id"], mask_key(mask)) in as_exported and not confirmed,
         )
 
     corrections, failed = _on_threads(correct, sources)
@@ -274,7 +277,11 @@ def _meant(
 def _of_image_path(
     file: LabelMeFile, place: str, at_place: list[str], names: ImageNames, pictures: Sequence[Path], folders_count: bool
 ) -> list[str] | None:
-    """List the images that the imagePath of a LabelMe file may mean; None where only the place counts."""
+    """List the images that the imagePath of a LabelMe file may mean; None where only the place counts.
+
+    The imagePath is tried as the path of a picture, as a path from the file's own place among images, as the end of a
+    path on another machine, and as a mere file name, in this order.
+    """
     if not file.image_path:
         return None
     named = file.path.absolute().parent / file.image_path

@@ -156,7 +156,7 @@ def _read_part(part: str, folders: Mapping[str, Path], coco: Path | None, skip: 
     """Add the images of a part to a data set."""
     found, problems = files_by_name(folders, "gan_sr", skip=skip, empty="add them, or remove the folder")
     data_set.failures.extend(problems)
-    files = _aligned(found)
+    files = _named_alike(found)
     coco_masks = _named(read_coco(coco), files["gan_sr"], coco) if coco else {}
     truths = files.get("gt_mask", {}).keys() | coco_masks.keys()
     needs_truth = coco is not None or "gt_mask" in folders
@@ -174,18 +174,19 @@ def _read_part(part: str, folders: Mapping[str, Path], coco: Path | None, skip: 
             data_set.examples.append(Example(part, name, own, coco_masks.get(name)))
 
 
-def _aligned(files: Mapping[str, dict[str, Path]]) -> dict[str, dict[str, Path]]:
-    """Drop the common ending of a folder's names where more files match a GAN result without this ending."""
-    others = [own for role, own in files.items() if role != "gan_sr"]
+def _named_alike(files: Mapping[str, dict[str, Path]]) -> dict[str, dict[str, Path]]:
+    """Drop a folder's common ending of names where more files match a GAN result then: a_mask becomes a."""
 
-    def best(own: dict[str, Path], gan_sr: dict[str, Path]) -> dict[str, Path]:
-        return max((own, _without_ending(own)), key=lambda named: len(named.keys() & gan_sr.keys()))
+    def matching(gan_sr: dict[str, Path]) -> dict[str, dict[str, Path]]:
+        """Keep or drop the ending of each folder, as more of its names are names of these GAN results."""
+        return {
+            role: max((own, _without_ending(own)), key=lambda named: len(named.keys() & gan_sr.keys()))
+            for role, own in files.items()
+        }
 
-    def twins(gan_sr: dict[str, Path]) -> int:
-        return sum(len(best(own, gan_sr).keys() & gan_sr.keys()) for own in others)
-
-    gan_sr = max((files["gan_sr"], _without_ending(files["gan_sr"])), key=twins)
-    return {role: gan_sr if role == "gan_sr" else best(own, gan_sr) for role, own in files.items()}
+    # The names of the GAN results may have an ending, too.
+    ways = [matching(files["gan_sr"]), matching(_without_ending(files["gan_sr"]))]
+    return max(ways, key=lambda named: sum(len(own.keys() & named["gan_sr"].keys()) for own in named.values()))
 
 
 def _without_ending(files: dict[str, Path]) -> dict[str, Path]:

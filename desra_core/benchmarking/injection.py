@@ -282,20 +282,23 @@ def _ringing(levels: Levels, rng: np.random.Generator) -> Levels:
 
 
 def _colour_shift(levels: Levels, inside: Mask, contrast: float, rng: np.random.Generator) -> Levels:
-    """Add the tint with the most room among eight; the room varies smoothly, so that the shift makes no texture."""
-    # Two directions at right angles to luminance and to each other.
+    """Return a change of colour, not of luminance: of eight tints the one that fits best into 0..255.
+
+    The strength of a tint varies smoothly between pixels, so that it makes no texture.
+    """
+    # Two directions of colour at right angles to luminance and to each other.
     plane = np.linalg.svd([LUMINANCE])[2][1:]
     fade = _fade(inside, _COLOUR_FADE)
     amplitude = np.sqrt(3) * contrast / max(_rms(fade[inside]), 1e-9)
     best: Levels = np.zeros_like(levels)
     for angle in rng.uniform(0, 2 * np.pi) + np.arange(8) * np.pi / 4:
         tint = amplitude * (np.array([np.cos(angle), np.sin(angle)]) @ plane)
-        # The share of the tint that keeps every colour within 7 px inside 0..255. The blur averages minima of windows
-        # that all hold the pixel, so their mean is at most the pixel's own share.
-        limit = np.where(tint > 0, 255 - levels, levels) / np.maximum(np.abs(tint), 1e-9)
-        least = cv2.erode(np.minimum(1.0, limit.min(axis=2)), np.ones((15, 15), np.uint8))
-        room = cv2.blur(least, (15, 15), borderType=cv2.BORDER_REPLICATE)[:, :, np.newaxis]
-        change = tint * (fade * room)
+        # The share of the tint that each pixel can take. Smoothed by the least share within 7 px and the mean of these
+        # within 7 px, it is nowhere above the pixel's own share.
+        shares = np.where(tint > 0, 255 - levels, levels) / np.maximum(np.abs(tint), 1e-9)
+        least = cv2.erode(np.minimum(1.0, shares.min(axis=2)), np.ones((15, 15), np.uint8))
+        smooth = cv2.blur(least, (15, 15), borderType=cv2.BORDER_REPLICATE)[:, :, np.newaxis]
+        change = tint * (fade * smooth)
         if _rms(change[inside]) > _rms(best[inside]):
             best = change
     return best

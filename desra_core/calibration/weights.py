@@ -137,7 +137,7 @@ def quantile_weights(histogram: ClassHistogram, percentile: float = PERCENTILE) 
 def false_alarm_threshold(
     histogram: ClassHistogram, weights: npt.NDArray[np.float64], rate: float = RATE
 ) -> float | None:
-    """Find the highest threshold with at most a given share of artifact-free pixels below it, before any morphology.
+    """Find the highest threshold below which at most a given share of artifact-free pixels lies, before morphology.
 
     Args:
         histogram: Over artifact-free pairs.
@@ -145,19 +145,19 @@ def false_alarm_threshold(
         rate: The share of all pixels, 0..1, whose adjusted similarity ``clip(w_k D, 0, 1)`` may be below.
 
     Returns:
-        The threshold, 0..1, rounded down to four decimals. A bin counts as below when its lower edge is. So, before
-        rounding, the result is below the exact threshold by at most a bin's width times the weight. None without
-        pixels, or where no threshold above 0 exists.
+        The threshold, 0..1, rounded down to four decimals; None without pixels, or where it is rounded down to 0. All
+        pixels of a bin count as at its lower edge, so the threshold may be too low by a bin's width times the weight.
     """
     if not histogram.pixels.any():
         return None
     classes, bins = np.nonzero(histogram.counts)
     adjusted = _lower_edges(weights)[classes, bins]
-    order = np.argsort(adjusted, kind="stable")
-    reached = np.cumsum(histogram.counts[classes, bins][order])
-    allowed = int(Fraction(str(rate)) * int(reached[-1]))
-    first_above = int(np.searchsorted(reached, allowed, side="right"))
-    exact = 1.0 if first_above == len(order) else float(adjusted[order[first_above]])
+    order = np.argsort(adjusted, kind="stable")  # from the lowest bin of any class to the highest
+    pixels_up_to = np.cumsum(histogram.counts[classes, bins][order])
+    allowed = int(Fraction(str(rate)) * int(pixels_up_to[-1]))
+    # The threshold is the edge of the first bin whose pixels are too many to lie below.
+    too_many = int(np.searchsorted(pixels_up_to, allowed, side="right"))
+    exact = 1.0 if too_many == len(order) else float(adjusted[order[too_many]])
     return float(Decimal(repr(exact)).quantize(Decimal("0.0001"), ROUND_FLOOR)) or None
 
 

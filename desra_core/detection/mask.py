@@ -187,8 +187,8 @@ class Components:
     def __init__(self, mask: Mask) -> None:
         count, numbers, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
         self.numbers = np.asarray(numbers, np.int32)
-        # OpenCV's own order depends on how it scans, and may depend on its threads. Here pixels are assigned from the
-        # last to the first, so that the last assignment to a component, which stays, is that of its first pixel.
+        # OpenCV's own order depends on how it scans, and may depend on its threads. So find each component's first
+        # pixel: the loop goes from the last pixel to the first, and of its assignments to a component the last stays.
         first = np.zeros(count, np.int64)
         for rows in reversed(list(row_strips(mask.shape))):
             where = np.flatnonzero(mask[rows])[::-1]

@@ -117,7 +117,7 @@ def evaluate_masks(
     """
     taken: Sizes = "image" if sizes == "auto" else sizes
     results = _judged(pairing.pairs, severity, taken, on_judged, stop_at_border=sizes == "auto")
-    if results is None:
+    if results is None:  # a mask of unknown size marks the border, so that it can only be of the valid region
         taken = "valid"
         results = _judged(pairing.pairs, severity, taken, on_judged) or []
     judged = [result for result in results if isinstance(result, ImageAgreement)]

@@ -393,17 +393,18 @@ def ratio(part: float, whole: float) -> float | None:
 
 def _known_shape(pair: MaskPair, mask: Mask, truth: Mask, labels: Labels | None) -> tuple[int, int] | None:
     """Find ``(H, W)`` of the image, if its files show it (raises `ImageError` where they contradict each other)."""
-    # A mask has its image's size or lacks the frame. Where only one of the two masks lacks the frame, one size is left.
-    of_mask, of_truth = (
+    # An image is as large as its mask, or larger by a frame on all sides. Both masks must agree on a possible size.
+    by_mask, by_truth = (
         {given.shape, (given.shape[0] + 2 * FRAME, given.shape[1] + 2 * FRAME)} for given in (mask, truth)
     )
-    possible = of_mask & of_truth
+    possible = by_mask & by_truth
     size = f"{mask.shape[1]}x{mask.shape[0]}"
     if not possible:
         reason = f"is {size} but {pair.ground_truth} is {truth.shape[1]}x{truth.shape[0]}"
         raise ImageError(pair.mask, reason, SIZES)
     if pair.whole and mask.shape == truth.shape:
         possible = {mask.shape}
+    # Other files of the image show its size.
     if labels is not None and pair.labels is not None:
         shown, path = labels.shape, pair.labels
     elif pair.gan_sr is not None and len(possible) > 1:

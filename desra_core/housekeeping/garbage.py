@@ -295,12 +295,13 @@ def _old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[I
     model = _model_in_use(workspace, settings)
     whole = {key for key, run in runs.items() if key == latest or _stays_whole(run, model)}
     notes, new_notes = _comparisons(workspace)
+    # All finetunes stay that a document of the workspace names, or the document of another finetune that stays.
     paths = [workspace.settings, workspace.verdict, *workspace.models.glob("*/*.json")]
     documents = [_text(path) for path in (*paths, *(runs[key].document for key in whole))]
     documents += [notes[name]["after"] for name in new_notes]
     named_candidates = set(_CANDIDATE.findall("\n".join(documents)))
     staying = set(whole)
-    while documents:  # a finetune that stays names others
+    while documents:
         document = documents.pop()
         named = {key for key in runs if key not in staying and key in document}
         staying |= named
@@ -320,8 +321,8 @@ def _old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[I
                 yield item(workspace, path, "finetunes", "states of superseded finetunes")
     if not notes:
         return
+    # Judgements stay as long as their finetune, candidates only of the latest comparisons: they can be made again.
     kept = new_notes | {name for name, note in notes.items() if any(key in note["after"] for key in staying)}
-    # The candidates of all other notes are made from their checkpoints again when a comparison asks for them.
     recent = new_notes | {name for name in kept if latest and latest in notes[name]["after"]}
     needed = {
         "judgements": {each["judgements"] for name in kept for each in notes[name]["candidates"]},
@@ -351,11 +352,12 @@ def _of_gate(workspace: Workspace, needed: dict[str, set[Any]]) -> Iterator[Item
 def _comparisons(workspace: Workspace) -> tuple[dict[str, Any], set[str]]:
     """Read the gate's notes on its comparisons, by file name, and name the new ones.
 
-    New are the note of the latest verdict and notes without a verdict yet. No notes are returned where a note is
-    damaged, or the note of the verdict is missing (earlier versions wrote none): then no file of the gate is deleted.
+    A note is written when a comparison begins, and names its models and files. New are the note of the latest verdict
+    and all later notes, whose comparisons have no verdict yet. No notes are returned where a note is damaged, or that
+    of the verdict is missing (earlier versions wrote none): then no file of the gate is deleted.
     """
     verdict = read_json(workspace.verdict)
-    concluded = workspace.verdict.stat().st_mtime_ns if verdict else 0
+    verdict_time = workspace.verdict.stat().st_mtime_ns if verdict else 0
     notes, new = {}, set()
     for entry in entries(workspace.compared(Path()).parent):
         note = read_json(Path(entry.path))
@@ -364,7 +366,7 @@ def _comparisons(workspace: Workspace) -> tuple[dict[str, Any], set[str]]:
         except (TypeError, KeyError):
             return {}, set()
         notes[entry.name] = note
-        if not verdict or after == verdict["after"] or entry.stat().st_mtime_ns > concluded:
+        if not verdict or after == verdict["after"] or entry.stat().st_mtime_ns > verdict_time:
             new.add(entry.name)
     if verdict and all(note["after"] != verdict["after"] for note in notes.values()):
         return {}, set()

@@ -93,6 +93,10 @@ def image_files(place: Path, skip: Path | None = None, exclude: Sequence[str] = 
     return Found(pa.concat_tables(batches).combine_chunks(), search.problems, Counter(most | search.excluded))
 
 
+# Device and number of each folder on the way from the root to a folder: links have another path, but not another id.
+FolderIds = frozenset[tuple[int, int]]
+
+
 @dataclass
 class _Search:
     """A search for image files below a folder."""
@@ -122,24 +126,24 @@ class _Search:
             raise UsageError(place, reason, f"see that its folder is there{bracket}")
 
         @cache
-        def ids_down_to(folder: PurePath) -> frozenset[tuple[int, int]] | None:
-            """Identify the folders from the root to this one; None where one of them is left out."""
+        def entered(folder: PurePath) -> FolderIds | None:
+            """Enter a folder through all folders above it, as `walk` does; None where `walk` would leave one out."""
             if not folder.parts:
                 return self._within(self.root, frozenset())
-            above = ids_down_to(folder.parent)
+            above = entered(folder.parent)
             return None if above is None or self._left_out(str(folder)) else self._within(self.root / folder, above)
 
         walked: set[PurePath] = set()
         for path in matches:
             matched = PurePath(self.relative(path))
-            if walked.isdisjoint(matched.parents):  # otherwise a matching folder above has it
+            if walked.isdisjoint(matched.parents):  # otherwise it was found in a folder that matched, too
                 if os.path.isdir(path):
                     walked.add(matched)
-                above = ids_down_to(matched.parent) if matched.parts else frozenset()
+                above = entered(matched.parent) if matched.parts else frozenset()
                 if above is not None:
                     yield from self._entry(path, above)
 
-    def walk(self, folder: Path | str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
+    def walk(self, folder: Path | str, above: FolderIds = frozenset()) -> Iterator[str]:
         """Yield the image files below a folder; follow links, but not in circles nor into workspaces."""
         try:
             within = self._within(folder, above)
@@ -153,7 +157,7 @@ class _Search:
             reason = f"cannot be opened ({error.strerror})"
             self.problems.append(ImageError(str(folder), reason, "give read permission to it"))
 
-    def _within(self, folder: Path | str, above: frozenset[tuple[int, int]]) -> frozenset[tuple[int, int]] | None:
+    def _within(self, folder: Path | str, above: FolderIds) -> FolderIds | None:
         """Add a folder to the folders above it; None for a circle of links, a workspace, or the folder to skip."""
         status = os.stat(folder)
         here = (status.st_dev, status.st_ino)
@@ -161,7 +165,7 @@ class _Search:
         workspace = all(os.path.isfile(os.path.join(folder, name)) for name in _WORKSPACE)
         return None if here in above or skipped or workspace else above | {here}
 
-    def _entry(self, path: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+    def _entry(self, path: str, above: FolderIds) -> Iterator[str]:
         is_folder = os.path.isdir(path)
         if self._left_out(self.relative(path), is_folder=is_folder):
             return

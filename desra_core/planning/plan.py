@@ -222,9 +222,10 @@ class Standing:
     Attributes:
         columns: The columns of the records, one value per row.
         same_similarity: The similarity map was computed under these settings.
-        clean: The mask under these settings is known to be empty, whether it is published or not.
-        current: The published mask is the mask under these settings.
-        failed, failed_for_good: The image failed; the image would also fail again, because nothing has changed.
+        clean: An earlier mask was empty, and these settings mark no more: so their mask is empty, without computing.
+        current: A mask is published that is right under these settings: it was made under them, or the image is clean.
+        failed: The image failed.
+        failed_for_good: The image failed under the very same settings and files, for a reason that does not pass.
     """
 
     def __init__(self, rows: pa.Table, records: pa.Table, target: Target) -> None:
@@ -273,6 +274,8 @@ class Standing:
 def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Work:
     """Find out which manifest rows lack which products.
 
+    An image is done when its mask is current, and the arrays and the dataset's pictures that are to be kept are there.
+
     Args:
         rows: Rows of a manifest.
         records: Records of any images, columns of `desra_core.workspace.products.SCHEMA`.
@@ -285,8 +288,8 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
     # Images that a person has marked are kept whole, and all images with --keep all, whatever the detector marks.
     always_whole = kept_whole(target.keep, np.zeros(rows.num_rows, bool), held.marked)
 
-    says_mapped = standing.says("similarity_kept")
-    has_map = standing.same_similarity & says_mapped & held.arrays["similarity"]
+    map_was_kept = standing.says("similarity_kept")
+    has_map = standing.same_similarity & map_was_kept & held.arrays["similarity"]
     has_pair = held.arrays["mse_sr"] & held.arrays["gan_sr"] | (not target.super_resolves)
     # By its name, whether each product is there that is made after the similarity map and stored as an array.
     has_later = {
@@ -297,23 +300,23 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
         if product.arrays and "similarity" not in product.arrays
     }
     has_all = np.logical_and.reduce([has_map, *has_later.values()])
-    complete = has_all
+    has_arrays = has_all
     if target.keep == "artifacts":
-        # A clean image needs no arrays. An image with a map needs all products that are made after the map, except the
-        # labels: only the mask is computed from them.
+        # A clean image needs no arrays, nor one whose map was dropped. An image with a map needs all products that are
+        # made after the map, except the labels: only the mask is computed from them.
         with_map = np.logical_and.reduce([has_map, *(has_later[name] for name in has_later if name != "segmentation")])
-        complete = standing.clean | ~says_mapped | with_map
-    complete = np.where(always_whole, has_all & has_pair, complete)
+        has_arrays = standing.clean | ~map_was_kept | with_map
+    has_arrays = np.where(always_whole, has_all & has_pair, has_arrays)
     exported = (held.pictures == np.where(whole, len(DATASET), 0)) | (not target.super_resolves)
-    done = standing.current & held.masks & complete & exported & ~standing.failed
+    done = standing.current & held.masks & has_arrays & exported & ~standing.failed
     pending = ~done & ~standing.failed_for_good
     # An image that is known to be clean gets only its mask, unless its arrays are kept too, or its map is lost.
-    mask_only = standing.clean & (target.keep == "artifacts") & ~always_whole & (has_map | ~says_mapped)
+    mask_only = standing.clean & (target.keep == "artifacts") & ~always_whole & (has_map | ~map_was_kept)
     computed = pending & ~mask_only
     compared = computed & ~(has_map & has_pair)
     lacking = {name: computed & ~made for name, made in has_later.items()}
     lacking |= {"super_resolution" if target.super_resolves else "similarity": compared, "mask": pending}
-    dropped = compared & standing.same_similarity & ~standing.failed & ~says_mapped
+    dropped = compared & standing.same_similarity & ~standing.failed & ~map_was_kept
     return Work(lacking, standing.failed_for_good, dropped, whole)
 
 

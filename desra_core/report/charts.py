@@ -93,10 +93,10 @@ def line_chart(
     for name, (x, y) in marks.items():
         axes.plot([x], [y], color=INK, marker="o", markersize=8, fillstyle="none", linestyle="none")
         axes.autoscale_view()
-        # The name stands on the side of the point towards the middle of the axes, where there is room.
-        right = axes.transLimits.transform(axes.transScale.transform((x, y)))[0] > 0.5
-        axes.annotate(shortened(name, _LABEL), (x, y), (-8 if right else 8, 5), textcoords="offset points",
-                      ha="right" if right else "left", bbox=_BACKING)  # fmt: skip
+        # The name of a point in the right half of the axes stands left of it: there is room.
+        share_of_width = axes.transLimits.transform(axes.transScale.transform((x, y)))[0]
+        offset, side = (-8, "right") if share_of_width > 0.5 else (8, "left")
+        axes.annotate(shortened(name, _LABEL), (x, y), (offset, 5), textcoords="offset points", ha=side, bbox=_BACKING)
     if len(curves) > 1:
         # Above the axes, in as many columns as fit.
         longest = max(min(len(name), _LABEL) for name in curves)

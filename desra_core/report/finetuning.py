@@ -150,17 +150,18 @@ def _points(document: VerdictDocument, loss: str) -> list[tuple[float, float]]:
 
 
 def _current(past: list[Event] | None, document: VerdictDocument) -> str:
-    """Name the current model: the old or the new one of the comparison, or another."""
+    """Name the workspace's current model: the old or the new one of the comparison, or another."""
     if past is None:
         return "unknown"
     if not past:
         return "the old one: none was promoted yet"
-    key = past[-1]["model"]
-    # A rollback has the restored entry as its source; the promotion of the same model has the candidate's file.
-    sources = [event.get("source") for event in past if event["model"] == key and event["kind"] == "promotion"]
-    if document.best and Path(document.best.file).name in [Path(str(source)).name for source in sources]:
+    current = past[-1]["model"]
+    # The verdict knows the new model by its file, the history by its key. The promotion of a model names both.
+    promotions = [event for event in past if event["kind"] == "promotion" and event["model"] == current]
+    files = [Path(str(event.get("source"))).name for event in promotions]
+    if document.best and Path(document.best.file).name in files:
         return "the finetuned one"
-    return "the old one" if key == document.before.key else "neither of these two"
+    return "the old one" if current == document.before.key else "neither of these two"
 
 
 def _entry(event: Event) -> dict[str, str]:

@@ -327,7 +327,7 @@ def severity_curve(results: WorkspaceResults) -> SeverityCurve | None:
 
 
 def judge(mask: Mask, human: Mask, regions: list[dict[str, Any]]) -> JudgedRegions:
-    """Compare one mask with a human mask.
+    """Find the severities from which regions are detected: those that a human mask covers, and those in it.
 
     Args:
         mask, human: ``(H, W)`` bool. As in the published scripts the outer 5 px do not count.
@@ -337,7 +337,7 @@ def judge(mask: Mask, human: Mask, regions: list[dict[str, Any]]) -> JudgedRegio
         ImageError: The mask has a component that is none of the regions.
     """
     whole = Components(mask)
-    # Only one region can have a box: a path through the box from left to right meets any path from top to bottom.
+    # A box identifies a region: two regions that both reach all four sides of one box would touch.
     by_box = {tuple(region[key] for key in ("x", "y", "width", "height")): region["severity"] for region in regions}
     boxes = [tuple(box) for box in whole.boxes.tolist()]
     if not by_box.keys() >= set(boxes):
@@ -348,8 +348,8 @@ def judge(mask: Mask, human: Mask, regions: list[dict[str, Any]]) -> JudgedRegio
     parts = Components(mask)
     severity = np.zeros(len(parts) + 1)
     severity[parts.numbers[mask]] = of_component[numbers[mask]]
-    # Say that regions of severity 9, 4 and 1 cover 30, 25 and 40 % of a human region. It is found from severity 4 on:
-    # regions of at least 4 cover half of it. A human region of which all regions cover less than half has -inf.
+    # A human region counts as found where detected regions cover half of it. Say that regions of severity 9, 4 and 1
+    # cover 30, 25 and 40 %: with the least severity at 4 it is found. It has -inf where even all of them cover less.
     marked = Components(human)
     found = np.full(len(marked), -np.inf)
     for index, (x, y, width, height) in enumerate(marked.boxes.tolist()):

@@ -103,14 +103,15 @@ def scan(
     found = found.sort_by("name")
     asked = found.slice(0, limit)
     previous = _under_new_names(workspace, read_manifest(workspace), found, sources)
-    # Of images in which a run found other content than the manifest records, all files are read again.
+    # Hashes in the manifest are trusted, except of images in which a run found other content.
     records = read_records(workspace, ["id", "reason"])
     changed = records["id"].filter(pc.equal(records["reason"], CHANGED))
-    current, unreadable = _identified(asked, _without(previous, "id", changed), sources, on_hashed)
-    # The same holds for images whose id would change though no file has: a damaged manifest must not delete outputs.
+    current, unreadable = _with_ids(asked, _without(previous, "id", changed), sources, on_hashed)
+    # Where an id would change though no file has, the manifest may be damaged: read those files, too, before an output
+    # is deleted.
     if len(doubted := _changed_without_a_file(current, previous)):
-        known = _without(current, "name", doubted).replace_schema_metadata(_roots(sources))
-        current, unreadable = _identified(asked, known, sources, on_hashed)
+        trusted = _without(current, "name", doubted).replace_schema_metadata(_roots(sources))
+        current, unreadable = _with_ids(asked, trusted, sources, on_hashed)
         previous = _with_right_ids(previous, current, sources, doubted)
     failures = pa.concat_tables([failures, unreadable])
     if asked.num_rows < found.num_rows:
@@ -209,16 +210,16 @@ def _under_new_names(workspace: Workspace, previous: pa.Table, found: pa.Table, 
     path = f"{sources.identity[-1]}_path"
     index = pc.index_in(previous[path].combine_chunks(), found[path].combine_chunks())
     names = previous["name"].combine_chunks()
-    now = pc.coalesce(found["name"].combine_chunks().take(index), names)
-    changed = pc.not_equal(now, names)
-    renamed = dict(zip(names.filter(changed).to_pylist(), now.filter(changed).to_pylist(), strict=True))
+    new_names = pc.coalesce(found["name"].combine_chunks().take(index), names)
+    changed = pc.not_equal(new_names, names)
+    renamed = dict(zip(names.filter(changed).to_pylist(), new_names.filter(changed).to_pylist(), strict=True))
     if not renamed:
         return previous
-    # A vanished image loses its outputs where its name is now that of another file.
-    taken = pc.and_(pc.invert(changed), pc.is_in(names, now.filter(changed)))
+    # An image that keeps its name, though another file has it now, has vanished: it loses its outputs.
+    taken = pc.and_(pc.invert(changed), pc.is_in(names, new_names.filter(changed)))
     for name in names.filter(taken).to_pylist():
         workspace.withdraw(name)
-    previous, now = previous.filter(pc.invert(taken)).combine_chunks(), now.filter(pc.invert(taken))
+    previous, new_names = previous.filter(pc.invert(taken)).combine_chunks(), new_names.filter(pc.invert(taken))
     workspace.publish_table(workspace.manifest, previous)
     # A new name may still be the old name of another image: each round renames only to free names. Each round is
     # published before the next: otherwise a run after a killed run would rename the outputs of another image.
@@ -227,8 +228,8 @@ def _under_new_names(workspace: Workspace, previous: pa.Table, found: pa.Table, 
         rename_human_masks(workspace, free)
         for old, new in free.items():
             workspace.rename(old, new)
-        moved = pc.is_in(now, pa.array(free.values(), pa.string()))
-        previous = previous.set_column(0, "name", pc.if_else(moved, now, previous["name"].combine_chunks()))
+        moved = pc.is_in(new_names, pa.array(free.values(), pa.string()))
+        previous = previous.set_column(0, "name", pc.if_else(moved, new_names, previous["name"].combine_chunks()))
         workspace.publish_table(workspace.manifest, previous.sort_by("name").combine_chunks())
         renamed = {old: new for old, new in renamed.items() if old not in free}
     return previous.sort_by("name").combine_chunks()
@@ -248,16 +249,36 @@ def _without(table: pa.Table, column: str, values: pa.ChunkedArray) -> pa.Table:
     return table.filter(pc.invert(pc.is_in(table[column], values.combine_chunks())))
 
 
-def _identified(
+def _with_ids(
     found: pa.Table, previous: pa.Table, sources: Sources, on_hashed: Callable[[int, int], None] | None
 ) -> tuple[pa.Table, pa.Table]:
     """Add the columns ``ROLE_hash``, ``content`` (the id but for the labels) and ``id`` to images.
 
-    Files that are as ``previous`` records them keep their hash; the others are read. Returns the images, and rows of
-    the schema `FAILURES` about those that cannot be read.
+    Returns the images, and rows of the schema `FAILURES` about those that cannot be read.
+    """
+    table, problems = _with_hashes(found, previous, sources, on_hashed)
+    digests = []
+    for rows in table.select([f"{role}_hash" for role in sources.identity]).to_batches(max_chunksize=_BATCH):
+        each = zip(*(column.to_pylist() for column in rows.columns), strict=True)
+        digests.append(pa.array((digest(" ".join(hashes).encode()) for hashes in each), pa.string()))
+    contents, labels = pa.chunked_array(digests, pa.string()).combine_chunks(), table["labels_hash"].combine_chunks()
+    # Images of equal content share an id, unless their labels, and so their masks, differ from those of the first.
+    other = pc.fill_null(pc.not_equal(labels, labels.take(pc.index_in(contents, contents))), False)
+    pairs = zip(contents.filter(other).to_pylist(), labels.filter(other).to_pylist(), strict=True)
+    own = pa.array((_id_with_labels(*pair) for pair in pairs), pa.string())
+    table = table.append_column("content", contents)
+    return table.append_column("id", pc.replace_with_mask(contents, other, own)), problems
+
+
+def _with_hashes(
+    found: pa.Table, previous: pa.Table, sources: Sources, on_hashed: Callable[[int, int], None] | None
+) -> tuple[pa.Table, pa.Table]:
+    """Add the columns ``ROLE_hash``: of files that are as ``previous`` records them from there, of others by reading.
+
+    Returns the images that can be read, and rows of the schema `FAILURES` about the others.
     """
     hashes = dict.fromkeys(ROLES, pa.nulls(found.num_rows, pa.string()))
-    before = _aligned(found, previous)
+    before = _rows_of_names(found, previous)
     for role, folder in sources.folders.items():
         if _stored_roots(previous).get(role) == str(folder).encode():
             known = pa.array(_equal(found, before, [f"{role}_{field}" for field in ("path", "size", "mtime")]))
@@ -286,18 +307,7 @@ def _identified(
     for role in ROLES:
         table = table.append_column(f"{role}_hash", hashes[role])
     problems = pa.Table.from_pylist(failed, FAILURES)
-    table = _without(table, "name", problems["name"])
-    digests = []
-    for rows in table.select([f"{role}_hash" for role in sources.identity]).to_batches(max_chunksize=_BATCH):
-        each = zip(*(column.to_pylist() for column in rows.columns), strict=True)
-        digests.append(pa.array((digest(" ".join(hashes).encode()) for hashes in each), pa.string()))
-    contents, labels = pa.chunked_array(digests, pa.string()).combine_chunks(), table["labels_hash"].combine_chunks()
-    # Images of equal content share an id, unless their labels, and so their masks, differ from those of the first.
-    other = pc.fill_null(pc.not_equal(labels, labels.take(pc.index_in(contents, contents))), False)
-    pairs = zip(contents.filter(other).to_pylist(), labels.filter(other).to_pylist(), strict=True)
-    own = pa.array((_id_with_labels(*pair) for pair in pairs), pa.string())
-    table = table.append_column("content", contents)
-    return table.append_column("id", pc.replace_with_mask(contents, other, own)), problems
+    return _without(table, "name", problems["name"]), problems
 
 
 def _id_with_labels(content: str, labels: str | None) -> str:
@@ -305,7 +315,7 @@ def _id_with_labels(content: str, labels: str | None) -> str:
     return digest(f"{content} {labels}".encode())
 
 
-def _aligned(table: pa.Table, manifest: pa.Table) -> pa.Table:
+def _rows_of_names(table: pa.Table, manifest: pa.Table) -> pa.Table:
     """Look up the row of a manifest for each name of a table; nulls where the manifest lacks the name."""
     index = pc.index_in(table["name"].combine_chunks(), manifest["name"].combine_chunks())
     return manifest.take(index).combine_chunks()
@@ -332,7 +342,7 @@ def _changed_without_a_file(current: pa.Table, previous: pa.Table) -> pa.Chunked
 
     The cause is a damaged manifest, or that an image of equal content but other labels has vanished.
     """
-    before = _aligned(current, previous)
+    before = _rows_of_names(current, previous)
     other = flags_of(pc.not_equal(current["id"].combine_chunks(), before["id"].combine_chunks()))
     other &= _equal(current, before, [f"{role}_hash" for role in ROLES])
     contents = current["content"].filter(pa.array(other)).combine_chunks()
@@ -341,7 +351,7 @@ def _changed_without_a_file(current: pa.Table, previous: pa.Table) -> pa.Chunked
 
 def _with_right_ids(previous: pa.Table, current: pa.Table, sources: Sources, doubted: pa.ChunkedArray) -> pa.Table:
     """Give doubted images of a manifest their ids of this scan, where the manifest has the hashes of their files."""
-    now = _aligned(previous, current)
+    now = _rows_of_names(previous, current)
     same = _equal(previous, now, [f"{role}_hash" for role in sources.identity])
     same &= flags_of(pc.is_in(previous["name"], doubted.combine_chunks()))
     same &= flags_of(pc.fill_null(pc.not_equal(previous["id"], now["id"]), False))
@@ -381,7 +391,7 @@ def _with_shards(
     shards = pc.coalesce(shards, fresh_shards.take(pc.index_in(ids, fresh)))
     here = pa.array(np.ones(len(ids), bool))
     table = current.append_column("shard", shards).append_column("present", here).append_column("asked", here)
-    other_id = pc.not_equal(_aligned(current, previous)["id"].combine_chunks(), ids)
+    other_id = pc.not_equal(_rows_of_names(current, previous)["id"].combine_chunks(), ids)
     replaced = names.filter(pc.fill_null(other_id, False)).to_pylist()
     rest = _without(previous, "name", current["name"])
     is_unasked = pc.is_in(rest["name"], unasked)

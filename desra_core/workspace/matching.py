@@ -143,6 +143,7 @@ def _joined(tables: dict[str, pa.Table], sources: Sources) -> tuple[pa.Table, li
     have no name in common.
     """
     *others, main = sources.identity
+    # Roles for which a file or a glob was given: their folders may hold more images than were asked for.
     selective = {role for role, place in sources.places.items() if is_selection(place)}
     by_role = {
         role: table.rename_columns(["name", *(f"{role}_{column}" for column in table.column_names[1:])])
@@ -158,6 +159,7 @@ def _joined(tables: dict[str, pa.Table], sources: Sources) -> tuple[pa.Table, li
         # A full join keeps files without a twin in the main folder as failures, unless its place is a selection.
         join = "full outer" if role in others and main not in selective else "left outer"
         joined = joined.join(files, "name", join_type=join)
+    # Pairs of a role that each image needs, and the role whose file is named where the image lacks it.
     required = list(permutations(sources.identity, 2))
     if sources.labels is not None:
         required.append(("labels", main))
@@ -165,7 +167,7 @@ def _joined(tables: dict[str, pa.Table], sources: Sources) -> tuple[pa.Table, li
     for role, twin in required:
         lacking = joined.filter(pc.is_null(joined[f"{role}_path"]))
         joined = joined.filter(pc.is_valid(joined[f"{role}_path"]))
-        if role in selective and twin not in selective:  # the twin was not asked for
+        if role in selective and twin not in selective:  # this image was not asked for
             continue
         subjects = pc.binary_join_element_wise(
             f"{sources.folders[twin]}", lacking[f"{twin}_path"].combine_chunks(), "/"

@@ -64,7 +64,7 @@ def test_images_are_done_at_the_end_of_their_last_stage(clock: Clock) -> None:
         progress.failed(error, 1, 2)
     assert progress.failures == (2, [full])
     progress.passed(48)
-    progress.passed(98, last=True)
+    progress.passed(98, finished=98)
     assert progress.line() == "98 of 100 images, 2 failed, 10.0 images/s, 0:00:00 left"
 
 
@@ -90,7 +90,7 @@ def test_a_retry_goes_back(clock: Clock) -> None:
 def test_images(clock: Clock) -> None:
     progress = RunProgress("judge", 6, 1)
     clock.now += 12
-    progress.passed(1, last=True)
+    progress.passed(1, finished=1)
     assert progress.line() == "1 of 6 images, 0 failed, 12.0 s per image, 0:01:00 left"
 
 
@@ -101,7 +101,7 @@ def test_the_time_left_does_not_climb_for_lack_of_an_image(clock: Clock, stages:
     clock.now += 40
     assert "left" not in progress.line()
     clock.now += 20
-    progress.passed(stages, last=True)
+    progress.passed(stages, finished=stages)
     seen = []
     for _ in range(120):
         seen.append(progress.line().rpartition(", ")[2])
@@ -110,7 +110,7 @@ def test_the_time_left_does_not_climb_for_lack_of_an_image(clock: Clock, stages:
     assert seen == sorted(seen, reverse=True)
     assert seen[-1] > "0:03:00"
     assert "60.0 s per image" in progress.line()
-    progress.passed(stages, last=True)  # the second one took two minutes
+    progress.passed(stages, finished=stages)  # the second one took two minutes
     assert progress.line().endswith("90.0 s per image, 0:04:30 left")
 
 
