@@ -83,10 +83,12 @@ if __name__ == "__main__":
                 importlib.import_module(module.name)
     import PIL.Image
     from matplotlib.figure import Figure
+    from prefect.settings import get_current_settings
 
     from deployments import cli
     from desra_core import third_party
 
+    get_current_settings().flows.heartbeat_frequency = None  # as of runs that start their own server
     # Commands import these late.
     third_party.mend_basicsr()
     for name in ("basicsr.archs.rrdbnet_arch", "fastapi", "prefect.flow_engine", "prefect.task_engine",

@@ -82,6 +82,10 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
             # Mark killed runs that people started, unless the server has ended meanwhile.
             with contextlib.suppress(UsageError), connection.connected() as client:
                 mark_killed(workspace.root, client)
+            from prefect.settings import get_current_settings
+
+            # Heartbeats serve automations only, and their thread delays the end of every flow by up to a second.
+            get_current_settings().flows.heartbeat_frequency = None
             with _kept_up(server):
                 yield server.url
 

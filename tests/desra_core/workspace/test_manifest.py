@@ -202,7 +202,7 @@ def test_renaming_that_was_cut_off_goes_on(folders: Folders, monkeypatch: pytest
 
     with monkeypatch.context() as patch:
         patch.setattr(Workspace, "rename", cut_off)
-        patch.setattr("desra_core.workspace.manifest._identified", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("desra_core.workspace.manifest._with_ids", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             folders.scan()
     after = folders.scan()
