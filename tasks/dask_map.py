@@ -274,6 +274,17 @@ class Dask:
         return bool(able)
 
 
+def device_of(machine: Machine, dask: Dask) -> str:
+    """Choose where the networks of a run compute: ``cuda`` or ``cpu``.
+
+    Raises:
+        AbsentError: ``--device cuda``, but no worker has a GPU.
+    """
+    if machine.device == "cuda" and not dask.gpus:
+        raise AbsentError("--device", "cuda, but no worker declares a GPU", "start one with --resources GPU=1")
+    return "cuda" if dask.gpus and machine.device != "cpu" else "cpu"
+
+
 def _recorded(
     name: str, function: ImageFunction, machine: Machine, run: str | None, image: ImageRef, about: Any
 ) -> Any:
