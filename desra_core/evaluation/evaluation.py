@@ -10,6 +10,7 @@ must match the region.
 import csv
 import io
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -363,7 +364,7 @@ def _rating(row: dict[str, str], line: int, path: Path) -> tuple[int, Rating]:
     if None in row or None in row.values():
         raise UsageError(where, "has more or fewer cells than there are columns", _FORMAT)
     region, noticed = row["region"].strip(), row["noticed"].strip()
-    if not (region.isascii() and region.isdigit() and int(region) > 0):
+    if not re.fullmatch("0*[1-9][0-9]{0,8}", region):
         raise UsageError(where, f"has the region {region!r}", "regions are numbered 1, 2, ... within each image")
     try:
         share = float(noticed) if noticed else None

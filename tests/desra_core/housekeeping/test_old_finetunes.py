@@ -144,7 +144,7 @@ def test_cycle_and_rollback_find_all_that_they_need(place, workspace: Workspace,
             again = desra_here("cycle", place.photos, *models, "--workspace", workspace.root, *flags)
             assert again.returncode == 3, again.stderr
             assert f"nothing to do: {PHOTOS} of {PHOTOS} images done" in again.stdout
-            assert again.stdout.splitlines()[-1].startswith("not promoted: it was, and was rolled back")
+            assert again.stdout.splitlines()[-1].startswith("not promoted again, because it was rolled back")
 
 
 def test_an_older_finetune_that_is_to_go_on_ends_with_the_very_weights(place, workspace: Workspace) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from desra_core.benchmarking import AnyBenchmark, plan
-from desra_core.benchmarking.labelled import labelled_tables, read_records, results_of
+from desra_core.benchmarking.annotated import annotated_tables, read_records, results_of
 from desra_core.report.pages import publish_results, render_benchmark, worst_records
 from tests.benchmark_sets import as_published, judge, make_plain, write
 from tests.browser import Page
@@ -34,7 +34,7 @@ def judged(make_pairs, tmp_path_factory) -> AnyBenchmark:
 
 def rendered(benchmark: AnyBenchmark) -> str:
     results, failures = results_of(benchmark), benchmark.failed()
-    return render_benchmark(benchmark, results, labelled_tables(benchmark, results, failures), failures)
+    return render_benchmark(benchmark, results, annotated_tables(benchmark, results, failures), failures)
 
 
 def text_of(page: str) -> str:
