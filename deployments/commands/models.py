@@ -122,7 +122,7 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
         _show_verdict(workspace, verdict, promoted, comparison)
         if settings.promote and verdict.passed and not promoted:
             again = f"{_compare_command(finetuning, finetuned)} --promote"
-            typer.echo(f"not promoted: it was, and was rolled back; {again} brings it back")
+            typer.echo(f"not promoted again, because it was rolled back; {again} promotes it")
             return GATE_FAILED
     code = max(code, int(unjudged > 0)) if verdict.passed else GATE_FAILED
     if lost is not None:

@@ -69,7 +69,7 @@ RecordAndMasks = tuple[Record, tuple[File, ...]]
 
 
 def count_stored(
-    image: ImageRef, about: RecordAndMasks, workspace: Workspace, target: Target, max_pixels: int
+    image: ImageRef, record_and_masks: RecordAndMasks, workspace: Workspace, target: Target, max_pixels: int
 ) -> pa.Table:
     """Count the pixels of an image by class and similarity, from its stored map; return a `ClassHistogram.to_table`.
 
@@ -79,7 +79,7 @@ def count_stored(
         ImageError: A mask has another size, or is no mask.
         TransientError: The map, the labels or a mask is gone or has changed.
     """
-    record, masks = about
+    record, masks = record_and_masks
     assert record.height is not None
     assert record.width is not None
     shape = record.height, record.width
@@ -293,7 +293,7 @@ def corpus_of(calibrating: Calibrating) -> CorpusSettings:
     elif not given:
         remedy = "name one of desra detect or mine, or give --mse-sr and --gan-sr"
         raise UsageError(workspace.root, "is no workspace with a run in it", remedy)
-    if kind is not Detection and given:
+    if kind is not Detection and given:  # raises, because the workspace belongs to desra mine
         check_kind(workspace, Detection(workspace=workspace.root, **given))
     if calibrating.segmenter != "none":
         given["segmenter"] = calibrating.segmenter
@@ -347,8 +347,9 @@ def derive_calibration(calibrating: Calibrating, corpus: CorpusSettings, countin
     rates = sorted({*RATES, calibrating.false_alarm_rate}, reverse=True)
     suggestions = [suggest(histogram, ours, published, rate) for rate in rates]
     below = tuple(false_alarm_rate(histogram, weights, THRESHOLD) or 0.0 for weights in (ours, published))
-    models = {role: str(getattr(corpus, role)) for role in ("mse_sr", "gan_sr") if not isinstance(corpus, Mining)}
-    if isinstance(corpus, Mining):
+    if not isinstance(corpus, Mining):
+        models = {role: str(getattr(corpus, role)) for role in ("mse_sr", "gan_sr")}
+    else:
         models = {
             "mse_model": str(corpus.mse_model),
             "mse_model_key": content_key(corpus.mse_model),

@@ -95,9 +95,9 @@ def count_image(similarity: Similarity, labels: Labels, exclude: Mask | None = N
         exclude: ``(h, w)`` bool, True where not to count.
 
     Raises:
-        ValueError: D is no float32 or not finite.
+        ValueError: D has more bits than float32, or is not finite.
     """
-    if np.finfo(similarity.dtype).nmant >= _BITS_OF_FLOAT32:
+    if np.finfo(similarity.dtype).nmant + 1 > _BITS_OF_FLOAT32:
         raise ValueError(f"similarity of dtype {similarity.dtype} has more bits than the bins separate; give float32")
     flat = np.zeros(CLASS_COUNT * BINS, np.int64)
     for rows in row_strips(similarity.shape):
@@ -129,7 +129,7 @@ def quantile_weights(histogram: ClassHistogram, percentile: float = PERCENTILE) 
     From the top, q is the lower edge of the first bin with which the bins hold more than ``percentile`` % of the pixels
     of the class. So more than that share is lifted to 1, and q lies at most 0.0001 below the exact quantile.
     """
-    # D of 8 or 16 bits is above 0.003; the first bin would have no finite weight.
+    # The first bin would give an infinite weight. D of images is above 0.003, beyond that bin.
     lower = np.maximum(BINS - _bins_held(histogram.counts, percentile), 1)
     return np.where(histogram.pixels > 0, BINS / lower, np.nan)
 

@@ -5,8 +5,8 @@ model's result with noise of 2 grey levels, which shows how many regions the mea
 
 A region of the old model's mask is *gone* when less than half of its pixels lie in the candidate's mask. A region of
 the candidate's mask was *added* when less than half of its pixels lie in the old model's mask. The mask that a region
-is compared with has a quarter of the minimal area: with the whole minimal area, noise would delete and add regions near
-the minimal area or the threshold.
+is compared with keeps regions from a quarter of the minimal area on: with the whole minimal area, noise would delete
+and add regions near the minimal area or the threshold.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ from desra_core.planning.plan import COLUMNS, assess, load_settings, publish_tab
 from desra_core.settings import CorpusSettings
 from desra_core.training.plan import RunFolder
 from desra_core.workspace import Workspace, read_table
-from desra_core.workspace.manifest import read_manifest
+from desra_core.workspace.manifest import asked_for, read_manifest
 from desra_core.workspace.products import (
     SCHEMA,
     Target,
@@ -142,12 +142,12 @@ def _unkept(
 ) -> pa.Array:
     """Explain why the settings of the latest run do not keep an array.
 
-    Null where they do, and for items of pending images and of images beyond ``--limit``.
+    Null where they do, and for items of pending images and of images that the latest run was not asked for.
     """
-    rows = manifest.filter(manifest["present"]).slice(0, settings.limit)
+    rows = asked_for(manifest).slice(0, settings.limit)
     work = assess(rows, read_records(workspace, COLUMNS), target, held_by(workspace, rows, target.gan_sr_key))
     keeps = {array: flags & ~work.failed for array, flags in kept_arrays(target, work.whole).items()}
-    keeps["mse_sr"] |= target.keep_mse
+    keeps["mse_sr"] |= target.keep_mse  # also of failed images
     ids = rows["id"].combine_chunks()
     done = pc.invert(pc.is_in(ids, ids.filter(pa.array(work.pending))))
     # For each item, the row of its image among the images that are done; null where there is none.
@@ -278,7 +278,7 @@ def _drop(workspace: Workspace, table: pa.Table, on_dropped: Callable[[int, int]
     for folder in map(PurePosixPath, sorted(folders, key=len, reverse=True)):
         with contextlib.suppress(OSError):  # raised by a folder that is not empty: it stays, with all above it
             for each in (folder, *folder.parents):
-                if len(each.parts) > 1 + (each.parts[:1] == ("dataset",)):  # folders above these always stay
+                if len(each.parts) > 1 + (each.parts[:1] == ("dataset",)):  # top folders and those of dataset/ stay
                     (workspace.root / each).rmdir()
 
 
@@ -295,7 +295,7 @@ def _old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[I
     model = _model_in_use(workspace, settings)
     whole = {key for key, run in runs.items() if key == latest or _stays_whole(run, model)}
     notes, new_notes = _comparisons(workspace)
-    # All finetunes stay that a document of the workspace names, or the document of another finetune that stays.
+    # A finetune stays if a document of the workspace, or of another finetune that stays, names it.
     paths = [workspace.settings, workspace.verdict, *workspace.models.glob("*/*.json")]
     documents = [_text(path) for path in (*paths, *(runs[key].document for key in whole))]
     documents += [notes[name]["after"] for name in new_notes]
@@ -340,6 +340,7 @@ def _of_gate(workspace: Workspace, needed: dict[str, set[Any]]) -> Iterator[Item
                 yield item(workspace, entry.path, UNKNOWN)
             continue
         for part in entries(entry.path):
+            # Judgements are folders, the others files.
             is_kind = part.is_dir(follow_symlinks=False) == (entry.name == "judgements") and not part.is_symlink()
             if _is_scratch(part):
                 yield item(workspace, part.path, "gate", _UNFINISHED)
@@ -353,10 +354,13 @@ def _comparisons(workspace: Workspace) -> tuple[dict[str, Any], set[str]]:
     """Read the gate's notes on its comparisons, by file name, and name the new ones.
 
     A note is written when a comparison begins, and names its models and files. New are the note of the latest verdict
-    and all later notes, whose comparisons have no verdict yet. No notes are returned where a note is damaged, or that
-    of the verdict is missing (earlier versions wrote none): then no file of the gate is deleted.
+    and all later notes, whose comparisons have no verdict yet. No notes are returned where a note or the
+    verdict is damaged, or the note of the verdict is missing (earlier versions wrote none): then no file of the gate is
+    deleted.
     """
     verdict = read_json(workspace.verdict)
+    if verdict is not None and not (isinstance(verdict, dict) and "after" in verdict):
+        return {}, set()
     verdict_time = workspace.verdict.stat().st_mtime_ns if verdict else 0
     notes, new = {}, set()
     for entry in entries(workspace.compared(Path()).parent):

@@ -222,7 +222,7 @@ class Standing:
     Attributes:
         columns: The columns of the records, one value per row.
         same_similarity: The similarity map was computed under these settings.
-        clean: An earlier mask was empty, and these settings mark no more: so their mask is empty, without computing.
+        clean: An earlier mask was empty, and these settings are as strict or stricter: so their mask is empty, too.
         current: A mask is published that is right under these settings: it was made under them, or the image is clean.
         failed: The image failed.
         failed_for_good: The image failed under the very same settings and files, for a reason that does not pass.
@@ -241,9 +241,9 @@ class Standing:
         was_empty = self.same_similarity & (self._number("artifact_pixels") == 0)
         same_weights = self.equal("weighting_key", target.weighting_key) & same_labels
         enough_weight = same_weights | (target.min_weight >= self._number("proven_weight"))
-        marks_no_more = target.threshold <= self._number("threshold")
-        marks_no_more &= self._min_areas(target.min_area) >= self._number("min_area")
-        self.clean = was_empty & enough_weight & marks_no_more
+        as_strict = target.threshold <= self._number("threshold")
+        as_strict &= self._min_areas(target.min_area) >= self._number("min_area")
+        self.clean = was_empty & enough_weight & as_strict
         same_mask = self.equal("mask_key", target.mask_key) & same_labels
         self.current = same_mask | (self.clean & flags_of(self.columns["mask_key"].is_valid()))
         self.failed = flags_of(self.columns["failed_stage"].is_valid())
@@ -291,7 +291,7 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
     map_was_kept = standing.says("similarity_kept")
     has_map = standing.same_similarity & map_was_kept & held.arrays["similarity"]
     has_pair = held.arrays["mse_sr"] & held.arrays["gan_sr"] | (not target.super_resolves)
-    # By its name, whether each product is there that is made after the similarity map and stored as an array.
+    # By name: whether a product that is made after the similarity map, and stored as an array, is there.
     has_later = {
         product.name: standing.equal(product.column, product.key(target) or "")
         & (standing.says(product.kept) if product.kept else True)
@@ -302,13 +302,13 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
     has_all = np.logical_and.reduce([has_map, *has_later.values()])
     has_arrays = has_all
     if target.keep == "artifacts":
-        # A clean image needs no arrays, nor one whose map was dropped. An image with a map needs all products that are
-        # made after the map, except the labels: only the mask is computed from them.
+        # An image that is clean, or whose map was dropped, needs no arrays. An image with a map needs all products that
+        # are made after the map, except the labels: only the mask is computed from them.
         with_map = np.logical_and.reduce([has_map, *(has_later[name] for name in has_later if name != "segmentation")])
         has_arrays = standing.clean | ~map_was_kept | with_map
     has_arrays = np.where(always_whole, has_all & has_pair, has_arrays)
-    exported = (held.pictures == np.where(whole, len(DATASET), 0)) | (not target.super_resolves)
-    done = standing.current & held.masks & has_arrays & exported & ~standing.failed
+    has_pictures = (held.pictures == np.where(whole, len(DATASET), 0)) | (not target.super_resolves)
+    done = standing.current & held.masks & has_arrays & has_pictures & ~standing.failed
     pending = ~done & ~standing.failed_for_good
     # An image that is known to be clean gets only its mask, unless its arrays are kept too, or its map is lost.
     mask_only = standing.clean & (target.keep == "artifacts") & ~always_whole & (has_map | ~map_was_kept)
@@ -321,10 +321,10 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
 
 
 def done_images(workspace: Workspace, target: Target) -> pa.Table:
-    """List the images that are done under the settings of the latest run: a row for each present name, sorted by name.
+    """List the images that have a current mask under the settings of a run: a row for each present name, by name.
 
-    Columns are name, id, height, width, artifact_pixels and regions (as in `workspace.products.SCHEMA`). An image
-    without artifact pixels is clean under these settings, even if it was done under older ones.
+    Columns are ``name``, and id, height, width, artifact_pixels and regions as in `workspace.products.SCHEMA`. An image
+    without artifact pixels is clean under these settings, even if its mask was made under older ones.
     """
     manifest = read_manifest(workspace)
     rows = manifest.filter(manifest["present"])
@@ -374,7 +374,7 @@ class Plan:
 
     @property
     def done(self) -> int:
-        """Number of names with a current mask."""
+        """Number of names with nothing left to do."""
         return int(self.images - self.failed - self.pending)
 
     def most_pixels(self) -> int:

@@ -252,7 +252,9 @@ def _notes(results: WorkspaceResults, summary: CorpusSummary) -> list[str]:
         notes.append(f"{pending} still to be done: the same command goes on where it stopped.")
     if summary.outdated:
         outdated = counted(summary.outdated, "image still has", "images still have")
-        notes.append(f"{outdated} the artifacts that earlier settings found: the latest run was cut off before.")
+        notes.append(
+            f"{outdated} the artifacts that earlier settings found: the latest run was cut off before it got there."
+        )
     if summary.marked and not results.workspace.regions.exists():
         notes.append("The region table is missing: the run was cut off before it wrote one. Run it again.")
     if results.vanished:

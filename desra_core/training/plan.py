@@ -47,7 +47,7 @@ _PACKAGES = ("torch", "spandrel", "basicsr", "numpy")
 _OPEN_ENDED = {"preset", "iterations", "patience"}
 # Settings that may change when a run goes on; the discriminator is compared by its content.
 _MAY_DIFFER = _OPEN_ENDED | {"discriminator", "accumulate"}
-# If none of the first images up to this number can be used, no further image is tried.
+# Give up when none of this many images can be used.
 _TRIES = 20
 
 
@@ -274,7 +274,7 @@ def _check_same(run: RunFolder, document: dict[str, Any], identity: dict[str, An
         if before.get("key") != now.get("key"):
             raise UsageError(run.root, f"holds a finetune with another {role}, {before.get('path', 'none')}", remedy)
     recorded = document.get("training", {})
-    if "precision" in document:
+    if "precision" in document:  # with --amp auto, a run goes on in any format that is recorded
         recorded = recorded | {"amp": "auto" if identity["training"]["amp"] == "auto" else document["precision"]}
     for name, value in identity["training"].items():
         before = recorded.get(name)

@@ -322,5 +322,5 @@ def test_rows() -> None:
     assert len(tables["recall"]) == sum(len(method.cells) for method in summary.methods)
     first = tables["recall"][0]
     rate = summary.methods[0].cells[first["kind"], first["strength"], first["size"]]
-    assert (first["found"], first["injected"]) == rate
+    assert (first["found"], first["counted"]) == rate
     assert (first["low"], first["high"]) == rate.interval

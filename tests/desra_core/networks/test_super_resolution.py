@@ -130,7 +130,11 @@ def test_bfloat16_stays_close(name, model):
     assert psnr(super_resolve(model(name, precision="bfloat16"), pixels).pixels, exact) > 45
 
 
-REAL = ["realesr-general-x4v3", "realesr-general-wdn-x4v3", "realesr-animevideov3"]
+REAL = [
+    "realesr-general-x4v3",
+    pytest.param("realesr-general-wdn-x4v3", marks=pytest.mark.slow),
+    "realesr-animevideov3",
+]
 
 
 @pytest.mark.parametrize("name", REAL)

@@ -88,7 +88,7 @@ def test_pictures_are_those_of_the_region(page: str) -> None:
         assert len(sizes) == 1
 
 
-def test_the_same_results_give_the_same_bytes(workspace: Workspace) -> None:
+def test_the_same_results_give_the_same_bytes(workspace: Workspace, drawn_anew: None) -> None:
     before = write_report(workspace)
     content, made = before.read_bytes(), before.stat().st_mtime_ns
     assert write_report(workspace) == before == workspace.root / "report.html"
