@@ -102,6 +102,11 @@ def _swinir(network: Any) -> Traits:
     return Traits(halo=48 * network.start_unshuffle, tile=256, multiple=multiple, last=last)
 
 
+def _rlfn(_: Any) -> Traits:
+    """RLFN: its attention stretches a coarse map over the whole window, so results depend on the window: take large ones."""
+    return Traits(halo=32, tile=1024, minimum=15)
+
+
 def _convolutions(network: Any) -> int:
     """Count the 3x3 convolutions of a network."""
     from torch import nn
@@ -112,6 +117,7 @@ def _convolutions(network: Any) -> int:
 ARCHITECTURES = {
     "Compact": Architecture(_compact, "SRVGGNetCompact"),
     "ESRGAN": Architecture(_rrdb, "RRDBNet"),
+    "RLFN": Architecture(_rlfn),
     "SPAN": Architecture(_span),
     "SwinIR": Architecture(_swinir, "SwinIR"),
 }

@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -149,21 +150,26 @@ def _loaded(path: Path, _key: str, device: str, precision: Precision) -> Model:
     return model
 
 
+def spandrel() -> Any:
+    """Import spandrel, and add the architectures of this package that it lacks."""
+    third_party.mend_torchvision()
+    module = import_module("spandrel")
+    import_module("desra_core.networks.rlfn")
+    return module
+
+
 def recognised(path: Path, precision: Precision = "float32") -> Any:
     """Find the network that the weights of a file are for; returns spandrel's descriptor with that network.
 
     Raises:
         UsageError: As for `load_model`, except about the device.
     """
-    third_party.mend_torchvision()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # SwinIR warns about torch.meshgrid
-        from spandrel import ModelLoader, UnsupportedModelError
-
         weights = read_weights(path)
         try:
-            descriptor = ModelLoader().load_from_state_dict(weights)
-        except UnsupportedModelError:
+            descriptor = spandrel().ModelLoader().load_from_state_dict(weights)
+        except spandrel().UnsupportedModelError:
             raise UsageError(path, "is of no architecture that spandrel knows", _REMEDY) from None
         except LOAD_ERRORS as error:
             reason = f"does not fit the architecture that it looks like ({described(error)})"
@@ -315,9 +321,6 @@ class _TrainingLog:
 
 def _kinds(path: Path) -> dict[str, dict[str, Any]]:
     """Find the network's tensors in a file, by the names in the network: ``raw``, ``ema`` or both, in this order."""
-    third_party.mend_torchvision()
-    from spandrel import canonicalize_state_dict
-
     content = _content(path)
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for wrappers, tensors in _networks(_flattened(content)):
@@ -328,7 +331,7 @@ def _kinds(path: Path) -> dict[str, dict[str, Any]]:
             raise UsageError(path, reason, "torch.save the weights of one of them alone")
     kinds: dict[str, dict[str, Any]] = {kind: found[kind][1] for kind in ("raw", "ema") if kind in found}
     if not kinds:  # another network, such as a discriminator: the wrappers around all of its tensors are removed
-        tensors = _flattened(canonicalize_state_dict({str(name): value for name, value in content.items()}))
+        tensors = _flattened(spandrel().canonicalize_state_dict({str(name): value for name, value in content.items()}))
         while wrapper := next((w for w in _WRAPPERS if tensors and all(name.startswith(w) for name in tensors)), None):
             tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
         kinds = {"raw": tensors}
@@ -365,9 +368,7 @@ def _networks(tensors: dict[str, Any], wrappers: str = "") -> Iterator[tuple[str
 
     The names of old ESRGAN begin with a wrapper themselves, so a network is looked for before wrappers are removed.
     """
-    from spandrel import MAIN_REGISTRY
-
-    if any(known.detect(tensors) for known in MAIN_REGISTRY.architectures("detection")):
+    if any(known.detect(tensors) for known in spandrel().MAIN_REGISTRY.architectures("detection")):
         yield wrappers, tensors
         return
     first = f"{next(iter(tensors), '').partition('.')[0]}."

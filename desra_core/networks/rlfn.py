@@ -1,8 +1,8 @@
 """RLFN, a small network that is trained without a GAN and that spandrel lacks, in spandrel's form.
 
-Kong et al., "Residual Local Feature Network for Efficient Super-Resolution" (2022). Files name their tensors in two ways:
-as the winner of NTIRE 2022 (``fea_conv``, ``B1``, ``LR_conv``) or as the authors' first release (``conv_1``, ``block_1``,
-``conv_2``).
+Kong et al., "Residual Local Feature Network for Efficient Super-Resolution" (2022). Files name their tensors in two
+ways: as the winner of NTIRE 2022 (``fea_conv``, ``B1``, ``LR_conv``) or as the authors' first release (``conv_1``,
+``block_1``, ``conv_2``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from typing import cast
 
 import torch
-from spandrel import Architecture, ImageModelDescriptor, SizeRequirements, StateDict
+from spandrel import MAIN_REGISTRY, Architecture, ArchSupport, ImageModelDescriptor, SizeRequirements, StateDict
 from spandrel.util import KeyCondition, get_scale_and_output_channels
 from torch import nn
 from torch.nn import functional
@@ -82,7 +82,9 @@ class RLFNArch(Architecture[RLFN]):
 
     def __init__(self) -> None:
         first = KeyCondition.has_all("fea_conv.weight", "B1.esa.conv_f.weight", "LR_conv.weight", "upsampler.0.weight")
-        second = KeyCondition.has_all("conv_1.weight", "block_1.esa.conv_f.weight", "conv_2.weight", "upsampler.0.weight")
+        second = KeyCondition.has_all(
+            "conv_1.weight", "block_1.esa.conv_f.weight", "conv_2.weight", "upsampler.0.weight"
+        )
         super().__init__(id="RLFN", detect=KeyCondition.has_any(first, second))
 
     def load(self, state_dict: StateDict) -> ImageModelDescriptor[RLFN]:
@@ -110,3 +112,6 @@ class RLFNArch(Architecture[RLFN]):
             output_channels=channels,
             size_requirements=SizeRequirements(minimum=_LEAST_SIDE),
         )
+
+
+MAIN_REGISTRY.add(ArchSupport.from_architecture(RLFNArch()))

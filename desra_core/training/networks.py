@@ -13,7 +13,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from desra_core.errors import UsageError
 from desra_core.networks.architectures import ARCHITECTURES
-from desra_core.networks.checkpoints import LOAD_ERRORS, read_weights, recognised
+from desra_core.networks.checkpoints import LOAD_ERRORS, read_weights, recognised, spandrel
 from desra_core.settings.models import Training
 from desra_core.third_party import mend_basicsr, mend_torchvision
 
@@ -51,8 +51,6 @@ def load_generator(path: Path) -> Generator:
     Raises `UsageError` as `desra_core.networks.load_model`, and where the architecture cannot be finetuned.
     """
     descriptor = recognised(path)
-    from spandrel import ModelLoader  # after `recognised`, which has made torchvision importable
-
     entry = ARCHITECTURES.get(str(descriptor.architecture.id))
     if entry is None or entry.trainable is None:
         known = ", ".join(sorted(known.trainable for known in ARCHITECTURES.values() if known.trainable))
@@ -65,7 +63,7 @@ def load_generator(path: Path) -> Generator:
     numbered = {name: torch.full_like(weights[name], index, dtype=torch.float32) for index, name in enumerate(ordered)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # SwinIR warns about torch.meshgrid
-        state = ModelLoader().load_from_state_dict(numbered).model.state_dict()
+        state = spandrel().ModelLoader().load_from_state_dict(numbered).model.state_dict()
     own = {ordered[int(value.flatten()[0])]: name for name, value in state.items() if value.is_floating_point()}
     network = descriptor.model.float().train().requires_grad_(True)
     names = {name: own[name] for name in ordered if name in own}
