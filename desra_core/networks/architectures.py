@@ -103,7 +103,7 @@ def _swinir(network: Any) -> Traits:
 
 
 def _rlfn(_: Any) -> Traits:
-    """RLFN: its attention stretches a coarse map over the whole window, so results depend on the window: take large ones."""
+    """RLFN: its attention stretches a coarse map over the whole window, so results depend on windows: large ones."""
     return Traits(halo=32, tile=1024, minimum=15)
 
 

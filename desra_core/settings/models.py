@@ -31,8 +31,6 @@ SYNTHETIC = "synthetic"
 
 _LPIPS = "AlexNet weights of torchvision, to measure the LPIPS distance to the old model too."
 _PHOTOS = "Folder of the LR photos, where the latest run recorded none."
-# The values of fields that were not given, with preset cpu.
-_CPU_PRESET = {"patch": 96, "batch": 8, "discriminator_features": 16, "perceptual": "off", "warmup": None}
 # Warm-up of a discriminator that starts from nothing: steps, and with preset cpu at most this share of the iterations.
 _WARMUP, _WARMUP_SHARE = 200, 0.2
 
@@ -63,26 +61,22 @@ class Gate(Frozen):
     clean: int = Field(50, ge=1, description="Held-out clean images to judge, at most.")
 
 
-def _without_preset_defaults(schema: dict[str, Any]) -> None:
+def _without_preset_defaults(schema: dict[str, Any], model: type["Optimising"]) -> None:
     """Keep the defaults of preset fields out of forms: a form sends all it shows, which would overrule the preset."""
-    for name in _CPU_PRESET:
+    for name in model.cpu_preset:
         schema["properties"][name].pop("default", None)
 
 
-class Training(Frozen):
-    """Settings of a finetune on pseudo-GT. The defaults are those of the authors, except the batch."""
+class Optimising(Frozen):
+    """Settings of any training: its steps, patches, number format and checkpoints."""
 
     model_config = ConfigDict(json_schema_extra=_without_preset_defaults)
+    # The values of fields that were not given, with preset cpu.
+    cpu_preset: ClassVar[dict[str, Any]] = {}
 
     preset: Literal["paper", "cpu"] = Field(
         "paper", description="Defaults of the other flags: the authors', or what a CPU can do in minutes."
     )
-    group_by: str = Field(
-        "duplicates",
-        description="Images that stay together in the training or in the held-out pool: duplicates, folder, or a "
-        "regular expression on names.",
-    )
-    images: int = Field(50, ge=1, description="The most severe images of the training pool to train on.")
     iterations: int = Field(1000, ge=1, le=999_999, description="Steps of the generator.")
     patch: int = Field(
         256,
@@ -91,8 +85,47 @@ class Training(Frozen):
     )
     batch: int = Field(12, ge=1, description="Patches of a step. By default 12, or 8 with preset cpu.")
     accumulate: int = Field(1, ge=1, description="Compute the patches of a step in this many parts, to save memory.")
-    mask_share: float = Field(0.5, ge=0, le=1, description="Share of the patches that overlap an artifact mask.")
     learning_rate: float = Field(1e-4, gt=0, description="Learning rate of Adam, for generator and discriminator.")
+    ema: float = Field(0.999, ge=0, lt=1, description="Decay of the running mean of the weights.")
+    amp: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Number format of training; auto is bfloat16 on a GPU and float32 on a CPU. A run that goes on "
+        "keeps to the one it began in.",
+    )
+    checkpoint_every: int = Field(250, ge=1, description="Steps between saved models, which the gate compares.")
+    patience: int = Field(
+        4, ge=1, description="Stop when the mean pixel loss has not fallen by 1 % over this many checkpoints."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the patches, and of a discriminator that starts from nothing.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        return cls.cpu_preset | values if isinstance(values, dict) and values.get("preset") == "cpu" else values
+
+    @field_validator("accumulate")
+    @classmethod
+    def _divides(cls, accumulate: int, info: ValidationInfo) -> int:
+        batch = info.data.get("batch", accumulate)  # absent where the batch is invalid
+        if batch % accumulate:
+            raise ValueError(f"a batch of {batch} cannot be computed in so many equal parts")
+        return accumulate
+
+
+class Training(Optimising):
+    """Settings of a finetune on pseudo-GT. The defaults are those of the authors, except the batch."""
+
+    cpu_preset: ClassVar[dict[str, Any]] = {
+        "patch": 96, "batch": 8, "discriminator_features": 16, "perceptual": "off", "warmup": None,
+    }  # fmt: skip
+
+    group_by: str = Field(
+        "duplicates",
+        description="Images that stay together in the training or in the held-out pool: duplicates, folder, or a "
+        "regular expression on names.",
+    )
+    images: int = Field(50, ge=1, description="The most severe images of the training pool to train on.")
+    mask_share: float = Field(0.5, ge=0, le=1, description="Share of the patches that overlap an artifact mask.")
     pixel: Literal["l1", "l2"] = Field("l1", description="Pixel loss: absolute or squared differences.")
     pixel_weight: float = Field(1.0, ge=0, description="Weight of the pixel loss.")
     mask_weight: float = Field(1.0, gt=0, description="Weight of masked pixels in the pixel loss; others have 1.")
@@ -118,17 +151,6 @@ class Training(Frozen):
         description="Steps of a discriminator that starts from nothing before the generator moves. By default 200, or "
         "with preset cpu a fifth of the iterations, at most 200.",
     )
-    ema: float = Field(0.999, ge=0, lt=1, description="Decay of the running mean of the weights.")
-    amp: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto",
-        description="Number format of training; auto is bfloat16 on a GPU and float32 on a CPU. A run that goes on "
-        "keeps to the one it began in.",
-    )
-    checkpoint_every: int = Field(250, ge=1, description="Steps between saved models, which the gate compares.")
-    patience: int = Field(
-        4, ge=1, description="Stop when the mean pixel loss has not fallen by 1 % over this many checkpoints."
-    )
-    seed: int = Field(0, ge=0, description="Seed of the patches, and of a discriminator that starts from nothing.")
 
     @property
     def warmup_steps(self) -> int:
@@ -137,18 +159,45 @@ class Training(Frozen):
             return 0
         return min(_WARMUP, int(_WARMUP_SHARE * self.iterations)) if self.warmup is None else self.warmup
 
-    @model_validator(mode="before")
-    @classmethod
-    def _preset(cls, values: Any) -> Any:
-        return _CPU_PRESET | values if isinstance(values, dict) and values.get("preset") == "cpu" else values
 
-    @field_validator("accumulate")
+class Twinning(Optimising):
+    """Settings of desra twin, which trains the MSE twin of a GAN model on degraded photos.
+
+    It is a finetune by the pixel loss alone: the class variables stand for the settings of `Training` that it lacks.
+    """
+
+    verb: ClassVar[str] = "twin"
+    cpu_preset: ClassVar[dict[str, Any]] = {"iterations": 250, "patch": 96, "batch": 3, "ema": 0.98,
+                                            "checkpoint_every": 50}  # fmt: skip
+    gan_weight: ClassVar[float] = 0.0
+    keep_weight: ClassVar[float] = 0.0
+    pixel_weight: ClassVar[float] = 1.0
+    mask_weight: ClassVar[float] = 1.0
+    perceptual: ClassVar[str] = "off"
+    discriminator: ClassVar[None] = None
+    warmup_steps: ClassVar[int] = 0
+
+    photos: Path = Field(description="Folder of sharp photos of the kind that the GAN model enlarges to.")
+    gan_model: Path = Field(description="Checkpoint of the GAN-trained model.")
+    output: Path = Field(description="Checkpoint of the twin to write; a JSON file and the run's folder go beside.")
+    lr: Path | None = Field(
+        None, description="Folder of the same photos as the GAN model gets them; by default photos are degraded."
+    )
+    degradation: Literal["real", "mild", "bicubic"] = Field(
+        "real", description="Degradation of the photos: as of real photos, mild, or plain bicubic shrinking."
+    )
+    pixel: Literal["l1", "l2"] = Field("l1", description="Pixel loss: absolute or squared differences.")
+    iterations: int = Field(
+        5000, ge=1, le=999_999, description="Steps of the training. By default 5000, or 250 with preset cpu."
+    )
+    learning_rate: float = Field(2e-4, gt=0, description="Learning rate of Adam at first; it falls as a cosine to 0.")
+
+    @field_validator("output")
     @classmethod
-    def _divides(cls, accumulate: int, info: ValidationInfo) -> int:
-        batch = info.data.get("batch", accumulate)  # absent where the batch is invalid
-        if batch % accumulate:
-            raise ValueError(f"a batch of {batch} cannot be computed in so many equal parts")
-        return accumulate
+    def _is_file(cls, output: Path) -> Path:
+        if output.suffix != ".pth":
+            raise ValueError("has another suffix than .pth")
+        return output
 
 
 class Finetuning(Training):

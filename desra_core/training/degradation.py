@@ -71,99 +71,93 @@ def degrade(sharp: Floats, scale: int, kind: Degradation, seed: Sequence[int]) -
 
         photo = imresize(sharp, 1 / scale)
     else:
-        with _seeded(seed):
+        rng = np.random.default_rng(list(seed))
+        with _basicsr_seeded(rng):
             *rounds, last = REAL if kind == "real" else MILD
             photo = sharp
             for each in rounds:
-                photo = _compressed(_noisy(_resized(_blurred(photo, each), each), each), each)
-            photo = _noisy(_resized(_blurred(photo, last), last, final=size), last)
+                photo = _compressed(_noisy(_resized(_blurred(photo, each, rng), each, rng), each, rng), each, rng)
+            photo = _noisy(_resized(_blurred(photo, last, rng), last, rng, final=size), last, rng)
             # The last resizing, with ringing as of sharpened photos, comes before or after the last compression.
-            if np.random.uniform() < 0.5:
-                photo = _compressed(_ringing(_to_size(photo, size)), last)
+            if rng.random() < 0.5:
+                photo = _compressed(_ringing(_to_size(photo, size, rng), rng), last, rng)
             else:
-                photo = _ringing(_to_size(_compressed(photo, last), size))
+                photo = _ringing(_to_size(_compressed(photo, last, rng), size, rng), rng)
     return np.asarray(np.rint(np.clip(photo, 0, 1) * 255) / 255, np.float32)
 
 
 @contextlib.contextmanager
-def _seeded(seed: Sequence[int]) -> Iterator[None]:
+def _basicsr_seeded(rng: np.random.Generator) -> Iterator[None]:
     """Seed the global generators that basicsr draws from, and restore them at the end."""
-    states = random.getstate(), np.random.get_state()
-    numbers = np.random.SeedSequence(list(seed)).generate_state(2)
-    random.seed(int(numbers[0]))
-    np.random.seed(numbers[1])
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random.seed(int(rng.integers(2**32)))
+    np.random.seed(rng.integers(2**32))  # noqa: NPY002
     try:
         with np.errstate():  # basicsr changes how NumPy handles errors
             yield
     finally:
         random.setstate(states[0])
-        np.random.set_state(states[1])
+        np.random.set_state(states[1])  # noqa: NPY002
 
 
-def _blurred(photo: Floats, each: Round) -> Floats:
+def _blurred(photo: Floats, each: Round, rng: np.random.Generator) -> Floats:
     from basicsr.data.degradations import random_mixed_kernels
 
-    if np.random.uniform() >= each.blur:
+    if rng.random() >= each.blur:
         return photo
-    size = random.choice(_KERNEL_SIZES)
-    if np.random.uniform() < _SINC:
-        kernel = _sinc(size)
+    size = int(rng.choice(_KERNEL_SIZES))
+    if rng.random() < _SINC:
+        # Small kernels cannot hold the ringing of low frequencies.
+        kernel = _sinc(math.pi / 3 if size < 13 else math.pi / 5, size, rng)
     else:
         kernel = random_mixed_kernels(list(_KERNELS), list(_KERNELS.values()), size, each.sigma, each.sigma,
                                       (-math.pi, math.pi), _BETA_GAUSSIAN, _BETA_PLATEAU)  # fmt: skip
     return _filtered(photo, kernel)
 
 
-def _sinc(size: int) -> npt.NDArray[np.float64]:
-    from basicsr.data.degradations import circular_lowpass_kernel
-
-    # Small kernels cannot hold the ringing of low frequencies.
-    lowest = math.pi / 3 if size < 13 else math.pi / 5
-    return np.asarray(circular_lowpass_kernel(np.random.uniform(lowest, math.pi), size))
-
-
-def _ringing(photo: Floats) -> Floats:
-    if np.random.uniform() >= _FINAL_SINC:
+def _ringing(photo: Floats, rng: np.random.Generator) -> Floats:
+    if rng.random() >= _FINAL_SINC:
         return photo
+    return _filtered(photo, _sinc(math.pi / 3, int(rng.choice(_KERNEL_SIZES)), rng))
+
+
+def _sinc(lowest: float, size: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Make the kernel of a low-pass filter with a random cutoff frequency from ``lowest`` on."""
     from basicsr.data.degradations import circular_lowpass_kernel
 
-    kernel = circular_lowpass_kernel(np.random.uniform(math.pi / 3, math.pi), random.choice(_KERNEL_SIZES))
-    return _filtered(photo, kernel)
+    return np.asarray(circular_lowpass_kernel(rng.uniform(lowest, math.pi), size))
 
 
 def _filtered(photo: Floats, kernel: npt.NDArray[np.float64]) -> Floats:
     return np.asarray(cv2.filter2D(photo, -1, kernel, borderType=cv2.BORDER_REFLECT_101), np.float32)
 
 
-def _resized(photo: Floats, each: Round, final: tuple[int, int] | None = None) -> Floats:
-    """Resize by a random factor, of the size itself or of the ``final`` size (width, height)."""
-    way = random.choices(("up", "down", "keep"), each.resize)[0]
-    factor = {
-        "up": lambda: np.random.uniform(1, each.factor[1]),
-        "down": lambda: np.random.uniform(each.factor[0], 1),
-        "keep": lambda: 1.0,
-    }[way]()
+def _resized(photo: Floats, each: Round, rng: np.random.Generator, final: tuple[int, int] | None = None) -> Floats:
+    """Resize by a random factor, of the photo's own size or of the ``final`` size (width, height)."""
+    lowest, highest = each.factor
+    ranges = ((1.0, highest), (lowest, 1.0), (1.0, 1.0))
+    factor = rng.uniform(*ranges[rng.choice(3, p=each.resize)])
     width, height = final or (photo.shape[1], photo.shape[0])
-    return _to_size(photo, (max(1, round(width * factor)), max(1, round(height * factor))))
+    return _to_size(photo, (max(1, round(width * factor)), max(1, round(height * factor))), rng)
 
 
-def _to_size(photo: Floats, size: tuple[int, int]) -> Floats:
-    return np.asarray(cv2.resize(photo, size, interpolation=random.choice(_RESIZES)), np.float32)
+def _to_size(photo: Floats, size: tuple[int, int], rng: np.random.Generator) -> Floats:
+    return np.asarray(cv2.resize(photo, size, interpolation=int(rng.choice(_RESIZES))), np.float32)
 
 
-def _noisy(photo: Floats, each: Round) -> Floats:
+def _noisy(photo: Floats, each: Round, rng: np.random.Generator) -> Floats:
     from basicsr.data.degradations import random_add_gaussian_noise, random_add_poisson_noise
 
-    if np.random.uniform() < _GAUSSIAN:
+    if rng.random() < _GAUSSIAN:
         noisy = random_add_gaussian_noise(photo, each.gaussian, _GRAY, clip=True, rounds=False)
     else:
         noisy = random_add_poisson_noise(photo, each.poisson, _GRAY, clip=True, rounds=False)
     return np.asarray(noisy, np.float32)
 
 
-def _compressed(photo: Floats, each: Round) -> Floats:
+def _compressed(photo: Floats, each: Round, rng: np.random.Generator) -> Floats:
     """Compress and decompress as JPEG; basicsr's own function does not work with OpenCV 5."""
     levels = np.rint(np.clip(photo[:, :, ::-1], 0, 1) * 255).astype(np.uint8)
-    quality = round(np.random.uniform(*each.quality))
+    quality = round(rng.uniform(*each.quality))
     encoded = cv2.imencode(".jpg", levels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR)[:, :, ::-1] / np.float32(255), np.float32)
