@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -21,10 +22,11 @@ from desra_core.errors import UsageError
 from desra_core.files import read_json, storage_errors, write_json
 from desra_core.gpu import lacks_memory
 from desra_core.networks.checkpoints import LOAD_ERRORS, save_torch
-from desra_core.settings.models import Training
+from desra_core.settings.models import Training, Twinning
 from desra_core.training import networks
-from desra_core.training.patches import draw_batch, open_frozen
+from desra_core.training.patches import Batch, draw_batch, open_frozen
 from desra_core.training.plan import RunFolder, settle_precision
+from desra_core.training.twin import draw_degraded
 
 BETAS = (0.9, 0.99)
 SAVE_SECONDS = 60.0
@@ -33,6 +35,8 @@ PROGRESS_SECONDS = 1.0
 _PICTURES = 4  # patches in a picture of the board
 # The log has the means of the losses over this many steps.
 _LOG_EVERY = 10
+# Batches of held-out photos by which a twin is compared at each checkpoint.
+_HELD_OUT_STEPS = 8
 # Early stop: a checkpoint is better when its mean pixel loss is lower than the best one's by this share.
 _IMPROVEMENT = 0.01
 # With a larger mean absolute error, of values in 0..1, the results have diverged from the pseudo-GT.
@@ -45,8 +49,8 @@ State = dict[str, Any]
 Losses = dict[str, float]
 
 
-def finetune(run: RunFolder, gan_model: Path, training: Training, device: str, threads: int) -> int:
-    """Finetune a model on the frozen images of a run, from its last saved state on.
+def finetune(run: RunFolder, gan_model: Path, training: Training | Twinning, device: str, threads: int) -> int:
+    """Train a model on the frozen images of a run, from its last saved state on: a finetune, or an MSE twin.
 
     Args:
         run: The folder of the run, with its document and its images.
@@ -67,10 +71,10 @@ def finetune(run: RunFolder, gan_model: Path, training: Training, device: str, t
         trainer = Trainer(run, gan_model, training, device, threads)
         state = trainer.state
         torch.set_num_threads(state["threads"])
-        pairs = open_frozen(run.data)
+        draw = _drawing(run.data, training, trainer.generator.scale)
 
-        def batch(purpose: int, step: int) -> list[torch.Tensor]:  # purpose: 0 is steps, 1 warm-up, 2 pictures
-            arrays = draw_batch(pairs, training, trainer.generator.scale, (training.seed, purpose, step))
+        def batch(purpose: int, step: int) -> list[torch.Tensor]:  # see `_drawing`
+            arrays = draw(purpose, step)
             return [torch.from_numpy(array).to(device, memory_format=torch.channels_last) for array in arrays]
 
         board = Board(run.tensorboard, state["iteration"])
@@ -87,11 +91,29 @@ def finetune(run: RunFolder, gan_model: Path, training: Training, device: str, t
             checkpoint = checkpoint or state["iteration"] == training.iterations
             if checkpoint:
                 board.pictures(*trainer.enlarge(batch(2, 0)), state["iteration"])
+                if isinstance(training, Twinning):  # the photos of the steps differ too much to tell
+                    held_out = (trainer.enlarge(batch(3, step), ema=True) for step in range(_HELD_OUT_STEPS))
+                    errors = [(sr - sharp).abs().mean().item() for _, sr, sharp in held_out]
+                    state["since"] = {"pixel": sum(errors), "steps": len(errors)}
                 compare_with_best(state)
                 trainer.save_model()
             trainer.save_now_and_then(checkpoint=checkpoint)
         trainer.write_progress()
         return int(state["iteration"])
+
+
+def _drawing(data: Path, training: Training | Twinning, scale: int) -> Callable[[int, int], Batch]:
+    """Open the frozen images of a run; return a function that draws a batch for a purpose and a step.
+
+    The purposes are 0 for steps, 1 for the warm-up, 2 for pictures, and 3 for the held-out loss of a twin.
+    """
+    if isinstance(training, Twinning):
+        pools = {name: np.load(data / f"{name}.npy", mmap_mode="r") for name in ("training", "held_out")}
+        return lambda purpose, step: draw_degraded(
+            pools["held_out" if purpose >= 2 else "training"], training, scale, (training.seed, purpose, step)
+        )
+    pairs = open_frozen(data)
+    return lambda purpose, step: draw_batch(pairs, training, scale, (training.seed, purpose, step))
 
 
 class Trainer:
@@ -100,7 +122,9 @@ class Trainer:
     The discriminator is None where ``gan_weight`` is 0. Raises as `finetune`.
     """
 
-    def __init__(self, run: RunFolder, gan_model: Path, training: Training, device: str, threads: int) -> None:
+    def __init__(
+        self, run: RunFolder, gan_model: Path, training: Training | Twinning, device: str, threads: int
+    ) -> None:
         precision = settle_precision(run, training, device)
         if precision == "float16" and not device.startswith("cuda"):
             remedy = "go on with it on a GPU, or name another --output and use bfloat16 or float32"
@@ -134,6 +158,9 @@ class Trainer:
         """Make a step of the generator, then of the discriminator; returns the losses before the step."""
         training, losses, results = self._training, Losses(), []
         parts = self._parts(batch)
+        if isinstance(training, Twinning):
+            share = self.state["iteration"] / training.iterations
+            self._optimizer.param_groups[0]["lr"] = training.learning_rate * (1 + math.cos(math.pi * share)) / 2
 
         def add(name: str, value: torch.Tensor) -> torch.Tensor:
             losses[name] = losses.get(name, 0.0) + value.item() / training.accumulate
@@ -175,13 +202,16 @@ class Trainer:
         self._move_discriminator(pairs, lambda _, value: value / self._training.accumulate)
         self._scaler.update()
 
-    def enlarge(self, batch: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def enlarge(
+        self, batch: list[torch.Tensor], *, ema: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return LR patches, the network's results and the pseudo-GT (raises `UsageError` where they diverge)."""
         lr, pseudo_gt, _ = batch
-        self._network.eval()
+        network = self._ema if ema else self._network
+        network.eval()
         with torch.no_grad(), self._autocast():
-            sr = self._network(lr).float()
-        self._network.train()
+            sr = network(lr).float()
+        network.train()
         self._check({}, sr, pseudo_gt)
         return lr, sr, pseudo_gt
 
@@ -295,7 +325,7 @@ def _log(state: State, losses: Losses, board: Board) -> None:
 
 
 @contextlib.contextmanager
-def _memory_explained(training: Training) -> Iterator[None]:
+def _memory_explained(training: Training | Twinning) -> Iterator[None]:
     """Turn a lack of memory into an error that names the flags to change."""
     try:
         yield

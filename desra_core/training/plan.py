@@ -37,7 +37,7 @@ from desra_core.files import (
     write_json,
 )
 from desra_core.planning.plan import load_settings
-from desra_core.settings.models import Finetuning, Training
+from desra_core.settings.models import Finetuning, Training, Twinning
 from desra_core.training.patches import Sample, freeze, read_sample
 from desra_core.training.pools import Pools
 from desra_core.workspace import Workspace
@@ -244,7 +244,7 @@ def usual_precision(device: str) -> str:
     return "bfloat16" if device.startswith("cuda") else "float32"
 
 
-def settle_precision(run: RunFolder, training: Training, device: str) -> str:
+def settle_precision(run: RunFolder, training: Training | Twinning, device: str) -> str:
     """Look up the number format of a run, or record it when the run begins: it stays the same on every machine.
 
     Returns ``float32``, ``bfloat16`` or ``float16``. Raises `TransientError`.
