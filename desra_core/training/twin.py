@@ -20,10 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core import __version__
+from desra_core.detection import variance_similarity
 from desra_core.errors import ImageError, UsageError
+from desra_core.evaluation.fidelity import psnr, squared_error, structural_similarity
 from desra_core.files import content_key, digest, fingerprint, read_bytes, read_json, replace_file, write_json
 from desra_core.images.codec import Pixels, bgr8, decode
 from desra_core.images.scanning import image_files, no_images
+from desra_core.networks import load_model, super_resolve
+from desra_core.networks.checkpoints import read_kinds, save_torch
 from desra_core.settings.models import Twinning
 from desra_core.training.degradation import degrade
 from desra_core.training.patches import Batch
@@ -39,7 +43,8 @@ _CROPS, _HELD_OUT_CROPS = 2000, 32
 _MARGIN = 32
 # A photo that differs less than this from itself, halved and enlarged again, has no fine detail. In dB.
 _BLURRED = 48.0
-_SHOWN = 3
+# The models that a verdict compares.
+MODELS = ("twin", "gan", "bicubic")
 _PACKAGES = ("torch", "spandrel", "basicsr", "numpy", "opencv-python")
 
 
@@ -196,3 +201,49 @@ def _identity(twinning: Twinning) -> dict[str, Any]:
         "parent": {"path": str(twinning.gan_model), "key": content_key(twinning.gan_model)},
         "training": json.loads(json.dumps(settings)),
     }
+
+
+def publish_twin(plan: TwinPlan) -> Verdict:
+    """Judge the trained twin on the held-out photos, and write it with a JSON file of its origin and its scores.
+
+    Raises:
+        TransientError: The disk is full or failed.
+    """
+    latest = plan.run.models()[-1]
+    weights = read_kinds(latest)["ema"]
+    verdict = judge_twin(plan, latest)
+    save_torch(plan.twinning.output, {"params": weights, "params_ema": weights})
+    document = read_json(plan.run.document) | {
+        "iterations": int(latest.stem.rpartition("_")[2]),
+        "verdict": verdict._asdict(),
+    }
+    write_json(plan.twinning.output.with_suffix(".json"), document, durable=True)
+    return verdict
+
+
+def judge_twin(plan: TwinPlan, checkpoint: Path) -> Verdict:
+    """Compare a twin with the GAN model and with bicubic enlargement, on degraded held-out photos."""
+    twin, gan = load_model(checkpoint), load_model(plan.twinning.gan_model)
+    crops = np.load(plan.run.data / "held_out.npy", mmap_mode="r")
+    outside = np.zeros(crops.shape[1:3], np.bool_)
+    outside[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN] = True
+    errors = dict.fromkeys(MODELS, 0.0)
+    ssim = dict.fromkeys(MODELS, 0.0)
+    similarity = 0.0
+    for index, crop in enumerate(crops):
+        values = degrade(
+            np.asarray(crop, np.float32) / np.float32(255), twin.scale, plan.twinning.degradation, (index,)
+        )
+        lr = np.rint(values * 255).astype(np.uint8)
+        results = {
+            "twin": super_resolve(twin, lr).pixels,
+            "gan": super_resolve(gan, lr).pixels,
+            "bicubic": cv2.resize(lr, crop.shape[1::-1], interpolation=cv2.INTER_CUBIC),
+        }
+        for model, sr in results.items():
+            errors[model] += squared_error(crop, sr, outside)
+            ssim[model] += structural_similarity(crop, sr, outside) / len(crops)
+        inner = (slice(_MARGIN, -_MARGIN), slice(_MARGIN, -_MARGIN))
+        similarity += float(variance_similarity(results["twin"][inner], crop[inner]).mean()) / len(crops)
+    pixels = len(crops) * int(outside.sum())
+    return Verdict({model: psnr(error, pixels) for model, error in errors.items()}, ssim, similarity)

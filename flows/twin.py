@@ -1,0 +1,37 @@
+"""Twin: sharp photos and a GAN model in, the MSE twin of the model out."""
+
+from dataclasses import dataclass
+
+from desra_core.settings import Machine
+from desra_core.settings.models import Twinning
+from desra_core.training.twin import Verdict, plan_twin
+from desra_core.workspace import Workspace
+from flows.corpus_flow import corpus_flow
+from tasks.finetuning import freeze_sharp_photos, judge_and_publish_twin, train
+from tasks.run_end import RunEnd
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twinned(RunEnd):
+    """How the training of a twin ended."""
+
+    verdict: Verdict
+
+
+@corpus_flow
+def twin(twinning: Twinning, machine: Machine = Machine()) -> Twinned:  # noqa: B008
+    """Train the MSE twin of a GAN model on degraded photos; an interrupted training goes on.
+
+    Args:
+        twinning: The photos and the GAN model, and how to train.
+        machine: Where to compute: on one GPU, or on all cores of the CPU.
+    """
+    plan = plan_twin(twinning)
+    workspace = Workspace(plan.run.root)
+    workspace.create()
+    with workspace.locked():
+        freeze_sharp_photos(plan)
+        train(plan, machine)
+        verdict = judge_and_publish_twin(plan)
+    line = f"{verdict.psnr['twin']:.2f} dB on held-out photos, the GAN model {verdict.psnr['gan']:.2f} dB"
+    return Twinned(in_one_line=line, task_runs=3, lacking=not verdict.passed, verdict=verdict)
