@@ -19,7 +19,7 @@ from deployments.serving.server import ServerLostError
 from desra_core import __version__
 from desra_core.errors import DesraError, TransientError, UsageError, printable
 from desra_core.settings import Detection, Machine, Mining
-from desra_core.settings.models import Benchmarking, Calibrating, Comparing, Cycling, Finetuning, Serving
+from desra_core.settings.models import Benchmarking, Calibrating, Comparing, Cycling, Finetuning, Serving, Twinning
 from tasks.logs import say
 
 app = typer.Typer(
@@ -93,6 +93,15 @@ def detect() -> None:
     Writes a mask per image to WORKSPACE/masks, a table of regions to WORKSPACE/regions.parquet and a page to look
     at, WORKSPACE/report.html. The same command again goes on where it was cut off, takes in new files, and does
     nothing where nothing has changed.
+    """
+
+
+@_command(Twinning, "commands.models:run_twin", argument="photos")
+def twin() -> None:
+    """Train the MSE twin of a GAN model, which DeSRA compares with: on sharp photos that are degraded on the fly.
+
+    Writes OUTPUT, which the usual tools load, a JSON file of its origin and scores, and the folder of the training.
+    The same command again goes on where it was cut off. Exit code 3 where the twin is no better than the GAN model.
     """
 
 

@@ -27,7 +27,7 @@ def twin(twinning: Twinning, machine: Machine = Machine()) -> Twinned:  # noqa: 
         machine: Where to compute: on one GPU, or on all cores of the CPU.
     """
     plan = plan_twin(twinning)
-    workspace = Workspace(plan.run.root)
+    workspace = Workspace(plan.run.root.parent)
     workspace.create()
     with workspace.locked():
         freeze_sharp_photos(plan)

@@ -23,6 +23,7 @@ from desra_core.settings import Machine
 from desra_core.settings.models import FinetuneTrigger
 from desra_core.training.plan import FinetunePlan, begin, check_networks, settle_precision, usual_precision
 from desra_core.training.pools import count_new
+from desra_core.training.twin import TwinPlan, Verdict, freeze_photos, publish_twin
 from desra_core.workspace import Workspace
 from tasks.dask_cluster import gpus_wanted, open_dask, release_served, visible_gpus
 from tasks.dask_map import Dask, device_of
@@ -53,6 +54,29 @@ def freeze_images(plan: FinetunePlan) -> int:
     return images
 
 
+@task(task_run_name="photos", cache_policy=NO_CACHE)
+def freeze_sharp_photos(plan: TwinPlan) -> None:
+    """Check the GAN model, and write crops of the photos to the folder of a new run."""
+    scale = check_networks(plan.gan_model, plan.training)
+    if plan.run.document.exists():
+        return
+    photos, errors = freeze_photos(plan, scale)
+    say_each("left out", errors)
+    say(f"{counted(photos, 'photo')} to train on")
+
+
+@task(task_run_name="twin", cache_policy=NO_CACHE)
+def judge_and_publish_twin(plan: TwinPlan) -> Verdict:
+    """Judge the twin on held-out photos, write it, and show the scores in the UI."""
+    verdict = publish_twin(plan)
+    rows = [
+        {"model": model, "PSNR": round(verdict.psnr[model], 2), "SSIM": round(verdict.ssim[model], 4)}
+        for model in verdict.psnr
+    ]
+    create_table_artifact(rows, key="twin", description=f"On held-out photos; mean D {verdict.similarity:.3f}.")
+    return verdict
+
+
 @task(
     task_run_name="train",
     cache_policy=NO_CACHE,
@@ -61,7 +85,7 @@ def freeze_images(plan: FinetunePlan) -> int:
     # Retry after a lost worker or a full disk, but not for a model that cannot be used or a loss that is no number.
     retry_condition_fn=lambda _, __, state: may_pass(state.result(raise_on_failure=False)),
 )
-def train(plan: FinetunePlan, machine: Machine) -> int:
+def train(plan: FinetunePlan | TwinPlan, machine: Machine) -> int:
     """Train on one worker, which has all cores or a GPU; return the number of iterations done, of all attempts.
 
     A retry goes on from the last saved state.
@@ -75,7 +99,8 @@ def train(plan: FinetunePlan, machine: Machine) -> int:
         if plan.training.amp == "auto" and precision != usual_precision(device):
             _announce(f"this finetune was begun in {precision} and goes on in it, on {where} too")
         facts = [f"{plan.training.iterations} iterations on {where}, in {precision}"]
-        show_overview(f"**desra finetune** of `{plan.gan_model}` into `{plan.run.root}`", facts, dask)
+        verb = "twin" if isinstance(plan, TwinPlan) else "finetune"
+        show_overview(f"**desra {verb}** of `{plan.gan_model}` into `{plan.run.root}`", facts, dask)
         with RunProgress("train", plan.training.iterations, 1, unit="iterations") as progress:
             iterations: int = dask.follow(
                 finetune, plan.run, plan.gan_model, plan.training, device, dask.threads,
@@ -150,7 +175,7 @@ def show_losses(plan: FinetunePlan, images: int, iterations: int, workspace: Wor
     return line
 
 
-def _show_progress(progress: RunProgress, plan: FinetunePlan) -> None:
+def _show_progress(progress: RunProgress, plan: FinetunePlan | TwinPlan) -> None:
     """Show the iterations, or the warm-up steps before them, from the progress file of the run."""
     state = read_json(plan.run.progress) or {}
     if state.get("warmed", 0) < state.get("warmup", 0):

@@ -24,8 +24,10 @@ from desra_core.gate.comparison import (
 from desra_core.gate.criteria import Verdict, score_rows
 from desra_core.gate.model_registry import current_model
 from desra_core.settings import Machine
-from desra_core.settings.models import Comparing, Cycling, Finetuning
+from desra_core.settings.models import Comparing, Cycling, Finetuning, Twinning
 from desra_core.training.plan import RunFolder, check_networks, plan_finetune
+from desra_core.training.twin import Verdict as TwinVerdict
+from desra_core.training.twin import plan_twin
 from desra_core.workspace import Workspace
 from tasks.logs import say
 
@@ -50,6 +52,33 @@ def run_finetune(settings: Finetuning, machine: Machine) -> int:
             runs.run_flow(workspace, settings, machine, (settings, plan))
         _show_finetune(plan.run, settings.iterations)
         typer.echo(f"next     {_compare_command(settings, plan.run.root)}")
+    return 0
+
+
+def run_twin(settings: Twinning, machine: Machine) -> int:
+    """Train a twin, if there is anything to do, and print its scores; return the exit code."""
+    plan = plan_twin(settings)
+    workspace = Workspace(plan.run.root.parent)
+    check_networks(plan.gan_model, plan.training)
+    with workspace.opened():
+        end_leftover_server(workspace)
+        scores = settings.output.with_suffix(".json")
+        if plan.ended and settings.output.exists() and scores.exists():
+            typer.echo("nothing to do: this twin was trained before")
+            verdict = TwinVerdict(**read_json(scores)["verdict"])
+        else:
+            verdict = runs.run_flow(workspace, settings, machine).verdict
+    rows = [
+        {"model": model, "PSNR dB": f"{verdict.psnr[model]:.2f}", "SSIM": f"{verdict.ssim[model]:.4f}"}
+        for model in verdict.psnr
+    ]
+    typer.echo(as_text(rows))
+    typer.echo(f"texture  mean similarity of twin and sharp photo {verdict.similarity:.3f}")
+    typer.echo(f"twin     {settings.output}")
+    if not verdict.passed:
+        typer.echo("failed   the twin is no better than the GAN model in PSNR: train longer, or on more photos")
+        return GATE_FAILED
+    typer.echo(f"next     desra mine PHOTOS --mse-model {settings.output} --gan-model {settings.gan_model}")
     return 0
 
 

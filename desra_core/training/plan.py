@@ -178,7 +178,7 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
     return FinetunePlan(run, gan_model, training, target.mask_key, samples, begun, ended, warning)
 
 
-def check_networks(gan_model: Path, training: Training) -> int:
+def check_networks(gan_model: Path, training: Training | Twinning) -> int:
     """Load the networks of a finetune and return the parent's scale (raises `UsageError`, before anything starts)."""
     from desra_core.training.networks import PerceptualLoss, load_discriminator, load_generator
 

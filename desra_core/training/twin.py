@@ -2,7 +2,7 @@
 
 ::
 
-    TWIN.training/          the run's folder, see `desra_core.training.plan`
+    TWIN.training/run/      see `desra_core.training.plan`
       data/training.npy     crops of sharp photos, (N, S, S, 3) uint8
       data/held_out.npy     the same of other photos: they stop the training and judge the twin
 """
@@ -52,8 +52,13 @@ class TwinPlan(NamedTuple):
     """A training of a twin that may begin or go on. ``ended`` says that nothing is left to do but to judge it."""
 
     run: RunFolder
-    twinning: Twinning
+    training: Twinning
     ended: bool
+
+    @property
+    def gan_model(self) -> Path:
+        """The parent."""
+        return self.training.gan_model
 
 
 class Verdict(NamedTuple):
@@ -71,7 +76,7 @@ class Verdict(NamedTuple):
 
 def plan_twin(twinning: Twinning) -> TwinPlan:
     """Find the run of a twin beside its output (raises `UsageError` where that run has other settings)."""
-    run = RunFolder(twinning.output.with_suffix(".training"))
+    run = RunFolder(twinning.output.with_suffix(".training") / "run")
     document = read_json(run.document)
     if document is not None:
         for name, value in _identity(twinning).items():
@@ -91,11 +96,11 @@ def freeze_photos(plan: TwinPlan, scale: int) -> tuple[int, list[ImageError]]:
         UsageError: The folder has too few photos that can be used.
         TransientError: The disk is full or failed.
     """
-    found = image_files(plan.twinning.photos, plan.run.root)
+    found = image_files(plan.training.photos, plan.run.root)
     if not found.files.num_rows:
-        raise no_images(plan.twinning.photos, "name a folder of sharp photos", found.passed_over)
-    paths = [plan.twinning.photos / path for path in found.files["path"].to_pylist()]
-    side = patch_side(plan.twinning, scale) + 2 * _MARGIN
+        raise no_images(plan.training.photos, "name a folder of sharp photos", found.passed_over)
+    paths = [plan.training.photos / path for path in found.files["path"].to_pylist()]
+    side = patch_side(plan.training, scale) + 2 * _MARGIN
     photos: dict[str, tuple[Path, Pixels]] = {}
     errors = list(found.problems)
     used: list[dict[str, Any]] = []
@@ -104,7 +109,7 @@ def freeze_photos(plan: TwinPlan, scale: int) -> tuple[int, list[ImageError]]:
     for path in paths:
         try:
             data = read_bytes(path)
-            pixels = _checked(decode(data, path).pixels, path, patch_side(plan.twinning, scale))
+            pixels = _checked(decode(data, path).pixels, path, patch_side(plan.training, scale))
         except ImageError as error:
             errors.append(error)
             continue
@@ -116,19 +121,19 @@ def freeze_photos(plan: TwinPlan, scale: int) -> tuple[int, list[ImageError]]:
     if len(keys) < LEAST_PHOTOS:
         others = f", and {len(errors)} cannot be used, the first: {errors[0]}" if errors else ""
         reason = f"has {len(keys)} different photos to train on{others}"
-        raise UsageError(plan.twinning.photos, reason, f"give at least {LEAST_PHOTOS} sharp photos, better a hundred")
+        raise UsageError(plan.training.photos, reason, f"give at least {LEAST_PHOTOS} sharp photos, better a hundred")
     held_out = keys[: max(1, len(keys) // HELD_OUT)]
     for index, key in enumerate(keys):
         pool, most = ("held_out", _HELD_OUT_CROPS // len(held_out)) if key in held_out else ("training", each)
-        crops[pool] += _cut(photos[key][1], side, max(1, most), (plan.twinning.seed, index))
+        crops[pool] += _cut(photos[key][1], side, max(1, most), (plan.training.seed, index))
     for pool, cut in crops.items():
         array = np.stack(cut)
         replace_file(plan.run.data / f"{pool}.npy", lambda file, array=array: np.save(file, array))  # type: ignore[misc]
     versions = {"desra": __version__, "python": platform.python_version()}
-    document = _identity(plan.twinning) | {
+    document = _identity(plan.training) | {
         "photos": [row | {"pool": "held_out" if row["key"] in held_out else "training"} for row in used],
         "data": fingerprint([row["key"] for row in used]),
-        "seed": plan.twinning.seed,
+        "seed": plan.training.seed,
         "versions": versions | {name: version(name) for name in _PACKAGES},
     }
     write_json(plan.run.document, document, durable=True)
@@ -212,18 +217,18 @@ def publish_twin(plan: TwinPlan) -> Verdict:
     latest = plan.run.models()[-1]
     weights = read_kinds(latest)["ema"]
     verdict = judge_twin(plan, latest)
-    save_torch(plan.twinning.output, {"params": weights, "params_ema": weights})
+    save_torch(plan.training.output, {"params": weights, "params_ema": weights})
     document = read_json(plan.run.document) | {
         "iterations": int(latest.stem.rpartition("_")[2]),
         "verdict": verdict._asdict(),
     }
-    write_json(plan.twinning.output.with_suffix(".json"), document, durable=True)
+    write_json(plan.training.output.with_suffix(".json"), document, durable=True)
     return verdict
 
 
 def judge_twin(plan: TwinPlan, checkpoint: Path) -> Verdict:
     """Compare a twin with the GAN model and with bicubic enlargement, on degraded held-out photos."""
-    twin, gan = load_model(checkpoint), load_model(plan.twinning.gan_model)
+    twin, gan = load_model(checkpoint), load_model(plan.training.gan_model)
     crops = np.load(plan.run.data / "held_out.npy", mmap_mode="r")
     outside = np.zeros(crops.shape[1:3], np.bool_)
     outside[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN] = True
@@ -232,7 +237,7 @@ def judge_twin(plan: TwinPlan, checkpoint: Path) -> Verdict:
     similarity = 0.0
     for index, crop in enumerate(crops):
         values = degrade(
-            np.asarray(crop, np.float32) / np.float32(255), twin.scale, plan.twinning.degradation, (index,)
+            np.asarray(crop, np.float32) / np.float32(255), twin.scale, plan.training.degradation, (index,)
         )
         lr = np.rint(values * 255).astype(np.uint8)
         results = {
