@@ -104,6 +104,7 @@ def train(plan: FinetunePlan | TwinPlan, machine: Machine) -> int:
         with RunProgress("train", plan.training.iterations, 1, unit="iterations") as progress:
             iterations: int = dask.follow(
                 finetune, plan.run, plan.gan_model, plan.training, device, dask.threads,
+                plan.twinning if isinstance(plan, TwinPlan) else None,
                 resources={"GPU": dask.gpu_slots} if device == "cuda" else {},
                 on_second=partial(_show_progress, progress, plan),
             )  # fmt: skip

@@ -161,21 +161,11 @@ class Training(Optimising):
 
 
 class Twinning(Optimising):
-    """Settings of desra twin, which trains the MSE twin of a GAN model on degraded photos.
-
-    It is a finetune by the pixel loss alone: the class variables stand for the settings of `Training` that it lacks.
-    """
+    """Settings of desra twin, which trains the MSE twin of a GAN model on degraded photos."""
 
     verb: ClassVar[str] = "twin"
     cpu_preset: ClassVar[dict[str, Any]] = {"iterations": 250, "patch": 96, "batch": 3, "ema": 0.98,
                                             "checkpoint_every": 50}  # fmt: skip
-    gan_weight: ClassVar[float] = 0.0
-    keep_weight: ClassVar[float] = 0.0
-    pixel_weight: ClassVar[float] = 1.0
-    mask_weight: ClassVar[float] = 1.0
-    perceptual: ClassVar[str] = "off"
-    discriminator: ClassVar[None] = None
-    warmup_steps: ClassVar[int] = 0
 
     photos: Path = Field(description="Folder of sharp photos of the kind that the GAN model enlarges to.")
     gan_model: Path = Field(description="Checkpoint of the GAN-trained model.")
@@ -191,6 +181,12 @@ class Twinning(Optimising):
         5000, ge=1, le=999_999, description="Steps of the training. By default 5000, or 250 with preset cpu."
     )
     learning_rate: float = Field(2e-4, gt=0, description="Learning rate of Adam at first; it falls as a cosine to 0.")
+
+    @property
+    def training(self) -> Training:
+        """The settings of the loop: those of a finetune by the pixel loss alone."""
+        shared = {name: getattr(self, name) for name in Training.model_fields if hasattr(self, name)}
+        return Training(**shared, gan_weight=0.0, perceptual="off", warmup=0)
 
     @field_validator("output")
     @classmethod

@@ -49,7 +49,9 @@ State = dict[str, Any]
 Losses = dict[str, float]
 
 
-def finetune(run: RunFolder, gan_model: Path, training: Training | Twinning, device: str, threads: int) -> int:
+def finetune(
+    run: RunFolder, gan_model: Path, training: Training, device: str, threads: int, twinning: Twinning | None = None
+) -> int:
     """Train a model on the frozen images of a run, from its last saved state on: a finetune, or an MSE twin.
 
     Args:
@@ -58,6 +60,8 @@ def finetune(run: RunFolder, gan_model: Path, training: Training | Twinning, dev
         training: The settings.
         device: ``cpu`` or a CUDA device.
         threads: CPU threads of a new run. A run that goes on keeps its own number: the weights' last bits depend on it.
+        twinning: The settings of a twin: its photos are degraded on the fly, its learning rate falls as a cosine, and
+            its checkpoints are compared by held-out photos. None for a finetune.
 
     Returns:
         The iterations done: fewer than those asked for where the loss no longer fell.
@@ -71,7 +75,7 @@ def finetune(run: RunFolder, gan_model: Path, training: Training | Twinning, dev
         trainer = Trainer(run, gan_model, training, device, threads)
         state = trainer.state
         torch.set_num_threads(state["threads"])
-        draw = _drawing(run.data, training, trainer.generator.scale)
+        draw = _drawing(run.data, training, trainer.generator.scale, twinning)
 
         def batch(purpose: int, step: int) -> list[torch.Tensor]:  # see `_drawing`
             arrays = draw(purpose, step)
@@ -84,6 +88,8 @@ def finetune(run: RunFolder, gan_model: Path, training: Training | Twinning, dev
             trainer.save_now_and_then()
 
         while state["iteration"] < training.iterations and state["worse"] < training.patience:
+            if twinning:
+                trainer.set_learning_rate(state["iteration"] / training.iterations)
             losses = trainer.step(batch(0, state["iteration"]))
             state["iteration"] += 1
             _log(state, losses, board)
@@ -91,7 +97,7 @@ def finetune(run: RunFolder, gan_model: Path, training: Training | Twinning, dev
             checkpoint = checkpoint or state["iteration"] == training.iterations
             if checkpoint:
                 board.pictures(*trainer.enlarge(batch(2, 0)), state["iteration"])
-                if isinstance(training, Twinning):  # the photos of the steps differ too much to tell
+                if twinning:  # the photos of single steps differ too much to tell
                     held_out = (trainer.enlarge(batch(3, step), ema=True) for step in range(_HELD_OUT_STEPS))
                     errors = [(sr - sharp).abs().mean().item() for _, sr, sharp in held_out]
                     state["since"] = {"pixel": sum(errors), "steps": len(errors)}
@@ -102,15 +108,15 @@ def finetune(run: RunFolder, gan_model: Path, training: Training | Twinning, dev
         return int(state["iteration"])
 
 
-def _drawing(data: Path, training: Training | Twinning, scale: int) -> Callable[[int, int], Batch]:
+def _drawing(data: Path, training: Training, scale: int, twinning: Twinning | None) -> Callable[[int, int], Batch]:
     """Open the frozen images of a run; return a function that draws a batch for a purpose and a step.
 
     The purposes are 0 for steps, 1 for the warm-up, 2 for pictures, and 3 for the held-out loss of a twin.
     """
-    if isinstance(training, Twinning):
+    if twinning:
         pools = {name: np.load(data / f"{name}.npy", mmap_mode="r") for name in ("training", "held_out")}
         return lambda purpose, step: draw_degraded(
-            pools["held_out" if purpose >= 2 else "training"], training, scale, (training.seed, purpose, step)
+            pools["held_out" if purpose >= 2 else "training"], twinning, scale, (training.seed, purpose, step)
         )
     pairs = open_frozen(data)
     return lambda purpose, step: draw_batch(pairs, training, scale, (training.seed, purpose, step))
@@ -122,9 +128,7 @@ class Trainer:
     The discriminator is None where ``gan_weight`` is 0. Raises as `finetune`.
     """
 
-    def __init__(
-        self, run: RunFolder, gan_model: Path, training: Training | Twinning, device: str, threads: int
-    ) -> None:
+    def __init__(self, run: RunFolder, gan_model: Path, training: Training, device: str, threads: int) -> None:
         precision = settle_precision(run, training, device)
         if precision == "float16" and not device.startswith("cuda"):
             remedy = "go on with it on a GPU, or name another --output and use bfloat16 or float32"
@@ -158,9 +162,6 @@ class Trainer:
         """Make a step of the generator, then of the discriminator; returns the losses before the step."""
         training, losses, results = self._training, Losses(), []
         parts = self._parts(batch)
-        if isinstance(training, Twinning):
-            share = self.state["iteration"] / training.iterations
-            self._optimizer.param_groups[0]["lr"] = training.learning_rate * (1 + math.cos(math.pi * share)) / 2
 
         def add(name: str, value: torch.Tensor) -> torch.Tensor:
             losses[name] = losses.get(name, 0.0) + value.item() / training.accumulate
@@ -194,6 +195,10 @@ class Trainer:
             for mean, current in zip(self._ema.parameters(), self._network.parameters(), strict=True):
                 mean.lerp_(current, 1 - training.ema)
         return losses
+
+    def set_learning_rate(self, share: float) -> None:
+        """Lower the learning rate of the generator as a cosine; ``share`` is that of the steps done, 0..1."""
+        self._optimizer.param_groups[0]["lr"] = self._training.learning_rate * (1 + math.cos(math.pi * share)) / 2
 
     def warm_up(self, batch: list[torch.Tensor]) -> None:
         """Make a step of the discriminator alone: a new discriminator cannot guide the generator yet."""
@@ -325,7 +330,7 @@ def _log(state: State, losses: Losses, board: Board) -> None:
 
 
 @contextlib.contextmanager
-def _memory_explained(training: Training | Twinning) -> Iterator[None]:
+def _memory_explained(training: Training) -> Iterator[None]:
     """Turn a lack of memory into an error that names the flags to change."""
     try:
         yield

@@ -14,7 +14,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from desra_core.errors import UsageError
 from desra_core.networks.architectures import ARCHITECTURES
 from desra_core.networks.checkpoints import LOAD_ERRORS, read_weights, recognised, spandrel
-from desra_core.settings.models import Training, Twinning
+from desra_core.settings.models import Training
 from desra_core.third_party import mend_basicsr, mend_torchvision
 
 # The layers of the perceptual loss, before ReLU: index in VGG19's features, and weight.
@@ -70,9 +70,7 @@ def load_generator(path: Path) -> Generator:
     return Generator(network, int(descriptor.scale), weights, names)
 
 
-def pixel_loss(
-    sr: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, training: Training | Twinning
-) -> torch.Tensor:
+def pixel_loss(sr: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, training: Training) -> torch.Tensor:
     """Average the absolute or squared difference of ``(N, 3, H, W)`` images, weighted in the mask ``(N, 1, H, W)``."""
     difference = functional.l1_loss if training.pixel == "l1" else functional.mse_loss
     return (difference(sr, target, reduction="none") * (1 + (training.mask_weight - 1) * mask)).mean()

@@ -37,7 +37,7 @@ from desra_core.files import (
     write_json,
 )
 from desra_core.planning.plan import load_settings
-from desra_core.settings.models import Finetuning, Training, Twinning
+from desra_core.settings.models import Finetuning, Training
 from desra_core.training.patches import Sample, freeze, read_sample
 from desra_core.training.pools import Pools
 from desra_core.workspace import Workspace
@@ -178,7 +178,7 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
     return FinetunePlan(run, gan_model, training, target.mask_key, samples, begun, ended, warning)
 
 
-def check_networks(gan_model: Path, training: Training | Twinning) -> int:
+def check_networks(gan_model: Path, training: Training) -> int:
     """Load the networks of a finetune and return the parent's scale (raises `UsageError`, before anything starts)."""
     from desra_core.training.networks import PerceptualLoss, load_discriminator, load_generator
 
@@ -244,7 +244,7 @@ def usual_precision(device: str) -> str:
     return "bfloat16" if device.startswith("cuda") else "float32"
 
 
-def settle_precision(run: RunFolder, training: Training | Twinning, device: str) -> str:
+def settle_precision(run: RunFolder, training: Training, device: str) -> str:
     """Look up the number format of a run, or record it when the run begins: it stays the same on every machine.
 
     Returns ``float32``, ``bfloat16`` or ``float16``. Raises `TransientError`.

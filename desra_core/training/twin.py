@@ -28,7 +28,7 @@ from desra_core.images.codec import Pixels, bgr8, decode
 from desra_core.images.scanning import image_files, no_images
 from desra_core.networks import load_model, super_resolve
 from desra_core.networks.checkpoints import read_kinds, save_torch
-from desra_core.settings.models import Twinning
+from desra_core.settings.models import Training, Twinning
 from desra_core.training.degradation import degrade
 from desra_core.training.patches import Batch
 from desra_core.training.plan import RunFolder
@@ -52,13 +52,10 @@ class TwinPlan(NamedTuple):
     """A training of a twin that may begin or go on. ``ended`` says that nothing is left to do but to judge it."""
 
     run: RunFolder
-    training: Twinning
+    gan_model: Path
+    training: Training
+    twinning: Twinning
     ended: bool
-
-    @property
-    def gan_model(self) -> Path:
-        """The parent."""
-        return self.training.gan_model
 
 
 class Verdict(NamedTuple):
@@ -83,7 +80,8 @@ def plan_twin(twinning: Twinning) -> TwinPlan:
             if document.get(name) != value:
                 reason = f"holds the training of another twin ({name} differs)"
                 raise UsageError(run.root, reason, "name another --output, or delete that folder")
-    return TwinPlan(run, twinning, document is not None and run.reached(twinning.iterations, twinning.patience))
+    ended = document is not None and run.reached(twinning.iterations, twinning.patience)
+    return TwinPlan(run, twinning.gan_model, twinning.training, twinning, ended)
 
 
 def freeze_photos(plan: TwinPlan, scale: int) -> tuple[int, list[ImageError]]:
@@ -96,11 +94,11 @@ def freeze_photos(plan: TwinPlan, scale: int) -> tuple[int, list[ImageError]]:
         UsageError: The folder has too few photos that can be used.
         TransientError: The disk is full or failed.
     """
-    found = image_files(plan.training.photos, plan.run.root)
+    found = image_files(plan.twinning.photos, plan.run.root)
     if not found.files.num_rows:
-        raise no_images(plan.training.photos, "name a folder of sharp photos", found.passed_over)
-    paths = [plan.training.photos / path for path in found.files["path"].to_pylist()]
-    side = patch_side(plan.training, scale) + 2 * _MARGIN
+        raise no_images(plan.twinning.photos, "name a folder of sharp photos", found.passed_over)
+    paths = [plan.twinning.photos / path for path in found.files["path"].to_pylist()]
+    side = patch_side(plan.twinning, scale) + 2 * _MARGIN
     photos: dict[str, tuple[Path, Pixels]] = {}
     errors = list(found.problems)
     used: list[dict[str, Any]] = []
@@ -109,7 +107,7 @@ def freeze_photos(plan: TwinPlan, scale: int) -> tuple[int, list[ImageError]]:
     for path in paths:
         try:
             data = read_bytes(path)
-            pixels = _checked(decode(data, path).pixels, path, patch_side(plan.training, scale))
+            pixels = _checked(decode(data, path).pixels, path, patch_side(plan.twinning, scale))
         except ImageError as error:
             errors.append(error)
             continue
@@ -121,19 +119,19 @@ def freeze_photos(plan: TwinPlan, scale: int) -> tuple[int, list[ImageError]]:
     if len(keys) < LEAST_PHOTOS:
         others = f", and {len(errors)} cannot be used, the first: {errors[0]}" if errors else ""
         reason = f"has {len(keys)} different photos to train on{others}"
-        raise UsageError(plan.training.photos, reason, f"give at least {LEAST_PHOTOS} sharp photos, better a hundred")
+        raise UsageError(plan.twinning.photos, reason, f"give at least {LEAST_PHOTOS} sharp photos, better a hundred")
     held_out = keys[: max(1, len(keys) // HELD_OUT)]
     for index, key in enumerate(keys):
         pool, most = ("held_out", _HELD_OUT_CROPS // len(held_out)) if key in held_out else ("training", each)
-        crops[pool] += _cut(photos[key][1], side, max(1, most), (plan.training.seed, index))
+        crops[pool] += _cut(photos[key][1], side, max(1, most), (plan.twinning.seed, index))
     for pool, cut in crops.items():
         array = np.stack(cut)
         replace_file(plan.run.data / f"{pool}.npy", lambda file, array=array: np.save(file, array))  # type: ignore[misc]
     versions = {"desra": __version__, "python": platform.python_version()}
-    document = _identity(plan.training) | {
+    document = _identity(plan.twinning) | {
         "photos": [row | {"pool": "held_out" if row["key"] in held_out else "training"} for row in used],
         "data": fingerprint([row["key"] for row in used]),
-        "seed": plan.training.seed,
+        "seed": plan.twinning.seed,
         "versions": versions | {name: version(name) for name in _PACKAGES},
     }
     write_json(plan.run.document, document, durable=True)
@@ -217,18 +215,18 @@ def publish_twin(plan: TwinPlan) -> Verdict:
     latest = plan.run.models()[-1]
     weights = read_kinds(latest)["ema"]
     verdict = judge_twin(plan, latest)
-    save_torch(plan.training.output, {"params": weights, "params_ema": weights})
+    save_torch(plan.twinning.output, {"params": weights, "params_ema": weights})
     document = read_json(plan.run.document) | {
         "iterations": int(latest.stem.rpartition("_")[2]),
         "verdict": verdict._asdict(),
     }
-    write_json(plan.training.output.with_suffix(".json"), document, durable=True)
+    write_json(plan.twinning.output.with_suffix(".json"), document, durable=True)
     return verdict
 
 
 def judge_twin(plan: TwinPlan, checkpoint: Path) -> Verdict:
     """Compare a twin with the GAN model and with bicubic enlargement, on degraded held-out photos."""
-    twin, gan = load_model(checkpoint), load_model(plan.training.gan_model)
+    twin, gan = load_model(checkpoint), load_model(plan.twinning.gan_model)
     crops = np.load(plan.run.data / "held_out.npy", mmap_mode="r")
     outside = np.zeros(crops.shape[1:3], np.bool_)
     outside[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN] = True
@@ -237,7 +235,7 @@ def judge_twin(plan: TwinPlan, checkpoint: Path) -> Verdict:
     similarity = 0.0
     for index, crop in enumerate(crops):
         values = degrade(
-            np.asarray(crop, np.float32) / np.float32(255), twin.scale, plan.training.degradation, (index,)
+            np.asarray(crop, np.float32) / np.float32(255), twin.scale, plan.twinning.degradation, (index,)
         )
         lr = np.rint(values * 255).astype(np.uint8)
         results = {
