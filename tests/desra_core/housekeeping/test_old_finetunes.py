@@ -126,7 +126,7 @@ def test_the_files_that_are_deleted_after_three_cycles(place, workspace: Workspa
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("sweeps", [False, True])
+@pytest.mark.parametrize("sweeps", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_cycle_and_rollback_find_all_that_they_need(place, workspace: Workspace, sweeps: bool, desra_here) -> None:
     """The same with and without a sweep: nothing is trained or judged again, and nothing is promoted again."""
     cycling = place.cycling(workspace.root)
