@@ -115,7 +115,7 @@ def run_detectors(benchmark: AnyBenchmark, machine: Machine) -> None:
 
 
 @task(task_run_name="tables", cache_policy=NO_CACHE)
-def publish_tables(benchmark: AnyBenchmark) -> PublishedBenchmark:
+def publish_benchmark(benchmark: AnyBenchmark) -> PublishedBenchmark:
     """Write the tables and the page; show the tables in the UI."""
     published = publish_results(benchmark)
     create_markdown_artifact(published.markdown, key="benchmark", description="Scores of the detectors.")
@@ -136,9 +136,9 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
     missing = counted(len(comparison.missing()), "image")
 
     def judging(dask: Dask, device: str) -> ImageFunction:
-        saved = counted(len(comparison.candidates) - 1, "saved model")
+        candidates = counted(len(comparison.candidates) - 1, "candidate")  # and the control
         facts = [
-            f"{saved}, judged on {counted(len(comparison.images), 'held-out image')}",
+            f"{candidates}, judged on {counted(len(comparison.images), 'held-out image')}",
             f"{missing} to judge; the others are judged already",
         ]
         title = f"**desra compare** of `{comparison.before}` and its finetuned models"

@@ -86,7 +86,7 @@ class Shard:
         return self.records.get(image_id, Record(image_id))
 
     def update(self, record: Record, stage: str) -> None:
-        """Replace the record of an image whose arrays a stage has stored."""
+        """Replace the record of an image that has been through a stage, in which it may have failed."""
         self.records[record.id] = record
         if record.failed:
             self.failed.add(record.id)

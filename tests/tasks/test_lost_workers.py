@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import cloudpickle
 import pytest
@@ -40,10 +42,32 @@ def test_an_image_that_kills_its_workers_is_named(dask: Dask) -> None:
 
 
 def test_a_run_whose_workers_have_gone_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lost_workers, "LOST_SECONDS", 4)
+    monkeypatch.setattr(lost_workers, "LOST_SECONDS", 1)
     with open_dask(Machine(workers=1, memory="1GB")) as cluster:
         [(_, result)] = cluster.map(*job(leaves), images("photo"))
     assert "the Dask workers have gone" in str(result)
+
+
+def test_a_worker_has_time_to_start_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work is given up in the third check in a row that finds no worker: two half-times after the first."""
+    monkeypatch.setattr(lost_workers, "LOST_SECONDS", 0.02)
+    answers = [False, False, True, False, False, False]
+    given_up = threading.Event()
+    asked: list[int] = []
+
+    def is_any_able(_: dict[str, float]) -> bool:
+        asked.append(len(asked))
+        return answers[len(asked) - 1] if len(asked) <= len(answers) else False
+
+    def cancel(_: object) -> None:
+        cancelled_at.append(len(asked))
+        given_up.set()
+
+    cancelled_at: list[int] = []
+    watch = lost_workers.Watch(SimpleNamespace(cancel=cancel), is_any_able)  # type: ignore[arg-type]
+    with watch.over([], {}):
+        given_up.wait()
+    assert cancelled_at[0] == len(answers)
 
 
 def on_a_broken_gpu(image: ImageRef, outcome: Record) -> Record:
