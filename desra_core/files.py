@@ -237,6 +237,7 @@ def locked(
     Raises:
         FileNotFoundError: The folder is missing, or the file was deleted meanwhile.
         OSError: The file cannot be opened.
+        UsageError: The disk has no file locks.
     """
     with path.open("r" if read_only else "a+") as file:
         while not _flocked(file, fcntl.LOCK_EX):
@@ -262,6 +263,7 @@ def holder(path: Path) -> dict[str, Any] | None:
 
     Raises:
         OSError: The file is there but cannot be read.
+        UsageError: The disk has no file locks.
     """
     try:
         with path.open() as file:
@@ -279,6 +281,9 @@ def read_note(path: Path) -> dict[str, Any]:
 def _flocked(file: IO[str], kind: int) -> bool:
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except OSError:
+    except (BlockingIOError, PermissionError):  # another process holds it; network file systems say so by EACCES
         return False
+    except OSError as error:
+        reason = f"cannot be locked ({error.strerror})"
+        raise UsageError(file.name, reason, "use a disk with file locks, such as one of this machine") from error
     return True

@@ -96,7 +96,7 @@ def draw_recall(document: dict[str, Any]) -> None:
     for row in document["recall"]:
         found = counts.setdefault((row["kind"], row["method"]), [0, 0])
         found[0] += row["found"]
-        found[1] += row["injected"]
+        found[1] += row["counted"]
     kinds, methods = (list(dict.fromkeys(key[index] for key in counts)) for index in (0, 1))
     values = [[counts[kind, method][0] / max(1, counts[kind, method][1]) for method in methods] for kind in kinds]
     save(heat_table(kinds, methods, values), HERE / "benchmarks" / "recall.png")

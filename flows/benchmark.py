@@ -9,7 +9,7 @@ from desra_core.settings import Machine
 from desra_core.settings.models import Benchmarking
 from desra_core.workspace import Workspace
 from flows.corpus_flow import corpus_flow
-from tasks.judging import publish_tables, run_detectors
+from tasks.judging import publish_benchmark, run_detectors
 from tasks.run_end import RunEnd
 
 
@@ -33,6 +33,6 @@ def benchmark(benchmarking: Benchmarking, machine: Machine = Machine()) -> Bench
     workspace.create()
     with workspace.locked():
         run_detectors(planned, machine)
-        published = publish_tables(planned)
+        published = publish_benchmark(planned)
     line = f"{counted(published.judged, 'image')} judged"
     return Benchmarked(in_one_line=line, task_runs=2, lacking=bool(published.failures), published=published)

@@ -38,7 +38,7 @@ from flows import handed_over
 from tasks.dask_cluster import USUAL_PIXELS, gpus_wanted, open_dask
 from tasks.logs import NowAndThen, carry, configure, say
 from tasks.progress import RunProgress
-from tasks.run_end import Summary, publish_results, show_corpus
+from tasks.run_end import Summary, end_corpus_run, show_corpus
 from tasks.shards import Run, process_shard, stages_of
 
 P = ParamSpec("P")
@@ -85,7 +85,7 @@ def report_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any])
 
 
 def _say(line: str, flow_run: FlowRun, message: Mapping[str, str | None]) -> None:
-    """Print a line in the format of the run, which the Prefect worker, the reporter of crashed runs, does not set."""
+    """Print a line in the log format of the run: the Prefect worker, which reports crashed runs, does not know it."""
     with contextlib.suppress(ValidationError):
         machine = Machine.model_validate(flow_run.parameters.get("machine", {}))
         configure(machine.log_level, machine.log_format)
@@ -100,12 +100,12 @@ def post_to_webhook(address: str, message: Mapping[str, str | None]) -> str | No
         message: The fields of a JSON object.
 
     Returns:
-        The reason why the webhook was not reached, without its secret address; None where it was reached.
+        The reason why the webhook did not get the message, without its secret address; None where it got it.
     """
     try:
         httpx.post(address, json=message, timeout=_WEBHOOK_SECONDS).raise_for_status()
     except httpx.HTTPStatusError as error:
-        return f"the webhook was not reached: HTTP {error.response.status_code}"
+        return f"the webhook refused the message: HTTP {error.response.status_code}"
     except Exception as error:  # noqa: BLE001 - no error here may hide the failure that the message reports
         return f"the webhook was not reached: {type(error).__name__}"
     return None
@@ -146,7 +146,7 @@ def _reason(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> str:
 
 
 def runs_by_itself() -> bool:
-    """Say whether a deployment started this run; such a run repeats itself after errors, others fail at once."""
+    """Check whether a deployment started this run; such a run repeats itself after errors, others fail at once."""
     return bool(deployment.id)
 
 
@@ -221,6 +221,8 @@ def corpus_name(settings: Any) -> str:
 
 
 def _ending_in_a_line(function: Callable[P, R]) -> Callable[P, R]:
+    """Wrap the function of a flow: set the log, repeat it after errors that may pass, and end the run in a line."""
+
     @wraps(function)
     def body(*arguments: P.args, **named: P.kwargs) -> Any:
         given = []
@@ -297,7 +299,7 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
         plan = prepared.plan
         if not plan.pending:
             show_corpus(settings, prepared)
-            return publish_results(workspace, plan, 1)
+            return end_corpus_run(workspace, plan, 1)
         networks = plan.target.runs_networks
         gpus, largest = gpus_wanted(networks, machine), partial(_most_pixels, settings, plan)
         with open_dask(machine, folder=workspace.root, networks=networks, gpus=gpus, most_pixels=largest) as dask:
@@ -307,7 +309,7 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
                 run = Run(workspace, plan, stages, dask, progress)
                 broken = progress.follow([process_shard.submit(shard, run) for shard in plan.shards])
         task_runs = len(plan.shards) * (1 + len(stages)) + 1
-        return publish_results(workspace, plan, task_runs, broken, *progress.failures)
+        return end_corpus_run(workspace, plan, task_runs, broken, *progress.failures)
 
 
 def _most_pixels(settings: CorpusSettings, plan: Plan) -> int:

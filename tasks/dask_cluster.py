@@ -55,7 +55,7 @@ _RESTART_SECONDS = 60
 _AWAIT_SECONDS = 60
 
 
-class Embedded(BaseModel):
+class ServedCluster(BaseModel):
     """The cluster of desra serve, given to each run as JSON in its environment, since deployments outlive a cluster."""
 
     VARIABLE: ClassVar[str] = "DESRA_SCHEDULER"
@@ -67,7 +67,7 @@ class Embedded(BaseModel):
     dashboard: str
 
     @classmethod
-    def find(cls) -> Embedded | None:
+    def find(cls) -> ServedCluster | None:
         """Read the environment of this process; None for a run that desra serve did not start."""
         return cls.model_validate_json(given) if (given := os.environ.get(cls.VARIABLE)) else None
 
@@ -102,31 +102,32 @@ def open_dask(
         UsageError: Workers have too little memory.
     """
     configure(machine.log_level, machine.log_format)
-    own = NETWORK_WORKER_BYTES if networks else WORKER_BYTES
+    base_bytes = NETWORK_WORKER_BYTES if networks else WORKER_BYTES
     pixels = 0 if machine.scheduler else most_pixels()
-    embedded = None if machine.scheduler or alone else Embedded.find()
-    if embedded:  # the limits of desra serve hold where the run sets none
-        bounds = {name: getattr(machine, name) or getattr(embedded.machine, name) for name in ("workers", "memory")}
+    served = None if machine.scheduler or alone else ServedCluster.find()
+    if served:  # the limits of desra serve hold where the run sets none
+        bounds = {name: getattr(machine, name) or getattr(served.machine, name) for name in ("workers", "memory")}
         machine = machine.model_copy(update=bounds)
-    if address := machine.scheduler or (embedded.address if embedded else None):
+    if address := machine.scheduler or (served.address if served else None):
         with (
-            connected(address, embedded.key if embedded else None) as client,
+            connected(address, served.key if served else None) as client,
             contextlib.closing(Admission(client, folder)) as admission,
         ):
             admission.ask()
-            if embedded:
+            if served:
                 executing = client.run(lambda dask_worker: len(dask_worker.state.executing))
                 if any(executing.values()):  # a killed run left this work: the workers serve one run at a time
                     _restart(client)
-                _await_workers(client, embedded.gpus)
-            dask = _elsewhere(address, client, machine, own, admission, embedded)
-            if not embedded or dask.max_pixels >= min(pixels, share_of(machine, own, gpus, pixels).max_pixels):
+                _await_workers(client, served.gpus)
+            dask = _described(address, client, machine, base_bytes, admission, served)
+            # They take the largest image, or workers of this run alone could not take a larger one either.
+            if not served or dask.max_pixels >= min(pixels, share_of(machine, base_bytes, gpus, pixels).max_pixels):
                 with contextlib.closing(dask):
                     yield dask
                 return
             _restart(client)  # frees memory for the run's own workers, which can take larger images
-    share = share_of(machine, own, gpus, pixels)
-    if (usual := share_of(machine, own, gpus)) != share:
+    share = share_of(machine, base_bytes, gpus, pixels)
+    if (usual := share_of(machine, base_bytes, gpus)) != share:
         threads = f" and {share.gpu_threads} threads per GPU" if gpus else ""
         instead = f" instead of {usual.workers}{f' and {usual.gpu_threads}' if gpus else ''}"
         say(f"{share.workers} workers{threads}{instead}, for images of up to {pixels / 1e6:.0f} megapixels")
@@ -137,8 +138,8 @@ def open_dask(
         yield dask
 
 
-def _elsewhere(
-    address: str, client: Client, machine: Machine, own: int, admission: Admission, embedded: Embedded | None
+def _described(
+    address: str, client: Client, machine: Machine, base_bytes: int, admission: Admission, served: ServedCluster | None
 ) -> Dask:
     """Describe the workers of a cluster that was started elsewhere or by desra serve; raises as `open_dask`."""
     known = client.scheduler_info(n_workers=-1)["workers"]
@@ -148,18 +149,18 @@ def _elsewhere(
     memory = min((worker["memory_limit"] or MEMORY_LIMIT) // worker["nthreads"] for worker in workers)
     slots = [worker["resources"]["GPU"] for worker in workers if "GPU" in worker["resources"]]
     without_gpu = len(workers) - len(slots)
-    threads = threads_of(without_gpu) if embedded else 1
-    share = Share(without_gpu, threads, memory, min(slots, default=0), _largest_image(memory, own))
+    threads = threads_of(without_gpu) if served else 1
+    share = Share(without_gpu, threads, memory, min(slots, default=0), _largest_image(memory, base_bytes))
     dask = Dask(client, machine, share, gpus=len(slots), admission=admission)
-    if embedded:
-        dask.dashboard = embedded.dashboard
+    if served:
+        dask.dashboard = served.dashboard
     return dask
 
 
-def release_embedded() -> None:
+def release_served() -> None:
     """Restart the workers of desra serve, if there are any, so that they free their memory, on GPUs too."""
-    if embedded := Embedded.find():
-        with connected(embedded.address, embedded.key) as client:
+    if served := ServedCluster.find():
+        with connected(served.address, served.key) as client:
             _restart(client)
 
 
@@ -173,7 +174,7 @@ def _await_workers(client: Client, gpus: int) -> None:
             return
         if time.monotonic() >= deadline:
             if not there:
-                return  # `_elsewhere` raises where there are no workers
+                return  # `_described` raises where there are no workers
             reason = f"are {sum(there)}, where desra serve has started {gpus}"
             raise AbsentError("the workers with a GPU", reason, "see nvidia-smi, and start desra serve again")
         time.sleep(1)
@@ -231,12 +232,12 @@ def _unanswered(address: str, error: Exception) -> UsageError:
     return AbsentError(address, reason, "start it, or leave --scheduler out to compute on this machine")
 
 
-def share_of(machine: Machine, own: int, gpus: int, pixels: int = 0) -> Share:
+def share_of(machine: Machine, base_bytes: int, gpus: int, pixels: int = 0) -> Share:
     """Divide this machine among workers: fewer of them where images are large.
 
     Args:
         machine: Number and memory of the workers, where given.
-        own: Bytes that each worker holds without an image.
+        base_bytes: Bytes that each worker holds without an image.
         gpus: Number of additional workers with a GPU.
         pixels: Pixels of the largest image to come.
 
@@ -245,21 +246,21 @@ def share_of(machine: Machine, own: int, gpus: int, pixels: int = 0) -> Share:
     """
     all_memory = MEMORY_LIMIT * _MEMORY_SHARE
     # The number of images that fit into memory together. Each needs a worker, or a thread of a worker with a GPU.
-    images = int(all_memory * _USABLE_SHARE / (own + max(pixels, USUAL_PIXELS) * BYTES_PER_PIXEL))
+    images = int(all_memory * _USABLE_SHARE / (base_bytes + max(pixels, USUAL_PIXELS) * BYTES_PER_PIXEL))
     # Memory for one worker without a GPU stays free.
     gpu_threads = max(1, min(GPU_THREADS, (images - 1) // gpus)) if gpus else GPU_THREADS
     workers = machine.workers or max(1, min(_cores(), images - gpu_threads * gpus))
     memory = parse_bytes(machine.memory) if machine.memory else int(all_memory / (workers + gpu_threads * gpus))
-    return Share(workers, threads_of(workers), memory, gpu_threads, _largest_image(memory, own))
+    return Share(workers, threads_of(workers), memory, gpu_threads, _largest_image(memory, base_bytes))
 
 
-def _largest_image(memory: int, own: int) -> int:
-    """Return the pixels of the largest image that fits into ``memory`` bytes beside a worker's ``own`` bytes."""
+def _largest_image(memory: int, base_bytes: int) -> int:
+    """Return the pixels of the largest image that fits into ``memory`` bytes beside a worker's ``base_bytes``."""
     usable = int(_USABLE_SHARE * memory)
-    if usable <= own:
-        remedy = f"it needs more than {int(own / _USABLE_SHARE) // 10**6} MB; raise it or use fewer --workers"
+    if usable <= base_bytes:
+        remedy = f"it needs more than {int(base_bytes / _USABLE_SHARE) // 10**6} MB; raise it or use fewer --workers"
         raise UsageError("--memory", f"is {memory // 10**6} MB for a worker or a thread of it", remedy)
-    return (usable - own) // BYTES_PER_PIXEL
+    return (usable - base_bytes) // BYTES_PER_PIXEL
 
 
 def _cores() -> int:
@@ -324,8 +325,8 @@ def _local_cluster(share: Share, gpus: list[str], dashboard_port: int = 0) -> It
         Client(cluster) as client,
     ):
         # Without this rule, the scheduler's other pages would redirect to the hidden path and so reveal it.
-        elsewhere = Rule(PathMatches(rf"/(?!{hidden}/).*"), _Nothing)
-        cluster.scheduler.http_application.default_router.rules.insert(0, elsewhere)
+        other_paths = Rule(PathMatches(rf"/(?!{hidden}/).*"), _Nothing)
+        cluster.scheduler.http_application.default_router.rules.insert(0, other_paths)
         client.register_worker_callbacks(question.prepare_worker)
         yield cluster, client
 
@@ -339,15 +340,15 @@ class _Nothing(RequestHandler):
 
 
 class StandingCluster(NamedTuple):
-    """Workers on this machine that outlive single runs; ``embedded`` describes the workers to the runs."""
+    """Workers on this machine that outlive single runs; ``served`` describes the workers to the runs."""
 
     cluster: SpecCluster
-    embedded: Embedded
+    served: ServedCluster
 
     @property
     def environment(self) -> dict[str, str]:
         """The environment variable by which a run finds these workers."""
-        return {Embedded.VARIABLE: self.embedded.model_dump_json(exclude_defaults=True)}
+        return {ServedCluster.VARIABLE: self.served.model_dump_json(exclude_defaults=True)}
 
     def keep_up(self) -> None:
         """Replace the workers whose nanny has died; a living nanny restarts its dead worker itself."""
@@ -371,7 +372,7 @@ def standing_cluster(machine: Machine, *, gpus: int, key: Path, dashboard_port: 
         try:
             bounds = Machine(workers=machine.workers, memory=machine.memory)
             found = {"address": cluster.scheduler_address, "dashboard": cluster.dashboard_link}
-            yield StandingCluster(cluster, Embedded(gpus=gpus, machine=bounds, key=str(key), **found))
+            yield StandingCluster(cluster, ServedCluster(gpus=gpus, machine=bounds, key=str(key), **found))
         finally:
             key.unlink(missing_ok=True)
 

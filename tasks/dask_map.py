@@ -38,7 +38,8 @@ Resources = dict[str, float]
 Calls = Sequence[tuple[Any, ...]]
 
 _RETRIES = 2
-# Workers evaluate these with the source of `tasks.question`, since their own desra may be of another version.
+# Workers evaluate these with the source of `tasks.question`, since their own desra may be of another version. exec
+# defines the functions of the source and returns None, so that "or" goes on to the call.
 _SOURCE = Path(question.__file__).read_text("utf-8")
 _ASK = "exec(source) or refusal(*question)"
 _WORK = "exec(source) or work(question, function, arguments)"
@@ -55,7 +56,7 @@ class Admission:
     def __init__(self, client: Client, folder: Path | None) -> None:
         self._client = client
         self._sign = scratch_in(folder.absolute()) if folder else None
-        self._question = (question.own(), str(self._sign) if self._sign else None, uuid4().hex)
+        self._question = (question.running_code(), str(self._sign) if self._sign else None, uuid4().hex)
         self.refused: set[str] = set()  # addresses of workers that may not work; a warning was printed for each
         self._lock = threading.Lock()
 
@@ -266,12 +267,23 @@ class Dask:
         return [name for name in there & known.keys() if resources.keys() <= known[name]["resources"].keys()]
 
     def _is_any_able(self, resources: Resources) -> bool:
-        """Say whether a worker may do work which needs these resources; if none, first ask refused workers again."""
+        """Check whether a worker may do work which needs these resources; if none, first ask refused workers again."""
         able = self._able(resources)
         if not able and self.admission:
             self.admission.ask_again()
             able = self._able(resources)
         return bool(able)
+
+
+def device_of(machine: Machine, dask: Dask) -> str:
+    """Choose where the networks of a run compute: ``cuda`` or ``cpu``.
+
+    Raises:
+        AbsentError: ``--device cuda``, but no worker has a GPU.
+    """
+    if machine.device == "cuda" and not dask.gpus:
+        raise AbsentError("--device", "cuda, but no worker declares a GPU", "start one with --resources GPU=1")
+    return "cuda" if dask.gpus and machine.device != "cpu" else "cpu"
 
 
 def _recorded(

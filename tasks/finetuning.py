@@ -24,8 +24,8 @@ from desra_core.settings.models import FinetuneTrigger
 from desra_core.training.plan import FinetunePlan, begin, check_networks, settle_precision, usual_precision
 from desra_core.training.pools import count_new
 from desra_core.workspace import Workspace
-from tasks.dask_cluster import gpus_wanted, open_dask, release_embedded, visible_gpus
-from tasks.dask_map import Dask
+from tasks.dask_cluster import gpus_wanted, open_dask, release_served, visible_gpus
+from tasks.dask_map import Dask, device_of
 from tasks.logs import say, say_each
 from tasks.progress import RunProgress
 from tasks.run_end import show_outcome, show_overview
@@ -69,8 +69,8 @@ def train(plan: FinetunePlan, machine: Machine) -> int:
     from desra_core.training.loop import finetune  # late, because it loads PyTorch
 
     with _open_worker(machine, plan.run.root) as dask:
-        on_gpu = bool(dask.gpus) and machine.device != "cpu"
-        device, where = ("cuda", "a GPU") if on_gpu else ("cpu", "the CPU")
+        device = device_of(machine, dask)
+        where = "a GPU" if device == "cuda" else "the CPU"
         precision = settle_precision(plan.run, plan.training, device)
         if plan.training.amp == "auto" and precision != usual_precision(device):
             _announce(f"this finetune was begun in {precision} and goes on in it, on {where} too")
@@ -79,7 +79,8 @@ def train(plan: FinetunePlan, machine: Machine) -> int:
         with RunProgress("train", plan.training.iterations, 1, unit="iterations") as progress:
             iterations: int = dask.follow(
                 finetune, plan.run, plan.gan_model, plan.training, device, dask.threads,
-                resources={"GPU": dask.gpu_slots} if on_gpu else {}, on_second=partial(_show_progress, progress, plan),
+                resources={"GPU": dask.gpu_slots} if device == "cuda" else {},
+                on_second=partial(_show_progress, progress, plan),
             )  # fmt: skip
             _show_progress(progress, plan)
     return iterations
@@ -99,7 +100,7 @@ def _open_worker(machine: Machine, folder: Path) -> Iterator[Dask]:
         return
     gpus = visible_gpus()[: gpus_wanted(True, machine)]
     with training_slot(gpus or ["cpu"], _announce) as device:
-        release_embedded()
+        release_served()
         one = machine.model_copy(update={"workers": 1})
         with open_dask(one, networks=True, gpus=len(gpus[:1]), device=device if gpus else None, alone=True) as dask:
             yield dask
@@ -162,7 +163,7 @@ def _show_progress(progress: RunProgress, plan: FinetunePlan) -> None:
 
 @task(task_run_name="start-finetune", cache_policy=NO_CACHE)
 def start_finetune(workspace: Workspace, trigger: FinetuneTrigger) -> int:
-    """Start the finetune deployment named like this run's, if enough images have gathered and no finetune waits.
+    """Start the finetune deployment of the same name as this run's, if enough images have gathered and none waits.
 
     Returns:
         The number of images with artifacts that have gathered since the last finetune; 0 if another process has locked
@@ -192,7 +193,7 @@ def start_finetune(workspace: Workspace, trigger: FinetuneTrigger) -> int:
 
 
 def _is_waiting(name: str) -> bool:
-    """Say whether a run of the finetune deployment of that name is scheduled."""
+    """Check whether a run of the finetune deployment of that name is scheduled."""
     query = {
         "flows": {"name": {"any_": ["finetune"]}},
         "deployments": {"name": {"any_": [name]}},

@@ -16,7 +16,7 @@ from desra_core.benchmarking import AnyBenchmark
 from desra_core.benchmarking.benchmark import judge_image
 from desra_core.calibration.counting import Counting, count_stored
 from desra_core.calibration.weights import CalibratedWeights
-from desra_core.errors import AbsentError, ImageError
+from desra_core.errors import ImageError
 from desra_core.evaluation.table import counted
 from desra_core.files import read_json
 from desra_core.gate.comparison import Comparison, decide_and_publish
@@ -35,7 +35,7 @@ from desra_core.stages import StageJob
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
 from tasks.dask_cluster import gpus_wanted, open_dask
-from tasks.dask_map import Dask, ImageFunction, Resources
+from tasks.dask_map import Dask, ImageFunction, Resources, device_of
 from tasks.progress import RunProgress
 from tasks.run_end import show_outcome, show_overview
 from tasks.shards import explicit_key
@@ -80,8 +80,9 @@ def each_image(
         ) as dask,
         RunProgress(name, len(calls), stages=most_calls) as progress,
     ):
-        gpu: Resources = {"GPU": 1} if networks and dask.gpus and machine.device != "cpu" else {}
-        function = prepare(dask, "cuda" if gpu else "cpu")
+        device = device_of(machine, dask) if networks else "cpu"
+        gpu: Resources = {"GPU": 1} if device == "cuda" else {}
+        function = prepare(dask, device)
         for image, result in dask.map(name, function, gpu, work):
             calls_left[image.id] -= 1
             is_last = not calls_left[image.id]
@@ -103,8 +104,6 @@ def run_detectors(benchmark: AnyBenchmark, machine: Machine) -> None:
 
     def judging(dask: Dask, device: str) -> ImageFunction:
         if benchmark.runs_networks:
-            if machine.device == "cuda" and device == "cpu":
-                raise AbsentError("--device", "cuda, but no worker declares a GPU", "start one with --resources GPU=1")
             gpu: Resources = {"GPU": 1} if device == "cuda" else {}
             dask.call(load_segmenter, benchmark.settings.segmenter, device, resources=gpu)
         shared = replace(benchmark, work=[], failures=[], unjudged=[], lossy=[])  # workers need only the methods
@@ -116,7 +115,7 @@ def run_detectors(benchmark: AnyBenchmark, machine: Machine) -> None:
 
 
 @task(task_run_name="tables", cache_policy=NO_CACHE)
-def publish_tables(benchmark: AnyBenchmark) -> PublishedBenchmark:
+def publish_benchmark(benchmark: AnyBenchmark) -> PublishedBenchmark:
     """Write the tables and the page; show the tables in the UI."""
     published = publish_results(benchmark)
     create_markdown_artifact(published.markdown, key="benchmark", description="Scores of the detectors.")
@@ -137,9 +136,9 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
     missing = counted(len(comparison.missing()), "image")
 
     def judging(dask: Dask, device: str) -> ImageFunction:
-        saved = counted(len(comparison.candidates) - 1, "saved model")
+        candidates = counted(len(comparison.candidates) - 1, "candidate")  # and the control
         facts = [
-            f"{saved}, judged on {counted(len(comparison.images), 'held-out image')}",
+            f"{candidates}, judged on {counted(len(comparison.images), 'held-out image')}",
             f"{missing} to judge; the others are judged already",
         ]
         title = f"**desra compare** of `{comparison.before}` and its finetuned models"

@@ -83,7 +83,7 @@ def configure(level: str, form: str) -> None:
 
 
 def is_json() -> bool:
-    """Say whether stderr gets one JSON object per line."""
+    """Check whether stderr gets one JSON object per line."""
     return isinstance(_handled().formatter, _Json)
 
 

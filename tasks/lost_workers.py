@@ -14,7 +14,7 @@ from distributed.core import Status
 from desra_core.errors import DesraError, ImageError, TransientError
 from desra_core.gpu import is_broken
 
-# Work is given up when two checks in a row, half of this time apart, find no worker that is able to do it.
+# Work is given up when no worker was able to do it for this long: in three checks in a row, half of this time apart.
 LOST_SECONDS = 60  # more than a worker takes to start again on a busy machine
 _END_SECONDS = 10
 # A worker's message about an ended task reaches the scheduler within this time.
@@ -47,6 +47,7 @@ class Watch:
         deadline = time.monotonic() + _END_SECONDS
         while time.monotonic() < deadline:
             with self._lock:
+                # This thread itself may be inside of `over`, which it leaves only later.
                 if all(waiting == threading.get_ident() for waiting, _ in self._live):
                     return
             time.sleep(0.01)
@@ -80,7 +81,7 @@ class Watch:
                 with contextlib.suppress(OSError, AttributeError):  # the scheduler has gone, or the client is closed
                     found = self._is_any_able(resources)
                 failed_checks = 0 if found else failed_checks + 1
-                if failed_checks >= 2:  # at every later check too, since futures may have been added
+                if failed_checks >= 3:  # at every later check too, since futures may have been added
                     self._client.cancel(futures)
 
         watcher = threading.Thread(target=watch, daemon=True)

@@ -31,7 +31,7 @@ def _usual_retries() -> int:
 
 
 class _Pace:
-    """The speed of the steps done since the first call of `reached`, and the time left."""
+    """The speed of the steps done since this was made, and the time left."""
 
     def __init__(self, done: int = 0) -> None:
         self._before = self._done = done
@@ -136,7 +136,10 @@ class RunProgress:
             self._note = f"{what} {done} of {total} steps" + (f", {left} of that left" if left else "")
 
     def failed(self, error: DesraError, names: int, stages_left: int) -> None:
-        """Count an image as failed, once for each of its names; the image skips the stages that are left."""
+        """Count an image as failed, once for each of its names.
+
+        ``stages_left`` are the stages that count as passed now, the failed one included.
+        """
         with self._lock:
             self._failed += names
             if isinstance(error, TransientError) and may_pass(error):

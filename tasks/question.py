@@ -43,18 +43,18 @@ def fingerprint() -> str:
     return f"desra {version} (code {digest.hexdigest()[:12]})"
 
 
-def own() -> str:
+def running_code() -> str:
     """Return the fingerprint of the code that this process runs; a later update of its files is ignored."""
     known = vars(sys.modules.setdefault("desra_question", ModuleType("desra_question")))
-    if "own" not in known:
-        known["own"] = fingerprint()
-    return str(known["own"])
+    if "code" not in known:
+        known["code"] = fingerprint()
+    return str(known["code"])
 
 
 def prepare_worker() -> None:
     """Let this worker ignore Ctrl-C, which is for the driver, and fingerprint its code before an update changes it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    own()
+    running_code()
 
 
 def refusal(code: str, file: str | None, content: str) -> tuple[str, str] | None:
@@ -65,7 +65,7 @@ def refusal(code: str, file: str | None, content: str) -> tuple[str, str] | None
         file: A file that the run has written into the folder of its results; None for a run without such a folder.
         content: The content of that file.
     """
-    if (here := own()) != code:
+    if (here := running_code()) != code:
         return f"this worker has {here}, this run {code}", "install the same there, and start it again"
     if file is not None:
         seen = None

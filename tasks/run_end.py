@@ -13,7 +13,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from desra_core.annotations.export import count_resting
+from desra_core.annotations.export import count_human_masks
 from desra_core.errors import TransientError
 from desra_core.evaluation.table import counted
 from desra_core.images.scanning import kinds_in_words
@@ -33,7 +33,7 @@ _FAILURES = 50
 
 
 def show_overview(title: str, facts: Sequence[str], dask: Dask | None = None) -> None:
-    """Publish the work of a run as an artifact.
+    """Show the work of a run in the UI.
 
     Args:
         title: Command, input and output, as Markdown.
@@ -47,7 +47,7 @@ def show_overview(title: str, facts: Sequence[str], dask: Dask | None = None) ->
 
 
 def show_outcome(workspace: Workspace, line: str, facts: Sequence[str] = ()) -> None:
-    """Publish how a run ended as an artifact, with a link to the report.
+    """Show in the UI how a run ended, with a link to the report.
 
     Args:
         workspace: The workspace; its report is up to date.
@@ -55,14 +55,14 @@ def show_outcome(workspace: Workspace, line: str, facts: Sequence[str] = ()) -> 
         facts: More lines, as Markdown.
     """
     report = f"[Report]({os.environ.get(REPORT) or workspace.report.as_uri()}): `{workspace.report}`"
-    resting = count_resting(workspace, load_settings(workspace)[1].gan_sr_key)
-    human_masks = [f"{counted(resting, 'image')} with a human mask"] if resting else []
+    count = count_human_masks(workspace, load_settings(workspace)[1].gan_sr_key)
+    human_masks = [f"{counted(count, 'image')} with a human mask"] if count else []
     text = _listed(f"**{line}**", [*facts, *human_masks, report])
     create_markdown_artifact(text, key="outcome", description="End of this run.")
 
 
 def show_corpus(settings: CorpusSettings, prepared: Prepared, dask: Dask | None = None) -> None:
-    """Publish the work of a run over a corpus as an artifact.
+    """Show the work of a run over a corpus in the UI.
 
     Args:
         settings: Settings of the run.
@@ -134,26 +134,26 @@ def line_of(*, images: int, pending: int, failed: int, regions: int, failures: i
     return f"{done}: {counted(regions, 'artifact region')} in all, {counted(failures, 'image')} failed"
 
 
-def problem_of(broken_shards: Sequence[str], passing: Sequence[TransientError]) -> TransientError | None:
+def problem_of(broken_shards: Sequence[str], worth_a_retry: Sequence[TransientError]) -> TransientError | None:
     """Make the error of a run whose shards could not finish or whose failures are worth a retry; None without these."""
     if broken_shards:
         count = f"{counted(len(broken_shards), 'shard')} could not finish"
         return TransientError(count, broken_shards[0], "run again")
-    if passing:
-        first = passing[0]
+    if worth_a_retry:
+        first = worth_a_retry[0]
         reason = f"failed for a reason that may pass, the first: {first.subject}: {first.reason}"
-        return TransientError(counted(len(passing), "image"), reason, first.remedy)
+        return TransientError(counted(len(worth_a_retry), "image"), reason, first.remedy)
     return None
 
 
 @task(task_run_name="results", cache_policy=NO_CACHE)
-def publish_results(
+def end_corpus_run(
     workspace: Workspace,
     plan: Plan,
     task_runs: int,
     broken_shards: tuple[str, ...] = (),
     failed: int = 0,
-    passing: Sequence[TransientError] = (),
+    worth_a_retry: Sequence[TransientError] = (),
 ) -> Summary:
     """Write the tables and the report; show the worst regions, the throughput and the failures in the UI."""
     publish_tables(workspace, plan.target)
@@ -181,7 +181,7 @@ def publish_results(
         in_one_line=line,
         task_runs=task_runs,
         lacking=bool(failed or broken_shards),
-        problem=problem_of(broken_shards, passing),
+        problem=problem_of(broken_shards, worth_a_retry),
         broken_shards=broken_shards,
     )
 

@@ -12,7 +12,7 @@ from prefect.context import TaskRunContext
 from prefect.runtime import flow_run
 
 from desra_core.detection.class_weights import Weights
-from desra_core.errors import AbsentError, ImageError
+from desra_core.errors import ImageError
 from desra_core.evaluation.table import counted
 from desra_core.files import fingerprint
 from desra_core.planning.plan import Plan, assess
@@ -21,7 +21,7 @@ from desra_core.stages import Stage, StageJob, failure, run_stage
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
 from desra_core.workspace.products import PRODUCTS, Record, Target, gather_shard, read_shard, stages_for, to_table
-from tasks.dask_map import Dask, Resources
+from tasks.dask_map import Dask, Resources, device_of
 from tasks.logs import record
 from tasks.progress import RunProgress
 
@@ -86,7 +86,7 @@ class Shard:
         return self.records.get(image_id, Record(image_id))
 
     def update(self, record: Record, stage: str) -> None:
-        """Replace the record of an image whose arrays a stage has stored."""
+        """Replace the record of an image that has been through a stage, in which it may have failed."""
         self.records[record.id] = record
         if record.failed:
             self.failed.add(record.id)
@@ -155,9 +155,7 @@ def stages_of(
         UsageError: A model or the segmenter cannot be loaded, or there is no GPU for ``--device cuda``
             (`AbsentError`). Raised here once, instead of as a failure of every image.
     """
-    if machine.device == "cuda" and not dask.gpus and target.runs_networks:
-        raise AbsentError("--device", "cuda, but no worker declares a GPU", "start one with --resources GPU=1")
-    device = "cuda" if dask.gpus and machine.device != "cpu" else "cpu"
+    device = device_of(machine, dask) if target.runs_networks else "cpu"
     stages = []
     for product in stages_for(target):
         module = import_module(f"desra_core.stages.{product.name}")

@@ -49,6 +49,15 @@ class Page:
         self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Network", "Runtime", "Log"):
             self._call(f"{domain}.enable")
+        self.visit(address)
+
+    def visit(self, address: str, *, width: int | None = None, height: int = 1000) -> None:
+        """Go there, in a window of another size where one is given; nothing is told of pages before."""
+        self.go("about:blank")
+        if width:
+            self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
+                       mobile=False)  # fmt: skip
+        self.requests, self.complaints = [], []
         self.go(address)
         self.requests = [url for url in self.requests if url != address and not url.startswith("data:")]
 

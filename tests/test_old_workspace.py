@@ -84,7 +84,10 @@ def detection(old: Path, workspace: Path, **changes: object) -> Detection:
     return Detection(**(given | changes))
 
 
-@pytest.mark.parametrize("name", ["detected", "mined", "cycled"])
+OLD = pytest.mark.parametrize("name", ["detected", pytest.param("mined", marks=pytest.mark.slow), "cycled"])
+
+
+@OLD
 def test_all_is_done_and_stays_as_it_is(old: Path, desra_here: Desra, name: str) -> None:
     ws, count = old / name, NAMES[name]
     before, rows = results(ws), images(ws)
@@ -102,7 +105,7 @@ def test_all_is_done_and_stays_as_it_is(old: Path, desra_here: Desra, name: str)
         assert images(ws) == rows
 
 
-@pytest.mark.parametrize("name", ["detected", "mined", "cycled"])
+@OLD
 def test_report_and_gc(old: Path, desra_here: Desra, name: str) -> None:
     ws = old / name
     assert desra_here(*commands(old)[name]).returncode == 0

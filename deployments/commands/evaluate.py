@@ -167,8 +167,8 @@ def _warn(evaluation: Evaluation) -> None:
         lossy = counted(len(evaluation.lossy), "mask is", "masks are")
         say(f"warning: {lossy} JPEG or lossy WebP, thresholded at half: save masks as PNG")
     if evaluation.sizes is not None:
-        taken = {"image": "for the image's, and 5 px a side are cropped", "valid": "for the valid region's"}
-        say(f"the size of masks as large as their ground truth is taken {taken[evaluation.sizes]} (--size)")
+        taken = {"image": "the image's, so 5 px a side are cropped", "valid": "that of the image without 5 px a side"}
+        say(f"masks and ground truth have one size, which is taken for {taken[evaluation.sizes]} (--size)")
     if evaluation.classes is not None and evaluation.unlabelled:
         lacking = counted(evaluation.unlabelled, "image without class labels is", "images without class labels are")
         say(f"warning: {lacking} left out by class")

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from deployments.serving.connection import CONSOLE, UNREACHED, wait_for_task_runs, watch_at
 from deployments.serving.server import ServerLostError, check_temporary, end_leftover_server, prefect_server
-from desra_core.annotations.export import count_resting
+from desra_core.annotations.export import count_human_masks
 from desra_core.errors import DesraError, UsageError, printable
 from desra_core.evaluation.table import counted
 from desra_core.images.scanning import kinds_in_words
@@ -199,7 +199,7 @@ def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]
         more = f" and {len(paged) - _SHOWN_PAGED} more" if len(paged) > _SHOWN_PAGED else ""
         typer.echo(f"pages    only the first of several is read of {named}{more}")
     _show_regions(workspace, settings)
-    show_people(count_resting(workspace, before.target.gan_sr_key))
+    show_people(count_human_masks(workspace, before.target.gan_sr_key))
     typer.echo(f"masks    {workspace.masks}\nregions  {workspace.regions}")
     if before.target.super_resolves:
         typer.echo(f"dataset  {workspace.dataset_manifest.parent}")

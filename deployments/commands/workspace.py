@@ -100,7 +100,8 @@ def gc(
     workspace: Annotated[Path, typer.Option(help="The workspace to tidy up.")],
     apply: Annotated[bool, typer.Option("--apply", help="Delete; without this flag, only list.")] = False,
     vanished: Annotated[
-        bool, typer.Option("--vanished", help="Drop images, too, that the latest run did not find and are not back.")
+        bool,
+        typer.Option("--vanished", help="Also drop images that the latest run did not find and are not back."),
     ] = False,
     list_paths: Annotated[bool, typer.Option("--list", help="Name every file and folder that goes.")] = False,
 ) -> None:
@@ -182,7 +183,7 @@ def import_masks(
     ] = None,
     label: Annotated[
         str | None,
-        typer.Option(help="Take only shapes with this label; by default all, of COCO those of a category artifact."),
+        typer.Option(help="Take only shapes with this label; by default all, but of COCO those of category artifact."),
     ] = None,
     unchanged: Annotated[
         bool, typer.Option("--unchanged", help="Take also masks that are as exported: a person has confirmed them.")

@@ -84,7 +84,7 @@ def _heed_proxies() -> None:
 
 
 def _is_readable(host: str) -> bool:
-    """Say whether httpx understands a host of ``no_proxy``: it rejects ranges of IPv6 addresses."""
+    """Check whether httpx understands a host of ``no_proxy``: it rejects ranges of IPv6 addresses."""
     with contextlib.suppress(ValueError):
         return bool(ipaddress.IPv6Address(host))
     with contextlib.suppress(httpx.InvalidURL):
@@ -129,8 +129,8 @@ def read_key(workspace: Workspace) -> str:
 def watch_at(workspace: Workspace, url: str) -> str:
     """Return the page where a person watches the server with an API at ``url``, for a line on stderr.
 
-    On a terminal, the page ends with ``#`` and the key, a part that browsers never send. Others may read a file or the
-    journal, so the path of the key file is there instead of the key.
+    On a terminal, the page ends with ``#`` and the key, a part that browsers never send. Elsewhere stderr may go to a
+    file or to the journal, which others may read: there the line has the path of the key file instead of the key.
     """
     page, path = url.removesuffix("/api"), key_file(workspace)
     with contextlib.suppress(OSError):

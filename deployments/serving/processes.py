@@ -87,7 +87,7 @@ class Child:
         began = time.monotonic()
         try:
             self.start()
-        finally:  # a start may take ten minutes, in which the process proves nothing
+        finally:  # the time of a start does not count as steady: move the earlier restarts by as much
             self._restarts = [moment + time.monotonic() - began for moment in self._restarts]
 
     def _spawn(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -109,7 +109,7 @@ def new_mark() -> dict[str, str]:
     return {MARK: uuid.uuid4().hex}
 
 
-def elsewhere() -> dict[str, str]:
+def for_other_folder() -> dict[str, str]:
     """Make the environment for a Python in another folder: absolute paths, and no modules from that folder."""
     given = {name: os.environ[name] for name in ("PYTHONPATH", "TMPDIR") if os.environ.get(name)}
     absolute = {name: os.pathsep.join(map(os.path.abspath, paths.split(os.pathsep))) for name, paths in given.items()}
@@ -205,7 +205,7 @@ def served_at(workspace: Workspace) -> Served | None:
 
 
 def history_of(workspace: Workspace) -> timedelta | None:
-    """Read how long the latest desra serve wanted runs to be kept; None where there was none."""
+    """Read the setting ``history`` of the latest desra serve, how long runs stay; None where there was none."""
     note = read_note(_file(workspace))
     return timedelta(seconds=note["history"]) if "history" in note else None
 

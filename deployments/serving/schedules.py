@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# The template by which a worker starts every run. By Prefect's own template, a run may set its command, environment and
-# working folder, and by one with an empty "env", its environment: so this one has no variables and no "env". It has a
-# command, because without one a worker first starts another process for each run, to prepare a folder.
+# The template by which a worker starts every run. Prefect's own template lets a run set its command, environment and
+# working folder; even with an empty "env", a run could set its environment. So this one has no variables and no "env".
+# It has a command, because without one a worker first starts another process for each run, to prepare a folder.
 JOB_TEMPLATE = Path(__file__).with_name("work_pool.json")
 
 # The beginning of the name of a worker on the server; the name of the machine follows.
@@ -137,7 +137,7 @@ def register(deployments: Sequence[Deployed], client: SyncPrefectClient, *, own:
 
     if own:
         _forget_others(deployments, client)
-    known = [_own(deployed, client) for deployed in deployments]
+    known = [_registered(deployed, client) for deployed in deployments]
     _make_pool(deployments[0], client)
     for deployed, there in zip(deployments, known, strict=True):
         # A schedule that a person has paused in the UI stays paused.
@@ -348,7 +348,7 @@ def _forget_others(deployments: Sequence[Deployed], client: SyncPrefectClient) -
             client.delete_deployment(there.id)
 
 
-def _own(deployed: Deployed, client: SyncPrefectClient) -> DeploymentResponse | None:
+def _registered(deployed: Deployed, client: SyncPrefectClient) -> DeploymentResponse | None:
     """Return the deployment on the server, or None; raise where it belongs to another workspace."""
     from prefect.exceptions import ObjectNotFound
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from deployments.serving import schedules
 from deployments.serving.connection import CONSOLE, check_server, connected, watch_at
 from deployments.serving.guarded import report_server
-from deployments.serving.processes import Child, RestlessError, Served, elsewhere, end_marked, standing
+from deployments.serving.processes import Child, RestlessError, Served, end_marked, for_other_folder, standing
 from deployments.serving.server import Server, check_temporary, end_leftover_server, forget_results
 from desra_core.errors import DesraError, UsageError, printable
 from desra_core.gate.comparison import check_training, mining_of
@@ -61,7 +61,8 @@ def serve(serving: Serving, machine: Machine) -> int:
         UsageError: A setting, a folder or a model cannot be used; another process uses or serves the workspace.
     """
     if not serving.photos.is_dir():
-        raise UsageError(serving.photos, "does not exist", "name the folder that photos come to")
+        reason = "is no folder" if serving.photos.exists() else "does not exist"
+        raise UsageError(serving.photos, reason, "name the folder that photos come to")
     workspace = Workspace(serving.workspace)
     is_new = not workspace.exists()
     if is_new:
@@ -199,7 +200,7 @@ def _open_cluster(serving: Serving, machine: Machine) -> Iterator[StandingCluste
     dashboard = serving.port and serving.port + 2
     key = Workspace(serving.workspace).prefect_home / "dask.pem"
     with standing_cluster(machine, gpus=gpus_wanted(True, machine), key=key, dashboard_port=dashboard) as cluster:
-        gpus = cluster.embedded.gpus
+        gpus = cluster.served.gpus
         say(f"workers: {len(cluster.cluster.worker_spec) - gpus} on CPUs, {gpus} on GPUs")
         yield cluster
 
@@ -295,7 +296,7 @@ class Worker(Child):
 
     def __init__(self, pool: str, environment: dict[str, str], mark: dict[str, str], log: Path) -> None:
         super().__init__(log)
-        root, moved = str(Path(__file__).resolve().parents[2]), elsewhere()
+        root, moved = str(Path(__file__).resolve().parents[2]), for_other_folder()
         self._command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", pool,
                          "--limit", "1", "--name", schedules.WORKER + socket.gethostname()]  # fmt: skip
         self._mark = mark | {"DESRA_SERVE_PART": "runs"}

@@ -208,7 +208,7 @@ class Server(processes.Child):
         }
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
         # The user's environment wins over the settings of retention, but not over those of access and of the log.
-        environment = server_settings(self._history) | os.environ | processes.elsewhere() | self._mark | ours
+        environment = server_settings(self._history) | os.environ | processes.for_other_folder() | self._mark | ours
         process = self._spawn(command, environment)
         (self._home / "server.json").write_text(json.dumps({"pid": process.pid, "token": self._mark[processes.MARK]}))
 
@@ -267,7 +267,7 @@ def _temporary() -> Path:
 
 
 def _is_full(folder: Path) -> bool:
-    """Say whether a folder has no room for an empty database; False where the folder is missing."""
+    """Check whether a folder has no room for an empty database; False where the folder is missing."""
     with contextlib.suppress(OSError):
         disk = os.statvfs(folder)
         no_space = disk.f_blocks > 0 and disk.f_bavail * disk.f_frsize < _DATABASE_BYTES  # some disks have no numbers

@@ -55,8 +55,8 @@ class Correction(NamedTuple):
     changed: bool  # the mask differs from the detector's
     kinds: tuple[str, ...]  # the kind of each shape that counts
     left_out: tuple[str, ...]  # a phrase for each shape that does not count
-    # The mask equals a detector's mask that was exported for this image, and no person confirmed it. Where the imported
-    # export holds the image, and the image has a human mask that counts, earlier exports are not compared.
+    # Nobody changed the mask since it was exported, nor confirmed it. `read_corrections` says with which exports it is
+    # compared.
     as_exported: bool
 
 
@@ -143,13 +143,13 @@ def read_corrections(
         row = _row_of(source, rows, exported, target.gan_sr_key, settings.verb)
         drawn, shape = source.drawn, (row["height"], row["width"])
         only_this = row["id"] in with_human_mask
-        as_exported = of_this_export if only_this else of_any_export
+        unchanged_masks = of_this_export if only_this else of_any_export
         if isinstance(drawn, CocoMask):
             mask = decode_coco_mask(drawn)
         else:
             mask = draw_shapes(drawn, shape)
             if only_this and digest(read_bytes(drawn.path)) not in exported_files:
-                as_exported = frozenset()  # a person has saved this file, so its mask counts, changed or not
+                unchanged_masks = frozenset()  # a person has saved this file, so its mask counts, changed or not
         png = encode_mask(mask)
         confirmed = row["id"] in human and read_bytes(human[row["id"]].path) == png
         return Correction(
@@ -162,7 +162,7 @@ def read_corrections(
             changed=not np.array_equal(mask, read_mask(workspace.mask(row["name"]), shape)),
             kinds=drawn.kinds,
             left_out=drawn.left_out,
-            as_exported=(row["id"], mask_key(mask)) in as_exported and not confirmed,
+            as_exported=(row["id"], mask_key(mask)) in unchanged_masks and not confirmed,
         )
 
     corrections, failed = _on_threads(correct, sources)
@@ -277,7 +277,7 @@ def _meant(
 def _of_image_path(
     file: LabelMeFile, place: str, at_place: list[str], names: ImageNames, pictures: Sequence[Path], folders_count: bool
 ) -> list[str] | None:
-    """List the images that the imagePath of a LabelMe file may mean; None where only the place counts.
+    """List the images that the imagePath of a LabelMe file may mean: None where only the place counts, [] for no image.
 
     The imagePath is tried as the path of a picture, as a path from the file's own place among images, as the end of a
     path on another machine, and as a mere file name, in this order.
@@ -298,9 +298,10 @@ def _of_image_path(
     if folders_count and (found := names.exact(beside)):
         return found
     if "/" in file.image_path.replace("\\", "/"):
-        return names.find(file.image_path) or (None if folders_count else [])
+        found = names.find(file.image_path)
+        return None if folders_count and not found else found
     # Where the file lies at an image's place, and no image beside it has this name, file and picture were renamed.
-    return None if at_place else names.ending_like(file.image_path) or None
+    return None if at_place else (names.ending_like(file.image_path) or None)
 
 
 def _names_and_ids(manifest: pa.Table) -> Iterable[tuple[str, str]]:
@@ -387,7 +388,8 @@ def _replace_masks(
     """
     counting = {name for name, row in rows.items() if row["gan_sr_key"] == target.gan_sr_key}
     outdated: dict[str, bytes] = {}  # the mask that the pictures at a name should have
-    for name in filter(partial(_has_pictures, workspace), masks if target.super_resolves else ()):
+    pictured = [name for name in masks if _has_pictures(workspace, name)] if target.super_resolves else []
+    for name in pictured:
         mask = masks[name] if name in counting else None
         if name not in counting and workspace.mask(name).exists():
             mask = read_bytes(workspace.mask(name))

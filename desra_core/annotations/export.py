@@ -289,7 +289,7 @@ def read_mask(path: Path, shape: tuple[int, int]) -> Mask:
     return mask
 
 
-def count_resting(workspace: Workspace, gan_sr_key: str | None) -> int:
+def count_human_masks(workspace: Workspace, gan_sr_key: str | None) -> int:
     """Count the images that are present and have a human mask that counts."""
     manifest, human = read_manifest(workspace), read_human_masks(workspace, gan_sr_key)
     return len(human.keys() & set(manifest["id"].filter(manifest["present"]).to_pylist()))

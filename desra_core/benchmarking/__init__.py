@@ -5,8 +5,8 @@
 
 from typing import Any
 
+from desra_core.benchmarking.annotated import plan_annotated
 from desra_core.benchmarking.benchmark import Benchmark
-from desra_core.benchmarking.labelled import plan_labelled
 from desra_core.benchmarking.synthetic import plan_synthetic
 from desra_core.settings.models import Benchmarking
 
@@ -17,4 +17,4 @@ AnyBenchmark = Benchmark[Any]
 
 def plan(settings: Benchmarking) -> AnyBenchmark:
     """Plan a benchmark of either kind, and write nothing (raises `desra_core.errors.UsageError`)."""
-    return plan_synthetic(settings) if settings.synthetic else plan_labelled(settings)
+    return plan_synthetic(settings) if settings.synthetic else plan_annotated(settings)

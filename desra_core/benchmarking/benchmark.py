@@ -209,8 +209,8 @@ def plan_benchmark(settings: Benchmarking, data_set: DataSet, make_job: JobMaker
 def load_methods(specs: Iterable[str], *, weights_key: str | None) -> list[Method]:
     """Load the methods of a benchmark; ``specs`` are names and files of detectors, as `load_detector` takes them.
 
-    A detector that weighs classes gives two methods: one with class weights, whose key is ``weights_key`` (none where
-    this is None), and one with weight 1. Operating points are the detector's ``thresholds``, else its own threshold.
+    A detector that weighs classes gives two methods: one with weight 1, and, where class weights have a key
+    (``weights_key``), one with these. Operating points are the detector's ``thresholds``, else its own threshold.
 
     Raises `UsageError`: a method is unknown, fails to load, or two have one name.
     """

@@ -42,14 +42,18 @@ BUDGETS = (0.001, 0.003, 0.01, 0.03, 0.1)
 _UNSEEN, _RARE, _COMMON = 0.15, 0.5, 0.75
 _VERDICTS = ("It does not see", "It misses most", "It sees some", "It sees most")
 _PLURALS = {"checkerboard": "checkerboards", "colour_shift": "colour shifts"}
-_NOTES = (
+_OWN_NOTE = (
     "An artifact is found where at least half of its place is marked. Artifacts are left out where a method marks the "
-    "place without them, too. Intervals in brackets hold 95 % and take the artifacts of one image as independent.",
+    "place without them, too. Intervals in brackets hold 95 % and take the artifacts of one image as independent."
+)
+_PRICE_NOTE = (
     "The highest recall of all thresholds and minimal areas (in brackets) that mark no more than this share of the "
     "clean pixels. Thresholds are those of scores; desra's score is 1 - adjusted similarity, so 0.3 is its "
-    "--threshold 0.7.",
+    "--threshold 0.7."
+)
+_RATIO_NOTE = (
     "Of artifacts that add something (blotches, checkerboards, worms, ringing), by their contrast as a multiple of the "
-    "MSE result's texture at their place: D sees a ratio of contrasts, so texture hides artifacts.",
+    "MSE result's texture at their place: D sees a ratio of contrasts, so texture hides artifacts."
 )
 _WHY = (
     "D compares local contrasts and nothing else. A shift of colour changes none. A flattened GAN result first grows "
@@ -92,7 +96,7 @@ class SyntheticJob(Job):
 
     def left(self, workspace: Workspace, methods: Sequence[Method]) -> Self | ImageError | None:  # noqa: ARG002, D102
         result = self.result(workspace)
-        return None if isinstance(result, Trial) else result or self
+        return None if isinstance(result, Trial) else (result or self)
 
     def judge(self, pair: DecodedPair, benchmark: Benchmark[Any]) -> bytes:  # noqa: D102
         detectors = {m.name: m.detector(benchmark.weights) for m in benchmark.methods if m.name in self.missing}
@@ -134,17 +138,17 @@ class Rate(NamedTuple):
     """The number of artifacts that were found, and the number of artifacts that count."""
 
     found: int
-    trials: int
+    counted: int
 
     @property
     def share(self) -> float | None:
         """The share of these artifacts that was found, 0..1; None without artifacts."""
-        return ratio(self.found, self.trials)
+        return ratio(self.found, self.counted)
 
     @property
     def interval(self) -> tuple[float, float]:
         """The share's 95 % interval, as if the artifacts of one image were independent."""
-        return wilson_interval(self.found, self.trials)
+        return wilson_interval(self.found, self.counted)
 
 
 class _GridPoint(NamedTuple):
@@ -194,7 +198,7 @@ class _MethodSummary:
 
     def best(self, pixel_share: float) -> _GridPoint | None:
         """Choose the point with the highest recall among those that mark at most this share of the clean pixels."""
-        allowed = [point for point in self.curve if point.rate.trials and (point.pixel_share or 0) <= pixel_share]
+        allowed = [point for point in self.curve if point.rate.counted and (point.pixel_share or 0) <= pixel_share]
         return max(allowed, key=lambda point: (point.rate.share or 0, -point.false_pixels), default=None)
 
 
@@ -250,7 +254,7 @@ def sections_of(summary: SyntheticSummary) -> list[Section]:
         f"clean); {summary.faint} more were left out, because the image gave them less than {FAINT:g} grey levels of "
         "contrast. False alarms are marked regions of the unchanged pairs, also artifacts that were not excluded."
     )
-    desra = [method for method in methods if method.method.startswith(DEFAULT)]
+    desra = [method for method in methods if method.method.partition(", ")[0] == DEFAULT]
     unseen = []
     for method in desra or methods[:1]:
         why = _WHY if method in desra[-1:] else ""
@@ -286,10 +290,10 @@ def sections_of(summary: SyntheticSummary) -> list[Section]:
     return [
         Section(note=preface),
         *unseen,
-        Section("Methods at their own thresholds", note=_NOTES[0], table=own),
+        Section("Methods at their own thresholds", note=_OWN_NOTE, table=own),
         Section("Recall by kind", table=kinds),
-        Section("Recall by contrast over texture", note=_NOTES[2], table=ratios),
-        Section("Recall at a price", note=_NOTES[1], table=prices),
+        Section("Recall by contrast over texture", note=_RATIO_NOTE, table=ratios),
+        Section("Recall at a price", note=_PRICE_NOTE, table=prices),
         *(
             Section(f"{method.method}: recall by kind, strength and size", table=_cell_rows(method))
             for method in methods
@@ -299,7 +303,7 @@ def sections_of(summary: SyntheticSummary) -> list[Section]:
 
 def statements(method: _MethodSummary) -> list[str]:
     """Describe in sentences with numbers which artifacts a method sees at its default point, and which not."""
-    rates = {kind: method.recall(kind=kind) for kind in KINDS if method.recall(kind=kind).trials}
+    rates = {kind: method.recall(kind=kind) for kind in KINDS if method.recall(kind=kind).counted}
     lines = []
     for verdict in _VERDICTS:
         kinds = sorted((k for k in rates if _verdict(rates[k]) == verdict), key=lambda kind: rates[kind].share or 0)
@@ -314,8 +318,8 @@ def statements(method: _MethodSummary) -> list[str]:
         f"{100 * strengths[-1]:.3g} %) {_found(strong)}.",
         f"Size: of the smallest (some {sizes[0]:,} px; regions of at most {method.default.min_area:,} px are dropped) "
         f"{_found(small)}; of the largest (some {sizes[-1]:,} px) {_found(large)}.",
-        f"Texture: of what adds less contrast than the texture of the MSE result has {_found(method.by_ratio[0])}; of "
-        f"what adds at least {RATIO_BOUNDS[-1]:g} times as much {_found(method.by_ratio[-1])}.",
+        f"Texture: of artifacts with less contrast than the MSE result's texture {_found(method.by_ratio[0])}; of "
+        f"those with at least {RATIO_BOUNDS[-1]:g} times as much {_found(method.by_ratio[-1])}.",
     ]
     return lines
 
@@ -350,7 +354,7 @@ def curves(summary: SyntheticSummary) -> dict[str, list[tuple[float, float]]]:
     """
     fronts = {}
     for method in summary.methods:
-        points = {(point.pixel_share or 0.0, point.rate.share or 0.0) for point in method.curve if point.rate.trials}
+        points = {(point.pixel_share or 0.0, point.rate.share or 0.0) for point in method.curve if point.rate.counted}
         front: list[tuple[float, float]] = []
         for price, recall in sorted(points, key=lambda point: (point[0], -point[1])):
             if not front or recall > front[-1][1]:
@@ -381,7 +385,7 @@ def _summarise(method: str, trials: Sequence[Trial]) -> _MethodSummary:
     counted = ~np.array([response.already for response in responses], np.bool_).reshape(shape)
     found = counted & np.array([response.found for response in responses], np.bool_).reshape(shape)
     clean_pixels = sum(trial.clean_pixels for trial in trials)
-    false_alarms = (np.array([alarm[part] for alarm in alarms]).sum(axis=0) for part in (1, 2))
+    false_alarms = (np.array([getattr(alarm, part) for alarm in alarms]).sum(axis=0) for part in ("regions", "pixels"))
     tables = (found.sum(axis=0), counted.sum(axis=0), *false_alarms)
     curve = {}
     for row, threshold in enumerate(thresholds):
@@ -463,14 +467,14 @@ def _point(point: _GridPoint) -> dict[str, Any]:
 
 def _rate(rate: Rate) -> dict[str, Any]:
     low, high = rate.interval
-    return {"found": rate.found, "injected": rate.trials, "recall": rate.share, "low": low, "high": high}
+    return {"found": rate.found, "counted": rate.counted, "recall": rate.share, "low": low, "high": high}
 
 
 def _found(rate: Rate) -> str:
     low, high = rate.interval
-    return f"{rate.found} of {rate.trials} found ({100 * low:.0f}–{100 * high:.0f} %)"
+    return f"{rate.found} of {rate.counted} found ({100 * low:.0f}–{100 * high:.0f} %)"
 
 
 def _share(rate: Rate) -> str:
     share = in_percent(rate.share, rate.interval, form=".0f")
-    return share if rate.share is None else f"{share} of {rate.trials}"
+    return share if rate.share is None else f"{share} of {rate.counted}"

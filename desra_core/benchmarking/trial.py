@@ -103,8 +103,8 @@ class ScoreGrid:
         for threshold, regions in self._regions(scores):
             for index, pixels in enumerate(places):
                 inside = np.bincount(regions.numbers.ravel()[pixels], minlength=len(regions) + 1)[1:]
-                shares = [2 * inside[regions.areas > area].sum() >= pixels.size for area in self.min_areas]
-                found[index].append(tuple(map(bool, shares)))
+                half_marked = [2 * inside[regions.areas > area].sum() >= pixels.size for area in self.min_areas]
+                found[index].append(tuple(map(bool, half_marked)))
                 if threshold == self.threshold:
                     kept = regions.areas > self.min_area
                     union = regions.areas[kept] + pixels.size - inside[kept]
@@ -183,8 +183,8 @@ def run_trial(
     for key, grid in grids.items():
         already = grid.find(clean[key], [place for *_, place in injected])
         responses += [
-            Response(case, added, hidden, key, after, before, iou)
-            for (case, added, hidden, _), (after, iou), (before, _) in zip(injected, found[key], already, strict=True)
+            Response(*artifact[:3], key, after, before, iou)
+            for artifact, (after, iou), (before, _) in zip(injected, found[key], already, strict=True)
         ]
     return Trial(
         image=name,

@@ -165,8 +165,8 @@ def pair_workspace(
         reason += "" if gt is None else f", and {gt} no images"
         raise UsageError(workspace.root, reason, "bring some with desra import, or name a folder with --gt")
     further = {"labels": _by_name(labels, found), "gan_sr": _by_name(gan_sr, found)}
-    ids = pa.array(sorted(found.keys() & truths.keys()), pa.string())
-    for image in image_refs(manifest.filter(pc.is_in(manifest["name"], ids))):
+    names = pa.array(sorted(found.keys() & truths.keys()), pa.string())
+    for image in image_refs(manifest.filter(pc.is_in(manifest["name"], names))):
         for name in image.names:
             own = {
                 "labels": image.labels.path if image.labels else workspace.group(image.id) / "labels",

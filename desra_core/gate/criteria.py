@@ -116,7 +116,9 @@ class Verdict:
     scores: tuple[Score, ...]  # of the candidates in the given order
     control: Score
     thresholds: dict[str, float]  # ``min_removal`` and ``max_detail_loss`` of the gate
-    undecided: bool = False  # the best candidate misses no criterion, but no judged image can show one of them
+    undecided: bool = (
+        False  # the best candidate misses no criterion, but no judged image can show whether it meets one of them
+    )
 
     @property
     def outcome(self) -> Literal["passed", "failed", "undecided"]:

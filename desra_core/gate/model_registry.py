@@ -174,28 +174,28 @@ def _read(path: Path) -> Any:
 
 def _switch(workspace: Workspace, past: list[Event], steps: list[_Step]) -> Path:
     """Make an entry for each step, and link to the last one. After an error the link is as it was before."""
-    models, link = workspace.models, workspace.models / "current.new"
+    models, new_link = workspace.models, workspace.models / "current.new"
     with storage_errors(models):
         scratch = workspace.scratch()
         try:
             models.mkdir(exist_ok=True)
-            link.unlink(missing_ok=True)
+            new_link.unlink(missing_ok=True)
             names = []
             taken = (int(path.name) for path in models.iterdir() if path.name.isdecimal())
             for number, (event, model, record) in enumerate(steps, 1 + max(taken, default=-1)):
                 past = [*past, {"number": number, **event}]
                 names.append(f"{number:04d}")
                 _write_entry(scratch / names[-1], model, {"model.json": record, "history.json": past})
-            link.symlink_to(names[-1])  # before the renames, because a link needs space on the disk and they do not
+            new_link.symlink_to(names[-1])  # before the renames, because a link needs space on the disk and they do not
             for name in names:
                 os.rename(scratch / name, models / name)
             _sync(models)
             _sync(workspace.root)
-            os.replace(link, models / "current")
+            os.replace(new_link, models / "current")
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
             with contextlib.suppress(OSError):
-                link.unlink()
+                new_link.unlink()
     with contextlib.suppress(OSError):  # the switch is done, and an error would make people repeat it
         _sync(models)
     return models / names[-1]

@@ -39,7 +39,7 @@ class Item(NamedTuple):
     files: int
     bytes: int
     reason: str | None = None  # why it may be deleted; None where it stays
-    owner: str = ""  # the name of the image that it belongs to; where the kind is maps, the id of that image
+    owner: str = ""  # the name of the image that it belongs to; for maps and empty folders of maps, the image's id
     part: str = ""  # the array, where the kind is maps
 
 
@@ -109,14 +109,14 @@ def size_of(place: os.PathLike[str] | str) -> Size:
     """Measure a file, or all files below a folder; files that vanish or cannot be read are left out."""
     try:
         status = os.lstat(place)
-    except FileNotFoundError:
+    except OSError:
         return Size(0, 0)
     if not stat.S_ISDIR(status.st_mode):
         return Size(1, status.st_size)
     found = []
     for folder, folders, names in os.walk(place):
         for name in (*names, *folders):  # links to folders are among the folders
-            with contextlib.suppress(FileNotFoundError):  # a run in progress has deleted it
+            with contextlib.suppress(OSError):  # a run in progress has deleted it, or it is another user's
                 status = os.lstat(os.path.join(folder, name))
                 if not stat.S_ISDIR(status.st_mode):
                     found.append(status.st_size)

@@ -27,32 +27,14 @@ import pyarrow.parquet as pq
 from desra_core.errors import TransientError, UsageError
 from desra_core.files import content_key, holder, is_unfinished, read_json
 from desra_core.gate.model_registry import history
-from desra_core.housekeeping.contents import (
-    EMPTY,
-    ITEMS,
-    KEY,
-    UNKNOWN,
-    Item,
-    entries,
-    images_contents,
-    item,
-    table_of,
-)
+from desra_core.housekeeping import contents
+from desra_core.housekeeping.contents import EMPTY, KEY, UNKNOWN, Item, entries, item, table_of
 from desra_core.planning.plan import COLUMNS, assess, load_settings, publish_tables
 from desra_core.settings import CorpusSettings
 from desra_core.training.plan import RunFolder
-from desra_core.workspace import Workspace, read_table
-from desra_core.workspace.manifest import read_manifest
-from desra_core.workspace.products import (
-    SCHEMA,
-    Target,
-    finished_shards,
-    flags_of,
-    gather_journals,
-    held_by,
-    kept_arrays,
-    read_records,
-)
+from desra_core.workspace import Workspace, products, read_table
+from desra_core.workspace.manifest import asked_for, read_manifest
+from desra_core.workspace.products import SCHEMA, Target, finished_shards, flags_of, read_records
 
 _UNFINISHED = "left half-written by runs that were cut off"
 _PARTS = {"run.json", "data", "state.pth", "losses.json", "progress.json", "models", "tensorboard", "lock"}
@@ -67,7 +49,7 @@ _STAYS = pa.scalar(None, pa.string())
 class Garbage(NamedTuple):
     """The items that may be deleted, and the changes to the tables."""
 
-    table: pa.Table  # items that no run needs, and unknown ones, which stay (schema `ITEMS`)
+    table: pa.Table  # items that no run needs, and unknown ones, which stay (schema `contents.ITEMS`)
     manifest: pa.Table  # the manifest without the images that go
     target: Target  # the keys of the latest run
     stale: pa.Table  # the records that go: columns ``id``, and ``shard``, the shard whose table has the record
@@ -94,9 +76,9 @@ def find_garbage(workspace: Workspace, *, vanished: bool = False) -> Garbage:
         paths = manifest[f"{sources.identity[-1]}_path"].to_pylist()
         stays = [there or os.path.lexists(sources.main / path) for there, path in zip(present, paths, strict=True)]
         staying = manifest.filter(pa.array(stays, pa.bool_()))
-    held = table_of(images_contents(workspace))
+    held = table_of(contents.images_contents(workspace))
     reasons = _reasons(held, _unkept(held, workspace, settings, target, staying), manifest, staying)
-    held = held.set_column(ITEMS.get_field_index("reason"), "reason", reasons)
+    held = held.set_column(contents.ITEMS.get_field_index("reason"), "reason", reasons)
     going = held.filter(pc.or_(reasons.is_valid(), pc.equal(held["kind"], UNKNOWN)))
     maps = held.filter(pc.and_(pc.equal(held["kind"], "maps"), reasons.is_valid()))
     unmapped, unlabelled = (
@@ -142,12 +124,12 @@ def _unkept(
 ) -> pa.Array:
     """Explain why the settings of the latest run do not keep an array.
 
-    Null where they do, and for items of pending images and of images beyond ``--limit``.
+    Null where they do, and for items of pending images and of images that the latest run was not asked for.
     """
-    rows = manifest.filter(manifest["present"]).slice(0, settings.limit)
-    work = assess(rows, read_records(workspace, COLUMNS), target, held_by(workspace, rows, target.gan_sr_key))
-    keeps = {array: flags & ~work.failed for array, flags in kept_arrays(target, work.whole).items()}
-    keeps["mse_sr"] |= target.keep_mse
+    rows = asked_for(manifest).slice(0, settings.limit)
+    work = assess(rows, read_records(workspace, COLUMNS), target, products.held_by(workspace, rows, target.gan_sr_key))
+    keeps = {array: flags & ~work.failed for array, flags in products.kept_arrays(target, work.whole).items()}
+    keeps["mse_sr"] |= target.keep_mse  # also of failed images
     ids = rows["id"].combine_chunks()
     done = pc.invert(pc.is_in(ids, ids.filter(pa.array(work.pending))))
     # For each item, the row of its image among the images that are done; null where there is none.
@@ -243,7 +225,7 @@ def sweep(
     """
     scratch = table_of(_unfinished(workspace))  # locking the workspace deletes these
     with workspace.locked():
-        gather_journals(workspace)
+        products.gather_journals(workspace)
         found = find_garbage(workspace, vanished=vanished)
         workspace.publish_table(workspace.manifest, found.manifest)
         for shard, table in _rewritten(workspace, found):
@@ -278,7 +260,7 @@ def _drop(workspace: Workspace, table: pa.Table, on_dropped: Callable[[int, int]
     for folder in map(PurePosixPath, sorted(folders, key=len, reverse=True)):
         with contextlib.suppress(OSError):  # raised by a folder that is not empty: it stays, with all above it
             for each in (folder, *folder.parents):
-                if len(each.parts) > 1 + (each.parts[:1] == ("dataset",)):  # folders above these always stay
+                if len(each.parts) > 1 + (each.parts[:1] == ("dataset",)):  # top folders and those of dataset/ stay
                     (workspace.root / each).rmdir()
 
 
@@ -295,7 +277,7 @@ def _old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[I
     model = _model_in_use(workspace, settings)
     whole = {key for key, run in runs.items() if key == latest or _stays_whole(run, model)}
     notes, new_notes = _comparisons(workspace)
-    # All finetunes stay that a document of the workspace names, or the document of another finetune that stays.
+    # A finetune stays if a document of the workspace, or of another finetune that stays, names it.
     paths = [workspace.settings, workspace.verdict, *workspace.models.glob("*/*.json")]
     documents = [_text(path) for path in (*paths, *(runs[key].document for key in whole))]
     documents += [notes[name]["after"] for name in new_notes]
@@ -340,6 +322,7 @@ def _of_gate(workspace: Workspace, needed: dict[str, set[Any]]) -> Iterator[Item
                 yield item(workspace, entry.path, UNKNOWN)
             continue
         for part in entries(entry.path):
+            # Judgements are folders, the others files.
             is_kind = part.is_dir(follow_symlinks=False) == (entry.name == "judgements") and not part.is_symlink()
             if _is_scratch(part):
                 yield item(workspace, part.path, "gate", _UNFINISHED)
@@ -353,10 +336,13 @@ def _comparisons(workspace: Workspace) -> tuple[dict[str, Any], set[str]]:
     """Read the gate's notes on its comparisons, by file name, and name the new ones.
 
     A note is written when a comparison begins, and names its models and files. New are the note of the latest verdict
-    and all later notes, whose comparisons have no verdict yet. No notes are returned where a note is damaged, or that
-    of the verdict is missing (earlier versions wrote none): then no file of the gate is deleted.
+    and all later notes, whose comparisons have no verdict yet. No notes are returned where a note or the
+    verdict is damaged, or the note of the verdict is missing (earlier versions wrote none): then no file of the gate is
+    deleted.
     """
     verdict = read_json(workspace.verdict)
+    if verdict is not None and not (isinstance(verdict, dict) and "after" in verdict):
+        return {}, set()
     verdict_time = workspace.verdict.stat().st_mtime_ns if verdict else 0
     notes, new = {}, set()
     for entry in entries(workspace.compared(Path()).parent):

@@ -36,7 +36,8 @@ CLASS_COUNT = 150  # ADE20K's
 # The shares of red, green and blue in luminance (BT.601).
 LUMINANCE = (0.299, 0.587, 0.114)
 
-# See `_most_plausible`. Deflate packs at most about 1000 bytes into a byte, that is 8000 pixels of one bit.
+# See `_most_plausible`. Deflate packs at most about 1000 bytes into a byte, that is 8000 pixels of one bit;
+# twice as many and more are beyond doubt.
 _BOMB_PIXELS = 2**26
 _BOMB_PIXELS_PER_BYTE = 20_000
 _PNG_HEADER = 24  # bytes from the beginning of a file to the end of its size
@@ -102,7 +103,7 @@ def decode_labels(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Labels
     """Decode a class-index image, gray or palette, to ``(H, W)`` uint8; parameters as for `decode`.
 
     Raises:
-        ImageError: As `decode`, or the file has colour channels or values above 149.
+        ImageError: As `decode`, or the file has colour channels, less than 8 bits of gray, or values above 149.
     """
     picture = _opened(data, path)
     _check_size(picture.size, data, path, max_pixels)
@@ -110,6 +111,9 @@ def decode_labels(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Labels
     if pixels.shape[2] != 1:
         raise ImageError(path, "has colour channels, but class labels are one index per pixel",
                          "save labels as 8-bit gray PNG")  # fmt: skip
+    if picture.spread_bits and pixels.any():  # zeros mean the same either way
+        reason = f"has {picture.spread_bits}-bit gray, which may be class indices or shades of 0 to 255"
+        raise ImageError(path, reason, "save labels as 8-bit gray PNG")
     check_labels(pixels, path)
     return np.ascontiguousarray(pixels[:, :, 0].astype(np.uint8, copy=False))
 

@@ -87,6 +87,7 @@ class Picture:
     orientation: int  # the EXIF orientation, 1..8; other values mean 1
     has_icc_profile: bool  # whether the file has a colour profile
     further_pages = 0  # full pages beside the first
+    spread_bits: int | None = None  # the bits of gray samples of less than a byte, which are spread over 0..255
 
     def __init__(self, data: bytes, path: Path) -> None:
         self._data = data
@@ -115,8 +116,9 @@ class PngPicture(Picture):
         self._chunks = list(_chunks(data, path))
         if not self._chunks or self._chunks[0][0] != b"IHDR" or len(self._chunks[0][1]) != _EMPTY + 13:
             raise ImageError(path, "has a damaged header", "copy it again, or remove it")
-        width, height = struct.unpack_from(">II", self._chunks[0][1], 8)
+        width, height, bits, colour_type = struct.unpack_from(">IIBB", self._chunks[0][1], 8)
         self.size = height, width
+        self.spread_bits = bits if colour_type == 0 and bits < 8 else None
         self.has_icc_profile = any(kind == b"iCCP" for kind, _ in self._chunks)
         self.orientation = 1
         exif = [
@@ -222,6 +224,7 @@ class PillowPicture(Picture):
                 raise self._damaged(reason) from None
             image = whole
         if image.mode == "1":
+            self.spread_bits = 1
             image = image.convert("L")
         elif image.mode in ("P", "PA") and not indices:
             image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
@@ -285,6 +288,7 @@ class TiffPicture(Picture):
         overruns = False
         try:
             overruns = self._check_segments()
+            # tifffile's axes: planes, depth, rows, columns, samples.
             stored = page.asarray(squeeze=False, maxworkers=1, buffersize=_BUFFER)[:, 0]
             samples: Pixels = np.moveaxis(stored[..., 0], 0, 2) if page.planarconfig == 2 else stored[0]
             if self._alpha is None or indices:
@@ -369,7 +373,7 @@ class TiffPicture(Picture):
             if not part.rstrip(b"\0").endswith(_END_OF_JPEG):
                 raise ValueError("a strip or tile stops without an end marker")
             with Image.open(io.BytesIO(part)) as image:
-                if image.width > width or image.height > max(height, 8):
+                if image.width > width or image.height > max(height, 8):  # blocks of a JPEG are 8 pixels high
                     raise ValueError(f"a part of {width}x{height} pixels holds {image.width}x{image.height}")
         return overruns
 
@@ -384,6 +388,7 @@ class TiffPicture(Picture):
             if stored.max() > 255:  # TIFF's colours have 16 bits, but some programs write 8
                 stored = stored >> 8
             return gray if indices else stored.astype(np.uint8)[gray[:, :, 0]]
+        self.spread_bits = page.bitspersample if page.bitspersample < 8 else None
         gray = _full_range(gray, page.bitspersample)
         return np.invert(gray) if page.photometric == PHOTOMETRIC.MINISWHITE else gray
 

@@ -43,7 +43,7 @@ class Found(NamedTuple):
     # (ns).
     files: pa.Table
     problems: list[ImageError]  # files and folders that cannot be read
-    # The number of other files by kind, and of the files that each glob of ``exclude`` leaves out, even where it is 0.
+    # The number of other files by kind, and of the files and folders that each glob of ``exclude`` leaves out, even 0.
     passed_over: Counter[str]
 
 
@@ -285,7 +285,9 @@ class ImageNames:
         if found := self.exact(path):
             return found
         parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-        for last in dict.fromkeys((parts[-1], _UPLOADED.sub("", parts[-1]))) if parts else ():
+        if not parts:
+            return []
+        for last in dict.fromkeys((parts[-1], _UPLOADED.sub("", parts[-1]))):  # Label Studio puts a code before names
             whole = [*parts[:-1], last]
             ends = ["/".join(whole[start:]) for start in range(len(whole))]
             if found := next(filter(None, map(self.exact, ends)), []) or self.ending_like(ends[0]):

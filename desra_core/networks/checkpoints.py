@@ -56,7 +56,7 @@ _WRAPPERS = (
     "generator.", "model.", "net.", "network.",
 )  # fmt: skip
 
-_WAY = "load it with torch.load(path, weights_only=False) and torch.save its weights alone"
+_RESAVE = "load it with torch.load(path, weights_only=False) and torch.save its weights alone"
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,14 +253,14 @@ def read_kinds(path: Path) -> dict[str, dict[str, Any]]:
     return {"raw": raw} if all(alike) else kinds
 
 
-def load_checkpoint(path: Path, way: str) -> Any:
+def load_checkpoint(path: Path, resave: str) -> Any:
     """Read a file of ``torch.save`` onto the CPU, without running code in it.
 
     The training log that mmengine saves beside weights is left out.
 
     Args:
         path: The file.
-        way: A way to save the weights of a trusted file alone; the error about code in the file names this way.
+        resave: How to save the weights of a trusted file alone, for the error about code in the file.
 
     Raises:
         UsageError: The file is no checkpoint, only a part of one, or would run code.
@@ -284,7 +284,7 @@ def load_checkpoint(path: Path, way: str) -> Any:
             raise UsageError(path, "is a TorchScript program, not a checkpoint", remedy) from None
         if refused := re.search(r"GLOBAL (\S+)", str(error)):
             reason = f"holds an object of {refused[1]} beside its weights, and loading such objects can run code"
-            remedy = f"if you trust it, and where {refused[1].partition('.')[0]} is installed, {way}"
+            remedy = f"if you trust it, and where {refused[1].partition('.')[0]} is installed, {resave}"
             raise UsageError(path, reason, remedy) from None
         raise _damaged(path) from None
 
@@ -352,7 +352,7 @@ def _content(path: Path) -> Mapping[Any, Any]:
         is_safetensors = file.read(9)[8:] == b"{"  # after eight bytes with the length of its JSON header
     content: Any
     try:
-        content = load_file(path) if is_safetensors else load_checkpoint(path, _WAY)
+        content = load_file(path) if is_safetensors else load_checkpoint(path, _RESAVE)
     except (*LOAD_ERRORS, SafetensorError):
         raise _damaged(path) from None
     if not isinstance(content, Mapping):
@@ -371,6 +371,7 @@ def _networks(tensors: dict[str, Any], wrappers: str = "") -> Iterator[tuple[str
         yield wrappers, tensors
         return
     first = f"{next(iter(tensors), '').partition('.')[0]}."
+    # A prefix of all names is taken for a wrapper, too, even if no known tool writes it.
     common = () if first in _WRAPPERS or not all(name.startswith(first) for name in tensors) else (first,)
     for wrapper in (*_WRAPPERS, *common):
         inner = {name.removeprefix(wrapper): value for name, value in tensors.items() if name.startswith(wrapper)}

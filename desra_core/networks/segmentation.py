@@ -37,7 +37,7 @@ _SMALL_SIZE = 128
 # Side of the image by which a segmenter is tried, in pixels.
 _TRIED_SIDE = 128
 _CONFIG_REMEDY = "use the config of MMSegmentation 0.x for this checkpoint (its wheel holds them in mmseg/.mim/configs)"
-_WAY = (
+_RESAVE = (
     "c = torch.load(path, weights_only=False), then torch.save(dict(state_dict=c['state_dict'], "
     "meta=dict(CLASSES=list(c['meta']['dataset_meta']['classes']))), new_path)"
 )
@@ -115,7 +115,7 @@ class MMSegSegmenter:
         self._device = device
         third_party.mend_mmcv()
         self._model, self._pipeline = _built(config)
-        content = load_checkpoint(checkpoint, _WAY)
+        content = load_checkpoint(checkpoint, _RESAVE)
         if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
             reason = "is not a checkpoint of MMSegmentation: it has no state_dict"
             raise UsageError(checkpoint, reason, "download or copy the checkpoint again")
@@ -124,7 +124,7 @@ class MMSegSegmenter:
         needed = {name: value.shape for name, value in self._model.state_dict().items()}
         given = {name: getattr(value, "shape", None) for name, value in weights.items()}
         names = sorted(needed.keys() | given)
-        wrong = [name for name in names if name not in given or given[name] != needed.get(name, 0)]
+        wrong = [name for name in names if name not in given or name not in needed or given[name] != needed[name]]
         if wrong:
             reason = f"does not fit {config} (parameters that differ: {len(wrong)}, such as {wrong[0]})"
             raise UsageError(checkpoint, reason, "give the config that it was trained with")

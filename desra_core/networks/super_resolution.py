@@ -66,6 +66,7 @@ def _fill(sr: Pixels, source: Pixels, model: Model, side: int) -> bool:
     import torch
 
     todo = windows(*source.shape[:2], side=side, halo=model.traits.halo, multiple=model.traits.multiple)
+    # A batch has at most as many pixels as one window of ``side``.
     count = min(len(todo), max(1, side**2 // (todo[0].source.height * todo[0].source.width)))
     while todo:
         fits = True

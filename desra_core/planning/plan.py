@@ -28,23 +28,11 @@ from desra_core.images.codec import most_pixels
 from desra_core.networks.checkpoints import load_pair
 from desra_core.networks.segmentation import segmenter_key, try_segmenter
 from desra_core.settings import CorpusSettings, Detection, Mining, detector_of, min_area_pixels
-from desra_core.workspace import DATASET, Workspace, read_table
+from desra_core.workspace import DATASET, Workspace, products, read_table
 from desra_core.workspace.human_masks import read_human_masks
 from desra_core.workspace.manifest import Corpus, ImageRef, asked_for, image_refs, read_manifest, role_files, scan
 from desra_core.workspace.matching import FAILURES
-from desra_core.workspace.products import (
-    REGION_FIELDS,
-    SCHEMA,
-    Flags,
-    Held,
-    Target,
-    flags_of,
-    gather_journals,
-    held_by,
-    kept_whole,
-    read_records,
-    stages_for,
-)
+from desra_core.workspace.products import REGION_FIELDS, SCHEMA, Flags, Held, Target, flags_of, held_by, read_records
 
 # Raise a version when the meaning or a bit of that product changes: all products that depend on it are made again.
 DECODING_VERSION = 2
@@ -222,7 +210,7 @@ class Standing:
     Attributes:
         columns: The columns of the records, one value per row.
         same_similarity: The similarity map was computed under these settings.
-        clean: An earlier mask was empty, and these settings mark no more: so their mask is empty, without computing.
+        clean: An earlier mask was empty, and these settings are as strict or stricter: so their mask is empty, too.
         current: A mask is published that is right under these settings: it was made under them, or the image is clean.
         failed: The image failed.
         failed_for_good: The image failed under the very same settings and files, for a reason that does not pass.
@@ -241,9 +229,9 @@ class Standing:
         was_empty = self.same_similarity & (self._number("artifact_pixels") == 0)
         same_weights = self.equal("weighting_key", target.weighting_key) & same_labels
         enough_weight = same_weights | (target.min_weight >= self._number("proven_weight"))
-        marks_no_more = target.threshold <= self._number("threshold")
-        marks_no_more &= self._min_areas(target.min_area) >= self._number("min_area")
-        self.clean = was_empty & enough_weight & marks_no_more
+        as_strict = target.threshold <= self._number("threshold")
+        as_strict &= self._min_areas(target.min_area) >= self._number("min_area")
+        self.clean = was_empty & enough_weight & as_strict
         same_mask = self.equal("mask_key", target.mask_key) & same_labels
         self.current = same_mask | (self.clean & flags_of(self.columns["mask_key"].is_valid()))
         self.failed = flags_of(self.columns["failed_stage"].is_valid())
@@ -284,31 +272,31 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
     """
     standing = Standing(rows, records.select(COLUMNS), target)
     artifact = flags_of(pc.greater(standing.columns["artifact_pixels"], 0))
-    whole = kept_whole(target.keep, artifact, held.marked)
+    whole = products.kept_whole(target.keep, artifact, held.marked)
     # Images that a person has marked are kept whole, and all images with --keep all, whatever the detector marks.
-    always_whole = kept_whole(target.keep, np.zeros(rows.num_rows, bool), held.marked)
+    always_whole = products.kept_whole(target.keep, np.zeros(rows.num_rows, bool), held.marked)
 
     map_was_kept = standing.says("similarity_kept")
     has_map = standing.same_similarity & map_was_kept & held.arrays["similarity"]
     has_pair = held.arrays["mse_sr"] & held.arrays["gan_sr"] | (not target.super_resolves)
-    # By its name, whether each product is there that is made after the similarity map and stored as an array.
+    # By name: whether a product that is made after the similarity map, and stored as an array, is there.
     has_later = {
         product.name: standing.equal(product.column, product.key(target) or "")
         & (standing.says(product.kept) if product.kept else True)
         & held.arrays[product.arrays[-1]]
-        for product in stages_for(target)
+        for product in products.stages_for(target)
         if product.arrays and "similarity" not in product.arrays
     }
     has_all = np.logical_and.reduce([has_map, *has_later.values()])
     has_arrays = has_all
     if target.keep == "artifacts":
-        # A clean image needs no arrays, nor one whose map was dropped. An image with a map needs all products that are
-        # made after the map, except the labels: only the mask is computed from them.
+        # An image that is clean, or whose map was dropped, needs no arrays. An image with a map needs all products that
+        # are made after the map, except the labels: only the mask is computed from them.
         with_map = np.logical_and.reduce([has_map, *(has_later[name] for name in has_later if name != "segmentation")])
         has_arrays = standing.clean | ~map_was_kept | with_map
     has_arrays = np.where(always_whole, has_all & has_pair, has_arrays)
-    exported = (held.pictures == np.where(whole, len(DATASET), 0)) | (not target.super_resolves)
-    done = standing.current & held.masks & has_arrays & exported & ~standing.failed
+    has_pictures = (held.pictures == np.where(whole, len(DATASET), 0)) | (not target.super_resolves)
+    done = standing.current & held.masks & has_arrays & has_pictures & ~standing.failed
     pending = ~done & ~standing.failed_for_good
     # An image that is known to be clean gets only its mask, unless its arrays are kept too, or its map is lost.
     mask_only = standing.clean & (target.keep == "artifacts") & ~always_whole & (has_map | ~map_was_kept)
@@ -321,10 +309,10 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
 
 
 def done_images(workspace: Workspace, target: Target) -> pa.Table:
-    """List the images that are done under the settings of the latest run: a row for each present name, sorted by name.
+    """List the images that have a current mask under the settings of a run: a row for each present name, by name.
 
-    Columns are name, id, height, width, artifact_pixels and regions (as in `workspace.products.SCHEMA`). An image
-    without artifact pixels is clean under these settings, even if it was done under older ones.
+    Columns are ``name``, and id, height, width, artifact_pixels and regions as in `workspace.products.SCHEMA`. An image
+    without artifact pixels is clean under these settings, even if its mask was made under older ones.
     """
     manifest = read_manifest(workspace)
     rows = manifest.filter(manifest["present"])
@@ -374,7 +362,7 @@ class Plan:
 
     @property
     def done(self) -> int:
-        """Number of names with a current mask."""
+        """Number of names with nothing left to do."""
         return int(self.images - self.failed - self.pending)
 
     def most_pixels(self) -> int:
@@ -440,7 +428,7 @@ def prepare(
     check_kind(workspace, settings)
     target, weights = target_of(settings)
     check_models(workspace, settings, target)
-    gather_journals(workspace)
+    products.gather_journals(workspace)
     scanned = None
     if rescan or not workspace.manifest.exists():
         scanned = scan(
@@ -512,7 +500,7 @@ def _dataset(workspace: Workspace, manifest: pa.Table, records: pa.Table, target
     # An image that only a person has marked may not have its pictures yet.
     pictured = [key for key, mask in human.items() if mask.pixels and workspace.dataset("mask", mask.name).exists()]
     marked = flags_of(pc.is_in(records["id"], pa.array(pictured, pa.string())))
-    whole = kept_whole(target.keep, flags_of(pc.greater(records["artifact_pixels"], 0)), marked)
+    whole = products.kept_whole(target.keep, flags_of(pc.greater(records["artifact_pixels"], 0)), marked)
     records = records.filter(pa.array(whole & flags_of(pc.is_valid(records["mask_key"]))))
     rows, records = with_records(manifest, records)
     names = rows["name"].combine_chunks()

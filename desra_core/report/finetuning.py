@@ -21,7 +21,7 @@ COLUMNS = {
     "candidate": "iterations and kind of weights; the control is the old model's result with imperceptible noise",
     "regions gone": "of the artifact regions before, those of which less than half is left",
     "removal": "their share, and its 95 % interval",
-    "images with added": "images with a region that was not there before; no more of them than in the control pass",
+    "images with added": "images with a region that was not there before; to pass, no more than the control has",
     "artifact area": "artifact pixels after, of those before",
     "PSNR": "to the old model's results outside of the masks, where nothing should change",
     "SSIM": "structural similarity to them, 1 where nothing changed",

@@ -12,26 +12,13 @@ import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from desra_core.benchmarking import AnyBenchmark
+from desra_core.benchmarking import AnyBenchmark, annotated
+from desra_core.benchmarking.annotated import AnnotatedJob, AnnotatedResults, ImageRecord, MethodRow
 from desra_core.benchmarking.benchmark import Benchmark, OperatingPoint, Tables
 from desra_core.benchmarking.injection import KINDS
-from desra_core.benchmarking.labelled import (
-    ImageRecord,
-    LabelledJob,
-    LabelledResults,
-    MethodRow,
-    labelled_tables,
-    read_ground_truth,
-    results_of,
-)
 from desra_core.benchmarking.synthetic import SyntheticSummary, curves, read_trials, summarise, synthetic_tables
-from desra_core.calibration.weights import (
-    CalibratedWeights,
-    ClassWeight,
-    Suggestion,
-    largest_differences,
-    write_weights,
-)
+from desra_core.calibration import weights
+from desra_core.calibration.weights import CalibratedWeights, ClassWeight, Suggestion
 from desra_core.detection.class_weights import class_names
 from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import ImageError
@@ -144,8 +131,8 @@ def _evaluation_notes(evaluation: Evaluation) -> list[str]:
         lossy = counted(len(evaluation.lossy), "mask is", "masks are")
         notes.append(f"{lossy} JPEG or lossy WebP, thresholded at half: edges are uncertain.")
     if evaluation.sizes is not None:
-        taken = {"image": "that of the image, of which 5 px a side are cropped", "valid": "that without the 5 px frame"}
-        notes.append(f"The size of masks as large as their ground truth was taken for {taken[evaluation.sizes]}; "
+        taken = {"image": "the image's, so 5 px a side were cropped", "valid": "that of the image without 5 px a side"}
+        notes.append(f"Masks and ground truth have one size, which was taken for {taken[evaluation.sizes]}; "
                      "give --size if that is wrong.")  # fmt: skip
     if evaluation.pairing.outdated:
         outdated = counted(evaluation.pairing.outdated, "human mask does not count: it was",
@@ -223,13 +210,13 @@ class PublishedBenchmark(NamedTuple):
 def publish_results(benchmark: AnyBenchmark) -> PublishedBenchmark:
     """Add up the records of a benchmark; write tables and page (raises `desra_core.errors.TransientError`)."""
     failures = benchmark.failed()
-    results: LabelledResults | SyntheticSummary
+    results: AnnotatedResults | SyntheticSummary
     if benchmark.settings.synthetic:
         results = summarise(read_trials(benchmark))
         tables, judged = synthetic_tables(benchmark, results, failures), results.images
     else:
-        results = results_of(benchmark)
-        tables, judged = labelled_tables(benchmark, results, failures), len(results.records)
+        results = annotated.results_of(benchmark)
+        tables, judged = annotated.annotated_tables(benchmark, results, failures), len(results.records)
     workspace = benchmark.workspace
     markdown = document_as_markdown(tables.title, tables.with_failures(failures))
     texts = {"md": markdown, "csv": tables.csv, "json": as_json(tables.document)}
@@ -246,7 +233,7 @@ def publish_results(benchmark: AnyBenchmark) -> PublishedBenchmark:
 
 def render_benchmark(
     benchmark: AnyBenchmark,
-    results: LabelledResults | SyntheticSummary,
+    results: AnnotatedResults | SyntheticSummary,
     tables: Tables,
     failures: Sequence[ImageError],
 ) -> str:
@@ -261,7 +248,7 @@ def render_benchmark(
     elif results.rows:
         lead = f"{counted(len(benchmark.methods), 'detector')} on {counted(len(results.records), 'image')}."
         rows = [row for row in results.rows if row.part == results.rows[-1].part]
-        plots = _labelled_charts(results, rows)
+        plots = _annotated_charts(results, rows)
         best = max(rows, key=lambda row: row.scores.values["iou"] or 0)
         if iou := best.scores.values["iou"]:
             lead += f" The masks of {best.point.name} agree best with the ground truth: IoU {fixed(iou)}."
@@ -284,7 +271,7 @@ def render_benchmark(
 
 
 def worst_records(
-    benchmark: Benchmark[LabelledJob], records: Sequence[ImageRecord], count: int = WORST
+    benchmark: Benchmark[AnnotatedJob], records: Sequence[ImageRecord], count: int = WORST
 ) -> list[ImageRecord]:
     """Choose the images with the lowest IoU of the first method; of equal ones, those with the larger masks first.
 
@@ -304,7 +291,7 @@ def _pictures(image: ImageAgreement) -> list[Cell]:
     return [*cells, make_cell("agreement", partial(agreement_picture, image, gan_sr))]
 
 
-def _labelled_charts(results: LabelledResults, rows: Sequence[MethodRow]) -> list[tuple[str, Markup]]:
+def _annotated_charts(results: AnnotatedResults, rows: Sequence[MethodRow]) -> list[tuple[str, Markup]]:
     """Draw precision over recall, with a mark at the threshold of each row, then IoU and time by row; with captions."""
     drawn = {
         name: [(agreement.recall, agreement.precision) for _, agreement in points
@@ -332,7 +319,7 @@ def _labelled_charts(results: LabelledResults, rows: Sequence[MethodRow]) -> lis
     return [*charts, ("", inline(agreement, "IoU by method")), ("", inline(times, "Seconds per megapixel by method"))]
 
 
-def _drawing(benchmark: Benchmark[LabelledJob]) -> Callable[[ImageRecord], list[Cell]]:
+def _drawing(benchmark: Benchmark[AnnotatedJob]) -> Callable[[ImageRecord], list[Cell]]:
     """Return a function that draws the results of an image, and its masks over the ground truth."""
     work = {(job.part, job.name): (image, job) for image, job in benchmark.work}
 
@@ -347,7 +334,7 @@ def _drawing(benchmark: Benchmark[LabelledJob]) -> Callable[[ImageRecord], list[
 
         @cache
         def truth() -> Mask:
-            return np.pad(read_ground_truth(job.ground_truth, shape, image.path), FRAME)
+            return np.pad(annotated.read_ground_truth(job.ground_truth, shape, image.path), FRAME)
 
         def against(point: OperatingPoint) -> RGB:
             mask = _read_mask(job.mask_path(benchmark.workspace, point), shape)
@@ -362,7 +349,7 @@ def _drawing(benchmark: Benchmark[LabelledJob]) -> Callable[[ImageRecord], list[
     return draw
 
 
-def _points(benchmark: Benchmark[LabelledJob], record: ImageRecord) -> Iterator[tuple[OperatingPoint, float | None]]:
+def _points(benchmark: Benchmark[AnnotatedJob], record: ImageRecord) -> Iterator[tuple[OperatingPoint, float | None]]:
     """Yield the operating points of the methods that were run on an image, each with its IoU."""
     for method in benchmark.methods:
         if method.name in record.runs:
@@ -400,7 +387,7 @@ def write_calibration(calibrated: CalibratedWeights, output: Path) -> list[Path]
         TransientError: The disk is full or failed.
     """
     page, picture = output.with_suffix(".html"), output.with_suffix(".svg")
-    write_weights(calibrated, output)
+    weights.write_weights(calibrated, output)
     save(class_distributions(calibrated), picture)
     replace_file(page, render_calibration(calibrated, output).encode())
     return [output, page, picture]
@@ -410,7 +397,7 @@ def render_calibration(calibrated: CalibratedWeights, output: Path) -> str:
     """Render the page about the weights in the file ``output``."""
     rows = calibrated.rows
     seen = [row for row in rows if row.pixels]
-    changed = largest_differences(rows, _DIFFERENCES)
+    changed = weights.largest_differences(rows, _DIFFERENCES)
     ratios = {row.name: row.weight / row.published_weight for row in changed}
     differences = bar_chart(ratios, xlabel="weight as a multiple of the published one") if ratios else None
     return render_page(

@@ -27,7 +27,7 @@ from desra_core.planning.plan import REGIONS, failure_table, settings_document
 from desra_core.report.pictures import StoredImage
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import HumanMask, read_human_masks
-from desra_core.workspace.manifest import MANIFEST, picture_files, read_passed_over
+from desra_core.workspace.manifest import MANIFEST, asked_for, picture_files, read_passed_over
 from desra_core.workspace.matching import FAILURES
 from desra_core.workspace.products import PRODUCTS, read_records
 
@@ -180,11 +180,10 @@ def read_results(workspace: Workspace) -> WorkspaceResults:
     if not workspace.manifest.exists():
         raise UsageError(workspace.root, "is no workspace with a run in it", "name one, or run desra mine")
     document = settings_document(workspace)
-    manifest = read_table(workspace.manifest, MANIFEST, ["name", "id", "present"])
-    rows = manifest.filter(manifest["present"])
-    vanished = manifest.num_rows - rows.num_rows
+    manifest = read_table(workspace.manifest, MANIFEST, ["name", "id", "present", "asked"])
+    vanished = manifest.num_rows - (pc.sum(manifest["present"]).as_py() or 0)
     limit = document.get("settings", {}).get("limit")
-    rows = rows.select(["name", "id"]).slice(0, limit if isinstance(limit, int) else None)
+    rows = asked_for(manifest).select(["name", "id"]).slice(0, limit if isinstance(limit, int) else None)
     records = read_records(workspace, ["id", *_RECORD, "seconds"])
     index = pc.index_in(rows["id"].combine_chunks(), records["id"].combine_chunks())
     images = rows
@@ -327,7 +326,7 @@ def severity_curve(results: WorkspaceResults) -> SeverityCurve | None:
 
 
 def judge(mask: Mask, human: Mask, regions: list[dict[str, Any]]) -> JudgedRegions:
-    """Find the severities from which regions are detected: those that a human mask covers, and those in it.
+    """Compare the regions of a mask with a human mask: which are right, and which severity finds each human region.
 
     Args:
         mask, human: ``(H, W)`` bool. As in the published scripts the outer 5 px do not count.

@@ -49,7 +49,7 @@ class Machine(Frozen):
     """The workers, memory and devices of a run. Nothing here changes a result or enters a cache key."""
 
     workers: int | None = Field(
-        None, ge=1, description="Worker processes; by default one per core, fewer for large images."
+        None, ge=1, description="Worker processes, one for a finetune; by default one per core, fewer for large images."
     )
     memory: str | None = Field(
         None,
@@ -98,7 +98,7 @@ class CorpusSettings(Frozen):
         description="Glob of files and folders to leave out, by name (thumbs, '*_old.png') or, with a slash in it, by "
         "path below the folder (2019/raw/*). May be given several times.",
     )
-    shard_size: int = Field(1000, ge=1, description="Images scheduled together, for images that are new.")
+    shard_size: int = Field(1000, ge=1, description="Images per shard, the unit that is scheduled; for new images.")
 
     @field_validator("window")
     @classmethod
@@ -170,7 +170,7 @@ class Mining(CorpusSettings):
 
 def folder_of(settings: BaseModel) -> Path:
     """Return the folder that a command works in: its workspace, or its output where it has no workspace."""
-    return Path(getattr(settings, "workspace", None) or getattr(settings, "output"))  # noqa: B009 - of some kinds
+    return Path(getattr(settings, "workspace", None) or getattr(settings, "output"))  # noqa: B009 - not of all settings
 
 
 def detector_of(settings: CorpusSettings) -> AppliedDetector:

@@ -70,7 +70,8 @@ def compare(
 
 def is_suspect(scores: Scores, job: StageJob, shape: tuple[int, int]) -> bool:
     """Check whether the mask of an image of ``(H, W)`` could have pixels under any labels."""
-    # Compute the largest possible mask: each pixel has the smallest weight. Weight 1 needs no labels.
+    # Compute the largest possible mask: every pixel has class 0 of a table with one class, which has the smallest
+    # weight. Weight 1 needs no labels.
     one_class = None if job.target.min_weight == 1 else np.zeros(shape, np.uint8)
     return bool(job.score_mask(scores, shape, one_class, np.full(1, job.target.min_weight)).any())
 

@@ -39,7 +39,8 @@ _IMPROVEMENT = 0.01
 _DIVERGED = 0.2
 
 # ``iteration``, ``warmed``: steps done. ``sums``, ``since``: sums of losses since the last row of the log (``losses``)
-# and since the last checkpoint. ``best``: the least mean pixel loss. ``worse``: checkpoints in a row without a better.
+# and since the last checkpoint. ``best``: the least mean pixel loss. ``worse``: the latest checkpoints that were no
+# better.
 State = dict[str, Any]
 Losses = dict[str, float]
 
@@ -200,7 +201,7 @@ class Trainer:
             random = {"rng": torch.get_rng_state()}
             if self._device.startswith("cuda"):
                 random["cuda_rng"] = torch.cuda.get_rng_state(self._device)
-            moving = {name: part.state_dict() for name, part in self._moving().items()}
+            moving = {name: part.state_dict() for name, part in self._with_state().items()}
             save_torch(self._run.state, self.state | random | moving)
             write_json(self._run.losses, self.state["losses"])
             self._saved = time.monotonic()
@@ -223,7 +224,7 @@ class Trainer:
             state: State = torch.load(self._run.state, map_location="cpu", weights_only=True)
         except LOAD_ERRORS:
             raise UsageError(self._run.state, "is damaged", "delete it to start this finetune again") from None
-        for name, part in self._moving().items():
+        for name, part in self._with_state().items():
             part.load_state_dict(state.pop(name))
         torch.set_rng_state(state.pop("rng"))
         cuda_rng = state.pop("cuda_rng", None)
@@ -231,7 +232,7 @@ class Trainer:
             torch.cuda.set_rng_state(cuda_rng, self._device)
         return state
 
-    def _moving(self) -> dict[str, Any]:
+    def _with_state(self) -> dict[str, Any]:
         """Collect all parts that have a state dict."""
         parts = {"generator": self._network, "ema": self._ema, "optimizer": self._optimizer, "scaler": self._scaler,
                  "discriminator": self._discriminator, "optimizer_d": self._optimizer_d}  # fmt: skip

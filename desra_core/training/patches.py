@@ -80,7 +80,7 @@ def read_sample(sample: Sample, scale: int) -> tuple[Pixels, Pixels, Mask]:
                              "give the photos that the results were made from, and a model of their scale")  # fmt: skip
     if min(height, width) < least_side(scale):
         reason = f"is {width}x{height}, smaller than the smallest patch of {least_side(scale)} px"
-        raise ImageError(sample.lr, reason, "it is left out")
+        raise ImageError(sample.lr, reason, "finetune on larger photos")
     pseudo_gt = results[0] if len(results) == 1 else assemble_pseudo_gt(results[0], results[1], mask)
     return lr, pseudo_gt, mask
 

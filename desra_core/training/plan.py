@@ -23,19 +23,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from desra_core import __version__
+from desra_core import __version__, files
 from desra_core.errors import ImageError, LockedError, UsageError
-from desra_core.files import (
-    content_key,
-    digest,
-    fingerprint,
-    locked,
-    read_bytes,
-    read_json,
-    storage_errors,
-    sweep,
-    write_json,
-)
+from desra_core.files import content_key, digest, fingerprint, locked, read_bytes, read_json, write_json
 from desra_core.planning.plan import load_settings
 from desra_core.settings.models import Finetuning, Training
 from desra_core.training.patches import Sample, freeze, read_sample
@@ -47,7 +37,7 @@ _PACKAGES = ("torch", "spandrel", "basicsr", "numpy")
 _OPEN_ENDED = {"preset", "iterations", "patience"}
 # Settings that may change when a run goes on; the discriminator is compared by its content.
 _MAY_DIFFER = _OPEN_ENDED | {"discriminator", "accumulate"}
-# If none of the first images up to this number can be used, no further image is tried.
+# Give up when none of this many images can be used.
 _TRIES = 20
 
 
@@ -80,13 +70,13 @@ class RunFolder:
         Raises `LockedError` where another process holds the folder, `TransientError` where it cannot be written.
         """
         with contextlib.ExitStack() as stack:
-            with storage_errors(self.root):
+            with files.storage_errors(self.root):
                 self.root.mkdir(parents=True, exist_ok=True)
                 other = stack.enter_context(locked(self.root / "lock"))
             if other is not None:
                 raise LockedError(self.root, "is in use by another finetune", "wait until it has ended")
             for folder in (self.root, self.root / "models"):
-                sweep(folder)
+                files.sweep(folder)
             yield
 
     def reached(self, iterations: int, patience: int) -> bool:
@@ -274,7 +264,7 @@ def _check_same(run: RunFolder, document: dict[str, Any], identity: dict[str, An
         if before.get("key") != now.get("key"):
             raise UsageError(run.root, f"holds a finetune with another {role}, {before.get('path', 'none')}", remedy)
     recorded = document.get("training", {})
-    if "precision" in document:
+    if "precision" in document:  # with --amp auto, a run goes on in any format that is recorded
         recorded = recorded | {"amp": "auto" if identity["training"]["amp"] == "auto" else document["precision"]}
     for name, value in identity["training"].items():
         before = recorded.get(name)

@@ -155,7 +155,7 @@ class Pools:
         about = math.ceil(1 / (1 - TRAINING_SHARE))
         share = round(100 * (1 - TRAINING_SHARE))
         each = "of them" if len(missing) == 1 else "of each"
-        remedy = f"at least 1 {each} is missing, so add {about} or more, of which {share} % are held out"
+        remedy = f"at least 1 {each} must be held out, so add {about} or more: about {share} % of them will be"
         return f"the gate will be undecided: {' and '.join(missing)}; {remedy}"
 
     def _of_pool(self, ids: list[str], pool: Pool) -> list[ImageRef]:

@@ -56,7 +56,7 @@ class _Named:
 
 @dataclass(frozen=True)
 class Workspace:
-    """The paths below one workspace directory, and the only way to write there: `publish`."""
+    """The paths below one workspace directory. Files of results are written there by `publish` and its like, whole."""
 
     root: Path
 
@@ -65,7 +65,7 @@ class Workspace:
     settings = _Below("settings.json")  # of the latest run
     lock = _Below("lock")  # the run that holds the workspace (JSON); there from the beginning
     tmp = _Below("tmp")  # unfinished files; emptied at the start of a run
-    prefect_home = _Below("prefect")  # the embedded Prefect server's database
+    prefect_home = _Below("prefect")  # the database of the workspace's own Prefect server
 
     # By the number of a shard: the table of a finished shard, and the folder of a shard in progress.
     records = _Below("outcomes")

@@ -84,10 +84,10 @@ def scan(
 ) -> Corpus:
     """Bring the manifest of a workspace up to date with its source folders.
 
-    A file of unchanged size and modification time keeps its hash, unless a run found other content in it, or the id of
-    its image would change though no file has changed. A new image enters a new shard and stays there. A changed
-    file is a new image of the same name, and the outputs of the old image are deleted. A vanished file keeps its row
-    and outputs. Nothing is ever written into the source folders.
+    A file of unchanged size and modification time is not read again, except where a run found other content in it, or
+    where the id of an image would change although no file has changed. A new image enters a new shard and stays there.
+    A changed file is a new image of the same name, and the outputs of the old image are deleted. A vanished file keeps
+    its row and outputs. Nothing is ever written into the source folders.
 
     Args:
         sources: The folders to scan.
@@ -101,21 +101,21 @@ def scan(
     """
     found, failures, passed_over = match(sources, workspace.root)
     found = found.sort_by("name")
-    asked = found.slice(0, limit)
+    within_limit = found.slice(0, limit)
     previous = _under_new_names(workspace, read_manifest(workspace), found, sources)
     # Hashes in the manifest are trusted, except of images in which a run found other content.
     records = read_records(workspace, ["id", "reason"])
     changed = records["id"].filter(pc.equal(records["reason"], CHANGED))
-    current, unreadable = _with_ids(asked, _without(previous, "id", changed), sources, on_hashed)
+    current, unreadable = _with_ids(within_limit, _without(previous, "id", changed), sources, on_hashed)
     # Where an id would change though no file has, the manifest may be damaged: read those files, too, before an output
     # is deleted.
     if len(doubted := _changed_without_a_file(current, previous)):
         trusted = _without(current, "name", doubted).replace_schema_metadata(_roots(sources))
-        current, unreadable = _with_ids(asked, trusted, sources, on_hashed)
+        current, unreadable = _with_ids(within_limit, trusted, sources, on_hashed)
         previous = _with_right_ids(previous, current, sources, doubted)
     failures = pa.concat_tables([failures, unreadable])
-    if asked.num_rows < found.num_rows:
-        failures = failures.filter(pc.less(failures["name"], found["name"][asked.num_rows]))
+    if within_limit.num_rows < found.num_rows:
+        failures = failures.filter(pc.less(failures["name"], found["name"][within_limit.num_rows]))
     readable = _without(found, "name", failures["name"])
     unasked = _unasked(previous, found, sources, workspace)
     manifest, added, replaced = _with_shards(current, previous, readable["name"], unasked, shard_size)
@@ -215,7 +215,8 @@ def _under_new_names(workspace: Workspace, previous: pa.Table, found: pa.Table, 
     renamed = dict(zip(names.filter(changed).to_pylist(), new_names.filter(changed).to_pylist(), strict=True))
     if not renamed:
         return previous
-    # An image that keeps its name, though another file has it now, has vanished: it loses its outputs.
+    # An image whose name now belongs to another file has vanished; it would share its outputs with that file, so these
+    # are deleted.
     taken = pc.and_(pc.invert(changed), pc.is_in(names, new_names.filter(changed)))
     for name in names.filter(taken).to_pylist():
         workspace.withdraw(name)
@@ -352,14 +353,15 @@ def _changed_without_a_file(current: pa.Table, previous: pa.Table) -> pa.Chunked
 def _with_right_ids(previous: pa.Table, current: pa.Table, sources: Sources, doubted: pa.ChunkedArray) -> pa.Table:
     """Give doubted images of a manifest their ids of this scan, where the manifest has the hashes of their files."""
     now = _rows_of_names(previous, current)
-    same = _equal(previous, now, [f"{role}_hash" for role in sources.identity])
-    same &= flags_of(pc.is_in(previous["name"], doubted.combine_chunks()))
-    same &= flags_of(pc.fill_null(pc.not_equal(previous["id"], now["id"]), False))
-    # These ids were right while another image had the same content: such images count as replaced.
-    for index in np.flatnonzero(same):
+    wrong = _equal(previous, now, [f"{role}_hash" for role in sources.identity])
+    wrong &= flags_of(pc.is_in(previous["name"], doubted.combine_chunks()))
+    wrong &= flags_of(pc.fill_null(pc.not_equal(previous["id"], now["id"]), False))
+    # An id that content and labels may give was right while another image had the same content. Such an id stays, so
+    # that the image counts as replaced.
+    for index in np.flatnonzero(wrong):
         content, labels = now["content"][index].as_py(), now["labels_hash"][index].as_py()
-        same[index] = previous["id"][index].as_py() not in (content, _id_with_labels(content, labels))
-    ids = pc.if_else(pa.array(same), now["id"].combine_chunks(), previous["id"].combine_chunks())
+        wrong[index] = previous["id"][index].as_py() not in (content, _id_with_labels(content, labels))
+    ids = pc.if_else(pa.array(wrong), now["id"].combine_chunks(), previous["id"].combine_chunks())
     return previous.set_column(previous.schema.get_field_index("id"), "id", ids)
 
 

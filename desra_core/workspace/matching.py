@@ -272,7 +272,7 @@ def _with_clear_names(tables: dict[str, pa.Table]) -> tuple[dict[str, pa.Table],
         suffixed = table.filter(pc.is_in(table["name"], pa.array(clear, pa.string())))
         kept[role] = pa.concat_tables([single, suffixed.set_column(0, "name", suffixed["path"])])
         again = _doubled(kept[role])
-        reason = f"is the name of two {role} files' outputs"
+        reason = f"would name the outputs of two {role} files"
         problems += [ImageError(name, reason, "rename one of them") for name in again.to_pylist()]
         kept[role] = kept[role].filter(pc.invert(pc.is_in(kept[role]["name"], again)))
     return kept, problems
@@ -287,7 +287,7 @@ def _unfit(names: pa.Array, root: Path) -> list[ImageError]:
     long_part = pc.match_substring_regex(names.cast(pa.binary()), f"[^/]{{{_SURELY_SHORT + 1}}}")
     suspects = names.filter(pc.or_(long_part, pc.greater(pc.binary_length(names), _SURELY_SHORT_PATH))).to_pylist()
     overlong = [name for name in suspects if not takes_name(Workspace(root).dataset("pseudo_gt", name))]
-    folder = "has the mask {}.png, but so is a folder called"
+    folder = "needs the mask {}.png, but a folder has that name"
     return [
         *(ImageError(name, folder.format(name), "rename one of them") for name in sorted(clashing)),
         *(ImageError(name, "has too long a name for its mask, NAME.png", "shorten it") for name in sorted(overlong)),

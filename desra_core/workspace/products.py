@@ -141,7 +141,7 @@ PRODUCTS = (
     ),
     Product("mask", "mask and regions", key=lambda target: target.mask_key, needs=lambda _: ARRAYS, column="mask_key"),
 )
-# The products beside the usual ones, whose columns are fields of `Record`.
+# Products beside these, which have entries in `Record.further`; the columns of these are fields of `Record`.
 FURTHER = tuple(each for each in PRODUCTS if each.column not in ("similarity_key", "segmentation_key", "mask_key"))
 ARRAYS: tuple[str, ...] = tuple(dict.fromkeys(array for product in PRODUCTS for array in product.arrays))
 
@@ -404,7 +404,8 @@ def held_by(workspace: Workspace, rows: pa.Table, gan_sr_key: str | None, *, eac
     Args:
         workspace: The workspace.
         rows: The rows.
-        gan_sr_key: The key of the GAN results in which people may have marked artifacts; None for results in files.
+        gan_sr_key: The key of the GAN results in which people may have marked artifacts; None for results in files,
+            whose images never count as marked by people: only the dataset of a mined corpus depends on that.
         each: Look for the files of each row instead of listing the whole workspace; this is faster for few rows.
     """
     names, ids = rows["name"].combine_chunks(), rows["id"].combine_chunks()

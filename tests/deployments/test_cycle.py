@@ -229,8 +229,10 @@ def check_that_it_stays_rolled_back(run: subprocess.CompletedProcess[str], works
     assert "passed   0000" in run.stdout
     after = verdict_of(workspace.root)[1]["after"]
     line = run.stdout.splitlines()[-1]
-    assert line.startswith(f"not promoted: it was, and was rolled back; desra compare --workspace {workspace.root}")
-    assert line.endswith(f"--after {after} --before {current_model(workspace)} --promote brings it back")
+    assert line.startswith(
+        f"not promoted again, because it was rolled back; desra compare --workspace {workspace.root}"
+    )
+    assert line.endswith(f"--after {after} --before {current_model(workspace)} --promote promotes it")
     assert history(workspace)[-1]["kind"] == "rollback"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -304,6 +305,16 @@ def test_a_folder_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), locked(tmp_path / "no" / "lock"):
         pass
     assert holder(tmp_path / "no" / "lock") is None
+
+
+def test_a_disk_without_file_locks_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: object, kind: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UsageError, match="cannot be locked") as error, locked(path):
+        pass
+    assert error.value.subject == str(path)
 
 
 def test_a_file_that_was_deleted_just_before(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def test_a_benchmark_lacks_the_images_that_cannot_be_judged(failures, tmp_path: 
     module = import_module("flows.benchmark")
     monkeypatch.setattr(module, "plan", MagicMock())
     monkeypatch.setattr(module, "run_detectors", MagicMock())
-    monkeypatch.setattr(module, "publish_tables", lambda _: SimpleNamespace(judged=3, failures=failures))
+    monkeypatch.setattr(module, "publish_benchmark", lambda _: SimpleNamespace(judged=3, failures=failures))
     ended = module.benchmark(Benchmarking(dataset=str(tmp_path / "pairs"), output=tmp_path / "out"))
     assert (ended.in_one_line, ended.lacking) == ("3 images judged", bool(failures))
 

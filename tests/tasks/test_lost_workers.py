@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import cloudpickle
 import pytest
@@ -55,6 +57,28 @@ def test_a_run_whose_workers_have_gone_ends(tmp_path: Path, monkeypatch: pytest.
         assert "the Dask workers have gone" in str(result)
         with pytest.raises(TransientError, match="the Dask workers have gone; start some and run again"):
             follow(doomed, tmp_path / "calls", "well")
+
+
+def test_a_worker_has_time_to_start_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work is given up in the third check in a row that finds no worker: two half-times after the first."""
+    monkeypatch.setattr(lost_workers, "LOST_SECONDS", 0.02)
+    answers = [False, False, True, False, False, False]
+    given_up = threading.Event()
+    asked: list[int] = []
+
+    def is_any_able(_: dict[str, float]) -> bool:
+        asked.append(len(asked))
+        return answers[len(asked) - 1] if len(asked) <= len(answers) else False
+
+    def cancel(_: object) -> None:
+        cancelled_at.append(len(asked))
+        given_up.set()
+
+    cancelled_at: list[int] = []
+    watch = lost_workers.Watch(SimpleNamespace(cancel=cancel), is_any_able)  # type: ignore[arg-type]
+    with watch.over([], {}):
+        given_up.wait()
+    assert cancelled_at[0] == len(answers)
 
 
 def on_a_broken_gpu(markers: Path, image: ImageRef, outcome: Record) -> Record:

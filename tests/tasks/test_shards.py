@@ -42,6 +42,7 @@ def test_networks_run_on_gpus_unless_the_device_is_the_cpu(mining: Mining, gpus:
 
 
 def test_a_gpu_that_is_asked_for_and_not_there(mining: Mining) -> None:
+    """No command computes on the CPU instead: all of them ask `device_of`."""
     with pytest.raises(UsageError, match="no worker declares a GPU"):
         specs(mining, gpus=0, device="cuda")
 

@@ -22,11 +22,11 @@ from desra_core.errors import AbsentError
 from desra_core.settings import Machine
 from tasks import dask_cluster
 from tasks.dask_cluster import (
-    Embedded,
+    ServedCluster,
     StandingCluster,
     connected,
     open_dask,
-    release_embedded,
+    release_served,
     standing_cluster,
     visible_gpus,
 )
@@ -47,7 +47,7 @@ def cluster(tmp_path_factory) -> Iterator[StandingCluster]:
 
 
 @pytest.fixture(autouse=True)
-def embedded(cluster, monkeypatch) -> None:
+def served(cluster, monkeypatch) -> None:
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(dask_cluster, "_CONNECT_SECONDS", 1)
@@ -73,22 +73,22 @@ def test_runs_share_its_workers_unless_they_want_their_own() -> None:
 
 def test_other_users_of_the_machine_are_kept_out(cluster, monkeypatch) -> None:
     """To the cluster of desra serve and to that of a single run, whose schedulers take code and run it."""
-    key = Path(cluster.embedded.key)
+    key = Path(cluster.served.key)
     assert key.stat().st_mode & 0o777 == 0o600
     monkeypatch.setattr(logging.getLogger("distributed"), "disabled", True)
     with open_dask(Machine(workers=1, memory="1GB"), alone=True) as own:
-        for address in (cluster.embedded.address, own.client.scheduler.address):
+        for address in (cluster.served.address, own.client.scheduler.address):
             for stranger, plain in ((None, address.replace("tls://", "tcp://")), (Security.temporary(), address)):
                 with pytest.raises((OSError, TypeError)):
                     Client(plain, security=stranger, timeout=1)
-    with connected(cluster.embedded.address, str(key)) as owner:
+    with connected(cluster.served.address, str(key)) as owner:
         assert owner.submit(os.getpid).result() != os.getpid()
 
 
 def test_the_dashboard_is_at_a_secret_address(cluster, tmp_path) -> None:
     """The dashboard is read-only, but shows the tasks to every user who knows its address."""
     with open_dask(Machine()) as dask:
-        assert dask.dashboard == cluster.embedded.dashboard
+        assert dask.dashboard == cluster.served.dashboard
     base, _, hidden = dask.dashboard.removesuffix("/status").rpartition("/")
     assert httpx.get(dask.dashboard).status_code == 200
     assert httpx.get(f"{base}/{hidden}/json/counts.json").json()["workers"] == 1
@@ -106,7 +106,7 @@ def test_the_dashboard_is_at_a_secret_address(cluster, tmp_path) -> None:
 def test_the_tasks_of_a_killed_run_are_stopped(cluster, tmp_path) -> None:
     first = worker_of(Machine())
     begun = tmp_path / "begun"
-    with connected(cluster.embedded.address, cluster.embedded.key) as killed:
+    with connected(cluster.served.address, cluster.served.key) as killed:
         left = killed.submit(lambda: (begun.touch(), time.sleep(60)))
         until(begun.exists)
         assert worker_of(Machine()) != first
@@ -117,14 +117,14 @@ def test_the_tasks_of_a_killed_run_are_stopped(cluster, tmp_path) -> None:
 def test_a_run_waits_for_the_gpus_that_there_are_to_be(cluster, monkeypatch, tmp_path) -> None:
     """It does not take the CPU for a night because a worker is starting again at two."""
     monkeypatch.setattr(dask_cluster, "_AWAIT_SECONDS", 1)
-    monkeypatch.setenv(Embedded.VARIABLE, cluster.embedded.model_copy(update={"gpus": 1}).model_dump_json())
+    monkeypatch.setenv(ServedCluster.VARIABLE, cluster.served.model_copy(update={"gpus": 1}).model_dump_json())
     with (
         pytest.raises(AbsentError, match="the workers with a GPU: are 0, where desra serve has started 1; see"),
         open_dask(Machine()),
     ):
         pass
     with standing_cluster(SMALL, gpus=1, key=tmp_path / "dask.pem") as other:
-        assert (len(other.cluster.worker_spec), other.embedded.gpus) == (2, 1)
+        assert (len(other.cluster.worker_spec), other.served.gpus) == (2, 1)
         for name, value in other.environment.items():
             monkeypatch.setenv(name, value)
         with open_dask(Machine()) as dask:
@@ -133,7 +133,7 @@ def test_a_run_waits_for_the_gpus_that_there_are_to_be(cluster, monkeypatch, tmp
 
 def test_its_memory_is_given_back() -> None:
     first = worker_of(Machine())
-    release_embedded()
+    release_served()
     assert worker_of(Machine()) != first
 
 
@@ -145,8 +145,8 @@ def test_images_that_are_too_large_for_its_workers_get_others(cluster, monkeypat
     for machine in (Machine(), SMALL):
         with open_dask(machine, most_pixels=lambda: 2 * standing) as dask:
             assert dask.max_pixels == standing
-        unbound = cluster.embedded.model_copy(update={"machine": Machine()})
-        monkeypatch.setenv(Embedded.VARIABLE, unbound.model_dump_json())
+        unbound = cluster.served.model_copy(update={"machine": Machine()})
+        monkeypatch.setenv(ServedCluster.VARIABLE, unbound.model_dump_json())
     first = worker_of(Machine(), most_pixels=lambda: standing)
     assert worker_of(Machine(), most_pixels=lambda: standing + 1) != first
     with open_dask(Machine(), most_pixels=lambda: standing + 1) as dask:
@@ -165,15 +165,15 @@ def test_its_workers_have_the_code_that_they_started_with(monkeypatch, tmp_path)
             monkeypatch.setenv(name, value)
         (tmp_path / "tasks" / "new.py").touch()
         assert worker_of(Machine())
-        release_embedded()  # a new process, of the new code
+        release_served()  # a new process, of the new code
         with pytest.raises(AbsentError, match=r"this worker has desra .*; install the same there, and start it again"):
             worker_of(Machine())
 
 
 @pytest.mark.slow
 def test_a_worker_that_has_ended_for_good_is_replaced(cluster) -> None:
-    key = cluster.embedded.key
-    with dask_config.set({LOST: "2s"}), connected(cluster.embedded.address, key) as client:
+    key = cluster.served.key
+    with dask_config.set({LOST: "2s"}), connected(cluster.served.address, key) as client:
         client.retire_workers(list(client.scheduler_info(n_workers=-1)["workers"]))
         for _ in range(600):
             cluster.keep_up()
@@ -184,12 +184,12 @@ def test_a_worker_that_has_ended_for_good_is_replaced(cluster) -> None:
 
 
 def test_a_cluster_of_desra_serve_that_has_gone_is_named(cluster, monkeypatch) -> None:
-    gone = cluster.embedded.model_copy(update={"address": "tls://127.0.0.1:9"})
-    monkeypatch.setenv(Embedded.VARIABLE, gone.model_dump_json())
+    gone = cluster.served.model_copy(update={"address": "tls://127.0.0.1:9"})
+    monkeypatch.setenv(ServedCluster.VARIABLE, gone.model_dump_json())
     with pytest.raises(AbsentError, match=r"tls://127\.0\.0\.1:9: no Dask scheduler answers"), open_dask(Machine()):
         pass
-    monkeypatch.delenv(Embedded.VARIABLE)
-    release_embedded()
+    monkeypatch.delenv(ServedCluster.VARIABLE)
+    release_served()
 
 
 def test_gpus_are_those_that_may_be_seen(monkeypatch) -> None:

@@ -117,8 +117,9 @@ def score_pair(detector: Detector, name: str, image: object, inputs: DetectorInp
     except Exception as error:  # noqa: BLE001 a user's file may raise anything
         reason = f"makes {name} fail ({described(error)})"
         raise ImageError(image, reason, "mend the method, or take another") from None
-    frame = height - scores.shape[0] if scores.ndim == 2 and scores.dtype.kind in "fiub" else -1
-    if frame < 0 or frame % 2 or scores.shape[1] != width - frame or not np.isfinite(scores).all():
+    is_map = scores.ndim == 2 and scores.dtype.kind in "fiub"
+    lost = height - scores.shape[0] if is_map else -1  # rows that have no score: twice the frame
+    if lost < 0 or lost % 2 or scores.shape[1] != width - lost or not np.isfinite(scores).all():
         returned = f"{scores.dtype} of the shape {scores.shape}"
         reason = f"makes {name} return {returned} instead of finite scores of the shape (H - 2 f, W - 2 f)"
         raise ImageError(image, reason, "mend the method, or take another")
@@ -139,7 +140,7 @@ class AppliedDetector:
     weighs_classes: ClassVar[bool] = False
     usual_threshold: ClassVar[float | None] = None  # the default threshold; None for that of the `Detector`
     highest: ClassVar[float | None] = None  # the largest possible value, and the largest heat value
-    # All scores lie below this limit. A lost chunk of a stored map reads as 0, which is no possible score of DeSRA.
+    # All scores lie below this limit. That of DeSRA is 0: a lost chunk of a stored map reads as 0, and so is noticed.
     limit: ClassVar[float] = math.inf
     # The name of a value in a sentence, and the side of the threshold on which artifacts lie.
     word: ClassVar[str] = "score"

@@ -1,4 +1,7 @@
-"""DeSRA: minus the similarity of a pair (Eq. 7 of the paper), weighted by class (Eq. 9)."""
+"""DeSRA: scores from the similarity D of a pair (Eq. 7 of the paper), weighted by class (Eq. 9).
+
+Benchmarks use `Desra`, with scores ``1 - D``; runs use `AppliedDesra`, with scores ``-D``.
+"""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast

@@ -29,7 +29,7 @@ from desra_core.settings import Mining
 from desra_core.settings.models import Serving
 from desra_core.workspace import Workspace
 from flows import corpus_flow as webhooks
-from tasks.dask_cluster import Embedded
+from tasks.dask_cluster import ServedCluster
 from tests.conftest import client_of, desra_command, held, refusal
 from tests.in_process import process
 from tests.served import FINAL, PATIENCE, Failing, until
@@ -188,7 +188,7 @@ def test_others_on_the_machine_get_nowhere(serve, make_photos, tmp_path) -> None
     home = served.workspace.prefect_home
     told = [process.environ() for process in served.processes()]
     [scheduler] = {environment["DESRA_SCHEDULER"] for environment in told if "DESRA_SCHEDULER" in environment}
-    guarded = Embedded.model_validate_json(scheduler).address
+    guarded = ServedCluster.model_validate_json(scheduler).address
     assert guarded.startswith("tls://")
     for address in (guarded, guarded.replace("tls://", "tcp://")):
         with pytest.raises((OSError, TypeError)):

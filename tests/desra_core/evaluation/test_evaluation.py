@@ -80,7 +80,12 @@ def same(mask: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("of_mask", "of_truth", "sizes"),
-    [(same, same, None), (framed, same, "image"), (same, cropped, "valid"), (framed, cropped, None)],
+    [
+        (same, same, None),
+        (framed, same, "image"),
+        (same, cropped, "valid"),
+        pytest.param(framed, cropped, None, marks=pytest.mark.slow),
+    ],
 )
 def test_the_published_numbers(
     tmp_path: Path,
@@ -345,6 +350,7 @@ def test_a_box_is_read_where_all_its_columns_are_filled(file: Path) -> None:
         ("image,region,noticed\na,1,0.5\na,0,0.5\n", ", line 3: has the region '0'; regions are numbered 1, 2"),
         ("image,region,noticed\na,1.0,0.5\n", ", line 2: has the region '1.0'"),
         ("image,region,noticed\na,\u00b2,0.5\n", ", line 2: has the region"),
+        (f"image,region,noticed\na,{'9' * 5000},0.5\n", ", line 2: has the region"),
         ("image,region,noticed\na,1\n", ", line 2: has more or fewer cells than there are columns"),
         ("image,region,noticed\na,1,0.5,7\n", ", line 2: has more or fewer cells than there are columns"),
         ('image,region,noticed\n"a,1,0.5\n', ": is no CSV file in UTF-8"),

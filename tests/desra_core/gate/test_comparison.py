@@ -180,7 +180,7 @@ def many(make_models, tmp_path) -> Path:
     return tmp_path / "many"
 
 
-@pytest.mark.parametrize("kept", [1000, 6])
+@pytest.mark.parametrize("kept", [pytest.param(1000, marks=pytest.mark.slow), 6])
 def test_each_of_many_models_is_loaded_once(plan, many, monkeypatch, kept: int) -> None:
     """This holds for all images together, however few models a process keeps."""
     cache = checkpoints._loaded.cache

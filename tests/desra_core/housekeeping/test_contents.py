@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,6 +58,20 @@ def test_every_part_of_a_workspace_is_known(tmp_path: Path) -> None:
     assert {path.partition("/")[0] for path in paths if "/" in path} == set(FOLDERS)
     table = [item._asdict() for item in images_contents(Workspace(tmp_path / "ws"))]
     assert [row["path"] for row in table if row["kind"] == "unknown" and "/" not in row["path"]] == []
+
+
+def test_files_that_cannot_be_looked_at_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a folder that this user may list, but not enter."""
+    (tmp_path / "file").write_bytes(b"12")
+    look = os.lstat
+
+    def refused(path: Any) -> os.stat_result:
+        if str(path).endswith("file"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr("os.lstat", refused)
+    assert size_of(tmp_path) == size_of(tmp_path / "file") == Size(0, 0)
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

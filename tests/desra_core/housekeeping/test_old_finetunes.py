@@ -126,7 +126,7 @@ def test_the_files_that_are_deleted_after_three_cycles(place, workspace: Workspa
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("sweeps", [False, True])
+@pytest.mark.parametrize("sweeps", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_cycle_and_rollback_find_all_that_they_need(place, workspace: Workspace, sweeps: bool, desra_here) -> None:
     """The same with and without a sweep: nothing is trained or judged again, and nothing is promoted again."""
     cycling = place.cycling(workspace.root)
@@ -144,7 +144,7 @@ def test_cycle_and_rollback_find_all_that_they_need(place, workspace: Workspace,
             again = desra_here("cycle", place.photos, *models, "--workspace", workspace.root, *flags)
             assert again.returncode == 3, again.stderr
             assert f"nothing to do: {PHOTOS} of {PHOTOS} images done" in again.stdout
-            assert again.stdout.splitlines()[-1].startswith("not promoted: it was, and was rolled back")
+            assert again.stdout.splitlines()[-1].startswith("not promoted again, because it was rolled back")
 
 
 def test_an_older_finetune_that_is_to_go_on_ends_with_the_very_weights(place, workspace: Workspace) -> None:
@@ -349,7 +349,7 @@ def test_judgements_stay_with_the_finetunes_that_they_judge(fake: Fake, tmp_path
     assert f"gate/judgements/{KEYS[9]}" in fake.going()
 
 
-@pytest.mark.parametrize("damage", ["missing", "damaged", "another version"])
+@pytest.mark.parametrize("damage", ["missing", "damaged", "another version", "damaged verdict"])
 def test_without_notes_on_comparisons_the_gate_is_left_alone(fake: Fake, damage: str) -> None:
     run, other = fake.finetune(KEYS[0]), fake.workspace.root / "other.pth"
     fake.compared(other, KEYS[6], verdict=True)
@@ -359,6 +359,8 @@ def test_without_notes_on_comparisons_the_gate_is_left_alone(fake: Fake, damage:
     document = fake.workspace.compared(run.root)
     if damage == "missing":
         document.unlink()
+    elif damage == "damaged verdict":
+        fake.workspace.verdict.write_text('{"scores": []}')
     else:
         document.write_text("{" if damage == "damaged" else "[]")
     assert fake.going() == set()

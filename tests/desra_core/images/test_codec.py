@@ -40,6 +40,7 @@ RGBA = RNG.integers(0, 256, (7, 12, 4), dtype=np.uint8)
 DEEP = RNG.integers(0, 65536, (7, 12, 4), dtype=np.uint16)
 PHOTO = cv2.GaussianBlur(RNG.integers(0, 256, (90, 120, 3)).astype(np.float32), (0, 0), 2).astype(np.uint8)
 DEEP_PHOTO = PHOTO.astype(np.uint16) * 250 + RNG.integers(0, 250, PHOTO.shape, dtype=np.uint16)
+LOW = np.array([[[0], [1], [5], [8]]], np.uint8)
 COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 
 
@@ -363,11 +364,22 @@ def test_labels_are_indices_in_gray_or_palette() -> None:
         (saved(Image.fromarray(RGBA[:, :, :2], "LA"), "PNG"), "has colour channels"),
         (saved(Image.fromarray(np.full((3, 3), 150, np.uint8)), "PNG"), "holds the label 150"),
         (deep_png(np.full((3, 3, 1), 256, np.uint16)), "holds the label 256"),
+        (png_file(LOW, 0, 4), "has 4-bit gray, which may be class indices or shades"),
+        (png_file(LOW % 4, 0, 2), "has 2-bit gray"),
+        (png_file(LOW % 2, 0, 1), "has 1-bit gray"),
+        (tiff_file(Page(LOW, 1, 4)), "has 4-bit gray"),
+        (saved(Image.fromarray(RGB).convert("1"), "BMP"), "has 1-bit gray"),
     ],
 )
 def test_files_that_are_no_labels(data: bytes, reason: str) -> None:
     with pytest.raises(ImageError, match=reason):
         decode_labels(data, PATH)
+
+
+def test_labels_of_class_0_alone_may_have_any_bits() -> None:
+    zeros = np.zeros((3, 4, 1), np.uint8)
+    for data in (png_file(zeros, 0, 4), png_file(zeros, 0, 1), tiff_file(Page(zeros, 1, 2))):
+        assert np.array_equal(decode_labels(data, PATH), zeros[:, :, 0])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 13), (64, 200)])

@@ -78,8 +78,13 @@ def test_results_are_those_of_the_plain_way(name, case, model, golden):
         assert (error > 0).mean() < 1e-3
 
 
-@pytest.mark.parametrize("sides", [(97, 71), (130, 30), (41, 150)])
-@pytest.mark.parametrize("name", NAMES)
+SIDES = [(97, 71), (130, 30), (41, 150)]
+SLOW = [("SwinIR L", sides) for sides in SIDES[:2]]  # SwinIR M and other networks have windows in them, too
+
+
+@pytest.mark.parametrize(("name", "sides"), [
+    pytest.param(name, sides, marks=[pytest.mark.slow] * ((name, sides) in SLOW)) for name in NAMES for sides in SIDES
+])  # fmt: skip
 def test_windows_do_not_show(name, sides, model, golden):
     whole = model(name)
     small = tiled(whole, -(-(2 * whole.traits.halo + 24) // whole.traits.multiple) * whole.traits.multiple)
@@ -130,7 +135,11 @@ def test_bfloat16_stays_close(name, model):
     assert psnr(super_resolve(model(name, precision="bfloat16"), pixels).pixels, exact) > 45
 
 
-REAL = ["realesr-general-x4v3", "realesr-general-wdn-x4v3", "realesr-animevideov3"]
+REAL = [
+    "realesr-general-x4v3",
+    pytest.param("realesr-general-wdn-x4v3", marks=pytest.mark.slow),
+    "realesr-animevideov3",
+]
 
 
 @pytest.mark.parametrize("name", REAL)

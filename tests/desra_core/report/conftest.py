@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
+import jinja2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from desra_core.planning.plan import prepare, publish_tables
-from desra_core.report import write_report
+from desra_core.report import charts, finetuning, workspace_page, write_report
 from desra_core.settings import Detection
 from desra_core.stages import StageJob, run_stage
 from desra_core.stages.mask import mask_stage
@@ -20,6 +25,7 @@ from desra_core.stages.similarity import similarity_stage
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import image_refs
 from desra_core.workspace.products import Record, gather_shard
+from tests.browser import Page, opened
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -29,6 +35,63 @@ HOSTILE = (
     "two\nlines \u202egnp",
 )
 SIZE = (200, 240)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """A browser for all tests of pages."""
+    with opened("about:blank", tmp_path_factory.mktemp("browser")) as page:
+        yield page
+
+
+def kept(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Make each result once, and give it again for equal arguments."""
+    made: dict[bytes, Any] = {}
+
+    def give(*arguments: Any, **named: Any) -> Any:
+        key = pickle.dumps((arguments, named))
+        if key not in made:
+            made[key] = make(*arguments, **named)
+        return made[key]
+
+    return give
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compile each template once, and draw each chart once: reports here are mostly of the same corpus."""
+    cache = jinja2.FileSystemBytecodeCache(str(tmp_path_factory.mktemp("templates")))
+    environment = jinja2.Environment
+
+    class Compiled(environment):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(bytecode_cache=cache, **options)
+
+    drawn: dict[tuple[int, str], tuple[Any, Any]] = {}
+
+    def inline(figure: Any, title: str) -> Any:
+        if (id(figure), title) not in drawn:
+            drawn[id(figure), title] = figure, charts.inline(figure, title)
+        return drawn[id(figure), title][1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jinja2, "Environment", Compiled)
+        makers = ("histogram", "stage_bars", "line_chart", "distributions", "bar_chart")
+        once = {name: kept(getattr(charts, name)) for name in makers} | {"inline": inline}
+        patch.setattr(workspace_page, "charts", SimpleNamespace(**(vars(charts) | once)))
+        patch.setattr(finetuning, "loss_curves", kept(finetuning.loss_curves))
+        for module in (workspace_page, finetuning):
+            patch.setattr(module, "inline", inline)
+        yield
+
+
+@pytest.fixture
+def drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw each chart of each report, as everywhere but in these tests."""
+    monkeypatch.setattr(workspace_page, "charts", charts)
+    monkeypatch.setattr(finetuning, "loss_curves", charts.loss_curves)
+    for module in (workspace_page, finetuning):
+        monkeypatch.setattr(module, "inline", charts.inline)
 
 
 def write(path: Path, pixels: np.ndarray) -> None:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from desra_core.benchmarking import AnyBenchmark, plan
-from desra_core.benchmarking.labelled import labelled_tables, read_records, results_of
+from desra_core.benchmarking.annotated import annotated_tables, read_records, results_of
 from desra_core.report.pages import publish_results, render_benchmark, worst_records
 from tests.benchmark_sets import as_published, judge, make_plain, write
-from tests.browser import opened
+from tests.browser import Page
 
 HOSTILE = "<b>x<b> | 'y'"
 
@@ -34,7 +34,7 @@ def judged(make_pairs, tmp_path_factory) -> AnyBenchmark:
 
 def rendered(benchmark: AnyBenchmark) -> str:
     results, failures = results_of(benchmark), benchmark.failed()
-    return render_benchmark(benchmark, results, labelled_tables(benchmark, results, failures), failures)
+    return render_benchmark(benchmark, results, annotated_tables(benchmark, results, failures), failures)
 
 
 def text_of(page: str) -> str:
@@ -79,21 +79,21 @@ def test_the_worst_come_first(judged) -> None:
 
 
 def test_a_picture_that_has_gone(judged, tmp_path) -> None:
-    root = Path(shutil.copytree(Path(judged.settings.dataset), tmp_path / "set"))
-    benchmark, _ = judge(root, tmp_path / "out")
-    worst = worst_records(benchmark, read_records(benchmark))[0]
-    (root / worst.part / "GAN-SR" / f"{worst.name}_GAN-SR.png").unlink()
-    page = rendered(benchmark)
+    worst = worst_records(judged, read_records(judged))[0]
+    picture = Path(judged.settings.dataset) / worst.part / "GAN-SR" / f"{worst.name}_GAN-SR.png"
+    away = shutil.move(picture, tmp_path)
+    page = rendered(judged)
+    shutil.move(away, picture)
     assert "the file has vanished" in text_of(page)
     assert len(re.findall(r'<figure data-kind="MSE-SR">', page)) == 3
 
 
-def test_in_a_browser(judged, tmp_path) -> None:
-    with opened(page_of(judged).as_uri(), tmp_path / "profile") as page:
-        assert page.requests == []
-        assert page.complaints == []
-        broken = "[...document.images].filter((image) => image.getAttribute('src') && !image.naturalWidth).length"
-        assert page.evaluate(broken) == 0
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        page.evaluate("document.querySelector('.region img').click()")
-        assert page.evaluate("document.querySelector('#viewer').open")
+def test_in_a_browser(judged, browser: Page) -> None:
+    browser.visit(page_of(judged).as_uri(), width=1400)
+    assert browser.requests == []
+    assert browser.complaints == []
+    broken = "[...document.images].filter((image) => image.getAttribute('src') && !image.naturalWidth).length"
+    assert browser.evaluate(broken) == 0
+    assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    browser.evaluate("document.querySelector('.region img').click()")
+    assert browser.evaluate("document.querySelector('#viewer').open")

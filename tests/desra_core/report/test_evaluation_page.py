@@ -17,7 +17,7 @@ from desra_core.evaluation.metrics import compare_pair
 from desra_core.images.codec import encode_mask, encode_png
 from desra_core.report.pages import agreement_picture, gan_sr_of, worst_images, write_evaluation_page
 from desra_core.report.pictures import AGREEMENT_SIDE, FALSE, MISSED, RIGHT
-from tests.browser import opened
+from tests.browser import Page
 
 
 def put(folder: Path, name: str, *corners: tuple[int, int], shape: tuple[int, int] = (60, 90)) -> Path:
@@ -157,13 +157,13 @@ def test_nothing_is_marked_anywhere(tmp_path: Path) -> None:
     assert "There are none: all masks agree with their ground truth." in text
 
 
-def test_in_a_browser(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_in_a_browser(evaluation: Evaluation, browser: Page, tmp_path: Path) -> None:
     written(evaluation, tmp_path)
-    with opened((tmp_path / "evaluation.html").as_uri(), tmp_path / "profile") as page:
-        assert page.requests == []
-        assert page.complaints == []
-        broken = "[...document.images].filter((image) => image.getAttribute('src') && !image.naturalWidth).length"
-        assert page.evaluate(broken) == 0
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        page.evaluate("document.querySelector('.region img').click()")
-        assert page.evaluate("document.querySelector('#viewer').open")
+    browser.visit((tmp_path / "evaluation.html").as_uri(), width=1400)
+    assert browser.requests == []
+    assert browser.complaints == []
+    broken = "[...document.images].filter((image) => image.getAttribute('src') && !image.naturalWidth).length"
+    assert browser.evaluate(broken) == 0
+    assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    browser.evaluate("document.querySelector('.region img').click()")
+    assert browser.evaluate("document.querySelector('#viewer').open")

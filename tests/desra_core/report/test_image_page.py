@@ -28,7 +28,7 @@ from desra_core.report.pictures import HUMAN_OUTLINE, OUTLINE, class_shares, hea
 from desra_core.report.workspace_page import score_kinds, score_picture
 from desra_core.settings import Detection
 from desra_core.workspace import Workspace
-from tests.browser import opened
+from tests.browser import Page
 from tests.desra_core.report.conftest import HOSTILE, SIZE, read, write
 from tests.desra_core.report.pages import EVENTS, Elements, look_at, words
 from tests.in_process import process
@@ -64,7 +64,6 @@ def copied(labelled: Path, tmp_path: Path) -> Path:
     roots = {key: value.replace(os.fsencode(labelled), os.fsencode(folder)) for key, value in
              manifest.schema.metadata.items()}  # fmt: skip
     pq.write_table(manifest.replace_schema_metadata(roots), folder / "ws" / "manifest.parquet")
-    write_report(Workspace(folder / "ws"), pages=2)
     return folder
 
 
@@ -197,6 +196,7 @@ def test_the_report_and_its_pages_link_to_each_other(labelled: Path) -> None:
 
 def test_a_page_is_self_contained_and_the_same_every_time(copied: Path) -> None:
     page = copied / "ws" / "pages" / f"{NAME}.html"
+    write_report(Workspace(copied / "ws"), pages=2)
     content, made = page.read_bytes(), page.stat().st_mtime_ns
     others = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     write_report(Workspace(copied / "ws"), pages=2)
@@ -367,24 +367,24 @@ def test_on_the_command_line(copied: Path, desra_here) -> None:
 
 
 @pytest.mark.parametrize("width", [1200, 420])
-def test_in_a_browser(labelled: Path, tmp_path: Path, width: int) -> None:
-    page_file = labelled / "ws" / "pages" / f"{NAME}.html"
-    with opened(page_file.as_uri(), tmp_path / "profile", width=width) as page:
-        assert page.evaluate("[...document.images].filter(image => image.src).every(image => image.naturalWidth > 0)")
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        shown = "[viewer.querySelector('h2').textContent, viewer.querySelector('img').alt.split(' of ')[0]]"
-        page.evaluate("document.querySelector('figure[data-kind=labels] img').click()")
-        assert page.evaluate(shown) == [NAME, "class labels"]
-        page.press("ArrowRight")
-        assert page.evaluate(shown) == [NAME, "1 − D"]
-        page.press("ArrowLeft")
-        page.press("ArrowLeft")
-        assert page.evaluate(shown) == [NAME, "pseudo-GT"]
-        page.evaluate("viewer.querySelector('img').click()")
-        page.evaluate("viewer.querySelector('img').click()")
-        assert page.evaluate(shown)[1] in ("MSE-SR", "GAN-SR")
-        assert page.complaints == []
-        assert page.requests == []
+def test_in_a_browser(labelled: Path, browser: Page, width: int) -> None:
+    browser.visit((labelled / "ws" / "pages" / f"{NAME}.html").as_uri(), width=width)
+    assert browser.evaluate("innerWidth") == width
+    assert browser.evaluate("[...document.images].filter(image => image.src).every(image => image.naturalWidth > 0)")
+    assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    shown = "[viewer.querySelector('h2').textContent, viewer.querySelector('img').alt.split(' of ')[0]]"
+    browser.evaluate("document.querySelector('figure[data-kind=labels] img').click()")
+    assert browser.evaluate(shown) == [NAME, "class labels"]
+    browser.press("ArrowRight")
+    assert browser.evaluate(shown) == [NAME, "1 − D"]
+    browser.press("ArrowLeft")
+    browser.press("ArrowLeft")
+    assert browser.evaluate(shown) == [NAME, "pseudo-GT"]
+    browser.evaluate("viewer.querySelector('img').click()")
+    browser.evaluate("viewer.querySelector('img').click()")
+    assert browser.evaluate(shown)[1] in ("MSE-SR", "GAN-SR")
+    assert browser.complaints == []
+    assert browser.requests == []
 
 
 def test_a_name_without_room_for_a_suffix_costs_one_page(make_pairs, tmp_path: Path) -> None:

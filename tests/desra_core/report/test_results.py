@@ -23,7 +23,7 @@ from desra_core.detection.mask import Components
 from desra_core.errors import ImageError
 from desra_core.evaluation.metrics import compare_masks, pooled
 from desra_core.images.codec import encode_png
-from desra_core.planning.plan import REGIONS
+from desra_core.planning.plan import REGIONS, load_settings, make_plan
 from desra_core.report import results as results_module
 from desra_core.report import write_report
 from desra_core.report.results import (
@@ -44,6 +44,7 @@ from desra_core.report.results import (
 from desra_core.settings import Detection
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import read_array, write_array
+from desra_core.workspace.manifest import read_manifest
 from desra_core.workspace.products import SCHEMA, read_records
 from tests.desra_core.report.conftest import SIZE, read
 from tests.desra_core.report.pages import look_at, words
@@ -334,6 +335,21 @@ def test_a_limit_and_vanished_images(workspace: Workspace) -> None:
     assert results.images["name"].to_pylist() == manifest["name"].to_pylist()[2:6]
     assert set(results.regions["image"].to_pylist()) <= set(results.images["name"].to_pylist())
     assert results.vanished == 2
+
+
+def test_images_that_were_not_asked_for_are_left_out_as_in_the_status(workspace: Workspace) -> None:
+    """Neither the limit nor what is pending counts them; their regions stay in the table of the whole workspace."""
+    document = json.loads(workspace.settings.read_bytes())
+    document["settings"]["limit"] = 3
+    workspace.settings.write_text(json.dumps(document))
+    manifest = pq.read_table(workspace.manifest)
+    asked = pa.array([index % 2 == 1 for index in range(manifest.num_rows)])
+    pq.write_table(manifest.set_column(manifest.schema.get_field_index("asked"), "asked", asked), workspace.manifest)
+    results = read_results(workspace)
+    assert results.images["name"].to_pylist() == manifest["name"].to_pylist()[1:6:2]
+    assert results.vanished == 0
+    assert make_plan(workspace, read_manifest(workspace), load_settings(workspace)[1], limit=3).images == 3
+    write_report(workspace)
 
 
 def test_parts_of_a_stage_are_not_counted_twice() -> None:

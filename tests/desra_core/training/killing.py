@@ -19,11 +19,19 @@ from typing import Any
 # Imported before forking, so that no child takes time for them.
 import tensorboard.summary.writer.record_writer  # type: ignore[import-untyped]  # noqa: F401
 import torch
+import torch._dynamo
 import torch.utils.tensorboard
 
 from desra_core.settings.models import Training
+from desra_core.third_party import mend_basicsr, mend_torchvision
 from desra_core.training import loop
 from desra_core.training.plan import RunFolder
+
+mend_torchvision()
+mend_basicsr()
+
+import basicsr.archs.discriminator_arch  # noqa: E402, F401
+import spandrel  # noqa: E402, F401
 
 
 def start(run: RunFolder, model: Path, training: Training, save_seconds: float) -> int:

@@ -19,7 +19,7 @@ from desra_core.training.pools import Pools
 from desra_core.workspace import Workspace
 from tests.in_process import process
 
-PHOTOS = 24
+PHOTOS = 15
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +69,14 @@ def test_the_held_out_images_that_are_missing(workspace) -> None:
     images._clean_ids = [key for key in images._clean_ids if key not in judges]
     left = len(images._clean_ids)
     assert images.lacking() == (
-        f"the gate will be undecided: none of the {left} photos without artifacts is held out; at least 1 of them is "
-        "missing, so add 4 or more, of which 30 % are held out"
+        f"the gate will be undecided: none of the {left} photos without artifacts is held out; at least 1 of them must "
+        "be held out, so add 4 or more: about 30 % of them will be"
     )
     images._clean_ids = []
     images._marked = images._marked.slice(0, 0)
     assert images.lacking() == (
         "the gate will be undecided: there is no photo with artifacts and there is no photo without artifacts; "
-        "at least 1 of each is missing, so add 4 or more, of which 30 % are held out"
+        "at least 1 of each must be held out, so add 4 or more: about 30 % of them will be"
     )
 
 

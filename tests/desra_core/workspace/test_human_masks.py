@@ -26,7 +26,7 @@ from desra_core.workspace import DATASET, Workspace, human_masks
 from desra_core.workspace.human_masks import read_human_masks
 from tests.in_process import process
 
-PHOTOS = 9
+PHOTOS = 6
 
 
 @pytest.fixture(scope="module")
@@ -368,10 +368,10 @@ def test_workspaces_of_earlier_versions_have_no_human_masks(mined, copy) -> None
 def test_a_mask_whose_file_is_gone_does_not_count(mined, copy) -> None:
     workspace = copy("all")
     key = load_settings(workspace)[1].gan_sr_key
-    draw(workspace, {mined.clean[0]: (5, 5, 30, 40), mined.marked[2]: ()})
+    draw(workspace, {mined.clean[0]: (5, 5, 30, 40), mined.marked[1]: ()})
     assert len(read_human_masks(workspace, key)) == 2
     workspace.human_mask(mined.clean[0]).unlink()
-    assert [mask.name for mask in read_human_masks(workspace, key).values()] == [mined.marked[2]]
+    assert [mask.name for mask in read_human_masks(workspace, key).values()] == [mined.marked[1]]
     assert read_human_masks(workspace, None) == {}
 
 

@@ -105,7 +105,7 @@ _RECORD = TypeAdapter(ImageRecord)
 
 
 @dataclass(frozen=True)
-class LabelledJob(Job):
+class AnnotatedJob(Job):
     """An image with its ground truth."""
 
     ground_truth: File | CocoMask
@@ -169,7 +169,8 @@ class LabelledJob(Job):
                 workspace.publish(self.mask_path(workspace, point), encode_mask(mask))
         # The record keeps the runs of methods that this benchmark leaves out: a later one may ask for them again.
         record = self.record(workspace) or ImageRecord(self.part, self.name)
-        labels_seconds = pair.seconds if pair.seconds is not None or not record.runs else record.labels_seconds
+        # Labels that were read or not needed this time take no time; then the time of an earlier run stays.
+        labels_seconds = record.labels_seconds if pair.seconds is None and record.runs else pair.seconds
         made = ImageRecord(self.part, self.name, *pair.shape, labels_seconds, record.runs | runs)
         return _RECORD.dump_json(made)
 
@@ -179,7 +180,7 @@ class LabelledJob(Job):
         return _RECORD.dump_json(replace(record, failure=failure))
 
 
-def plan_labelled(settings: Benchmarking) -> Benchmark[LabelledJob]:
+def plan_annotated(settings: Benchmarking) -> Benchmark[AnnotatedJob]:
     """Read a data set and list the methods that each image lacks. Writes nothing.
 
     Raises `UsageError`: the data set or a method cannot be used, or a setting contradicts another.
@@ -190,7 +191,7 @@ def plan_labelled(settings: Benchmarking) -> Benchmark[LabelledJob]:
     return plan_benchmark(settings, data_set, _job)
 
 
-def read_records(benchmark: Benchmark[LabelledJob]) -> list[ImageRecord]:
+def read_records(benchmark: Benchmark[AnnotatedJob]) -> list[ImageRecord]:
     """Read the records of the images that are done, with only the runs of this benchmark's methods."""
     unfinished = {(job.part, job.name) for _, job in benchmark.missing()}
     records = []
@@ -224,7 +225,7 @@ def _timed_scores(method: Method, pair: DecodedPair, weights: ClassWeights | Non
 
 def _job(
     settings: Benchmarking, example: Example, files: dict[str, File], inputs: dict[Method, list[str]]
-) -> LabelledJob:
+) -> AnnotatedJob:
     truth, published = files.get("gt_mask") or example.coco_mask, files.get("desra_mask")
     assert truth is not None
     truth_key = truth.hash if isinstance(truth, File) else truth[:3]
@@ -234,7 +235,7 @@ def _job(
         agreed = published.hash if published and method.weighs_classes else None
         scored = (method.key, method.points, method.thresholds)
         keys[method.name] = fingerprint("judged", JUDGED_VERSION, *scored, judged, hashes, agreed)
-    return LabelledJob(example.part, example.name, (), truth, published, keys)
+    return AnnotatedJob(example.part, example.name, (), truth, published, keys)
 
 
 def _decoded(file: File) -> Mask:
@@ -263,7 +264,7 @@ class _PublishedRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LabelledResults:
+class AnnotatedResults:
     """All numbers of a benchmark."""
 
     rows: list[MethodRow]
@@ -273,7 +274,7 @@ class LabelledResults:
     records: list[ImageRecord]
 
 
-def results_of(benchmark: Benchmark[LabelledJob]) -> LabelledResults:
+def results_of(benchmark: Benchmark[AnnotatedJob]) -> AnnotatedResults:
     """Add up the records of the judged images: rows per part and operating point, and over all parts at the end."""
     records = read_records(benchmark)
     by_part: dict[str, list[ImageRecord]] = {}
@@ -301,11 +302,11 @@ def results_of(benchmark: Benchmark[LabelledJob]) -> LabelledResults:
             columns = zip(*traced, strict=True)
             curves[method.name] = [(column[0][0], pooled(agreement for _, agreement in column)) for column in columns]
     rates = [record.labels_seconds / record.megapixels for record in records if record.labels_seconds is not None]
-    return LabelledResults(rows, published, curves, statistics.median(rates) if rates else None, records)
+    return AnnotatedResults(rows, published, curves, statistics.median(rates) if rates else None, records)
 
 
-def labelled_tables(
-    benchmark: Benchmark[LabelledJob], results: LabelledResults, failures: Sequence[ImageError]
+def annotated_tables(
+    benchmark: Benchmark[AnnotatedJob], results: AnnotatedResults, failures: Sequence[ImageError]
 ) -> Tables:
     """Format all results as tables with explanations, as CSV and as a document for JSON."""
     name = printable(Path(benchmark.settings.dataset).name)
@@ -328,7 +329,7 @@ def labelled_tables(
     )
 
 
-def _sections(benchmark: Benchmark[LabelledJob], results: LabelledResults) -> list[Section]:
+def _sections(benchmark: Benchmark[AnnotatedJob], results: AnnotatedResults) -> list[Section]:
     settings = benchmark.settings
     weights = ""
     if any(method.weighted for method in benchmark.methods):
@@ -397,7 +398,7 @@ def _without_single_part(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def _document(
-    benchmark: Benchmark[LabelledJob], results: LabelledResults, failures: Sequence[ImageError]
+    benchmark: Benchmark[AnnotatedJob], results: AnnotatedResults, failures: Sequence[ImageError]
 ) -> dict[str, Any]:
     """Describe all numbers in plain values for JSON; undefined ones are None."""
     images = []

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from desra_core.benchmarking import plan
-from desra_core.benchmarking.labelled import ALL, results_of
+from desra_core.benchmarking.annotated import ALL, results_of
 from desra_core.detection import artifact_mask, variance_similarity
 from desra_core.detection.class_weights import load_weights
 from desra_core.errors import UsageError
@@ -78,7 +78,10 @@ def test_masks_are_those_of_detection(plain, judged) -> None:
         assert ((read(output / "masks" / "desra" / f"{name}.png") > 0) == weighted).all()
 
 
-@pytest.mark.parametrize(("min_area", "detected"), [("11000", 2), ("30000", 0), ("20%", 2), ("60%", 0)])
+@pytest.mark.parametrize(("min_area", "detected"), [
+    ("11000", 2), pytest.param("30000", 0, marks=pytest.mark.slow),
+    pytest.param("20%", 2, marks=pytest.mark.slow), ("60%", 0),
+])  # fmt: skip
 def test_small_regions_do_not_count(plain, tmp_path, min_area, detected) -> None:
     """The artifacts cover 100 x 120 px and their surroundings: more than a quarter of the image."""
     judge(plain[0], tmp_path / "out", min_area=min_area, methods="desra")
@@ -93,18 +96,12 @@ def test_every_layout_gives_the_same_table(plain, judged, tmp_path) -> None:
     judge(tmp_path / "published", tmp_path / "a")
     assert table(tmp_path / "a", ALL) == expected
     assert {row["images"] for row in table(tmp_path / "a", "LDL")} == {"2"}
+    judge(tmp_path / "published" / "SwinIR", tmp_path / "alone")
+    assert table(tmp_path / "alone") == table(tmp_path / "a", "SwinIR"), "a method folder alone is a data set"
     pairs = {"mse_sr": folder / "mse_sr", "gan_sr": folder / "gan_sr", "labels": folder / "labels"}
     as_coco(folder, tmp_path / "somewhere.json", names)
     judge(tmp_path / "somewhere.json", tmp_path / "b", **pairs)
     assert table(tmp_path / "b") == expected
-
-
-def test_a_method_folder_alone_is_a_data_set(plain, judged, tmp_path) -> None:
-    folder, names = plain
-    as_published(folder, tmp_path / "published", names)
-    judge(tmp_path / "published", tmp_path / "a")
-    judge(tmp_path / "published" / "SwinIR", tmp_path / "b")
-    assert table(tmp_path / "b") == table(tmp_path / "a", "SwinIR")
 
 
 def test_the_curve_goes_through_the_operating_point(plain, judged) -> None:
