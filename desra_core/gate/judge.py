@@ -28,17 +28,11 @@ from desra_core.detection.class_weights import class_names
 from desra_core.detection.mask import MIN_AREA, THRESHOLD, WINDOW, Components
 from desra_core.detection.similarity import TILE
 from desra_core.errors import ImageError, UsageError
-from desra_core.evaluation.fidelity import (
-    gradient_similarity,
-    load_lpips,
-    lpips_distance,
-    sharpness,
-    squared_error,
-    structural_similarity,
-)
+from desra_core.evaluation import fidelity
+from desra_core.evaluation.fidelity import load_lpips, lpips_distance
 from desra_core.gate.criteria import Judgement, NewRegion, OldRegion
 from desra_core.images.codec import Labels, Mask, Pixels, bgr8
-from desra_core.images.parts import row_strips
+from desra_core.images.parts import encode_webp, fitted, row_strips, window_around
 from desra_core.networks.checkpoints import Precision, load_model
 from desra_core.networks.segmentation import load_segmenter
 from desra_core.networks.super_resolution import super_resolve
@@ -167,8 +161,6 @@ def _crops(
     judgement: Judgement, pictures: dict[str, Pixels], shape: tuple[int, int]
 ) -> Iterator[tuple[str, int, bytes]]:
     """Yield kind, rank and WebP of the worst regions, cut from results of ``shape`` or from the LR photo."""
-    from desra_core.images.parts import encode_webp, fitted, window_around
-
     for rank, region in enumerate(worst_regions(judgement)):
         window = window_around(region.x, region.y, region.width, region.height, shape)
         for kind, pixels in pictures.items():
@@ -269,12 +261,12 @@ def judge(
         artifact_pixels_before=int(np.count_nonzero(before.mask)),
         artifact_pixels_after=int(np.count_nonzero(after.mask)),
         outside_pixels=int(np.count_nonzero(outside)),
-        squared_error=squared_error(before.pixels, after.pixels, outside),
-        ssim=structural_similarity(before.pixels, after.pixels, outside),
-        gradient_similarity=gradient_similarity(before.pixels, after.pixels, outside),
+        squared_error=fidelity.squared_error(before.pixels, after.pixels, outside),
+        ssim=fidelity.structural_similarity(before.pixels, after.pixels, outside),
+        gradient_similarity=fidelity.gradient_similarity(before.pixels, after.pixels, outside),
         lpips=None if lpips is None else lpips_distance(lpips, before.pixels, after.pixels),
-        sharpness_before=sharpness(before.pixels),
-        sharpness_after=sharpness(after.pixels),
+        sharpness_before=fidelity.sharpness(before.pixels),
+        sharpness_after=fidelity.sharpness(after.pixels),
     )
 
 

@@ -27,32 +27,14 @@ import pyarrow.parquet as pq
 from desra_core.errors import TransientError, UsageError
 from desra_core.files import content_key, holder, is_unfinished, read_json
 from desra_core.gate.model_registry import history
-from desra_core.housekeeping.contents import (
-    EMPTY,
-    ITEMS,
-    KEY,
-    UNKNOWN,
-    Item,
-    entries,
-    images_contents,
-    item,
-    table_of,
-)
+from desra_core.housekeeping import contents
+from desra_core.housekeeping.contents import EMPTY, KEY, UNKNOWN, Item, entries, item, table_of
 from desra_core.planning.plan import COLUMNS, assess, load_settings, publish_tables
 from desra_core.settings import CorpusSettings
 from desra_core.training.plan import RunFolder
-from desra_core.workspace import Workspace, read_table
+from desra_core.workspace import Workspace, products, read_table
 from desra_core.workspace.manifest import asked_for, read_manifest
-from desra_core.workspace.products import (
-    SCHEMA,
-    Target,
-    finished_shards,
-    flags_of,
-    gather_journals,
-    held_by,
-    kept_arrays,
-    read_records,
-)
+from desra_core.workspace.products import SCHEMA, Target, finished_shards, flags_of, read_records
 
 _UNFINISHED = "left half-written by runs that were cut off"
 _PARTS = {"run.json", "data", "state.pth", "losses.json", "progress.json", "models", "tensorboard", "lock"}
@@ -67,7 +49,7 @@ _STAYS = pa.scalar(None, pa.string())
 class Garbage(NamedTuple):
     """The items that may be deleted, and the changes to the tables."""
 
-    table: pa.Table  # items that no run needs, and unknown ones, which stay (schema `ITEMS`)
+    table: pa.Table  # items that no run needs, and unknown ones, which stay (schema `contents.ITEMS`)
     manifest: pa.Table  # the manifest without the images that go
     target: Target  # the keys of the latest run
     stale: pa.Table  # the records that go: columns ``id``, and ``shard``, the shard whose table has the record
@@ -94,9 +76,9 @@ def find_garbage(workspace: Workspace, *, vanished: bool = False) -> Garbage:
         paths = manifest[f"{sources.identity[-1]}_path"].to_pylist()
         stays = [there or os.path.lexists(sources.main / path) for there, path in zip(present, paths, strict=True)]
         staying = manifest.filter(pa.array(stays, pa.bool_()))
-    held = table_of(images_contents(workspace))
+    held = table_of(contents.images_contents(workspace))
     reasons = _reasons(held, _unkept(held, workspace, settings, target, staying), manifest, staying)
-    held = held.set_column(ITEMS.get_field_index("reason"), "reason", reasons)
+    held = held.set_column(contents.ITEMS.get_field_index("reason"), "reason", reasons)
     going = held.filter(pc.or_(reasons.is_valid(), pc.equal(held["kind"], UNKNOWN)))
     maps = held.filter(pc.and_(pc.equal(held["kind"], "maps"), reasons.is_valid()))
     unmapped, unlabelled = (
@@ -145,8 +127,8 @@ def _unkept(
     Null where they do, and for items of pending images and of images that the latest run was not asked for.
     """
     rows = asked_for(manifest).slice(0, settings.limit)
-    work = assess(rows, read_records(workspace, COLUMNS), target, held_by(workspace, rows, target.gan_sr_key))
-    keeps = {array: flags & ~work.failed for array, flags in kept_arrays(target, work.whole).items()}
+    work = assess(rows, read_records(workspace, COLUMNS), target, products.held_by(workspace, rows, target.gan_sr_key))
+    keeps = {array: flags & ~work.failed for array, flags in products.kept_arrays(target, work.whole).items()}
     keeps["mse_sr"] |= target.keep_mse  # also of failed images
     ids = rows["id"].combine_chunks()
     done = pc.invert(pc.is_in(ids, ids.filter(pa.array(work.pending))))
@@ -243,7 +225,7 @@ def sweep(
     """
     scratch = table_of(_unfinished(workspace))  # locking the workspace deletes these
     with workspace.locked():
-        gather_journals(workspace)
+        products.gather_journals(workspace)
         found = find_garbage(workspace, vanished=vanished)
         workspace.publish_table(workspace.manifest, found.manifest)
         for shard, table in _rewritten(workspace, found):
