@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by PyTorch's threads: they would spin on busy cores
+
+import contextlib
 import signal
 import subprocess
 import sys
