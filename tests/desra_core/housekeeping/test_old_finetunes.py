@@ -30,7 +30,7 @@ from desra_core.training.plan import RunFolder, plan_finetune
 from desra_core.workspace import Workspace
 from tests.in_process import judge_all, process, train
 
-PHOTOS = 12
+PHOTOS = 9
 TINY = {"preset": "cpu", "iterations": 2, "checkpoint_every": 2, "patch": 64, "batch": 2, "discriminator_features": 4,
         "warmup": 1, "images": 2, "held_out": 2, "clean": 1}  # fmt: skip
 OPEN = {"min_removal": 0.0, "max_detail_loss": 1.0}
