@@ -163,7 +163,7 @@ class Tables(NamedTuple):
         return [*self.sections, Section("Images that could not be judged", lines)] if failures else self.sections
 
 
-def plan_benchmark(settings: Benchmarking, data_set: DataSet, make_job: JobMaker[AnyJob]) -> Benchmark[AnyJob]:
+def plan_jobs(settings: Benchmarking, data_set: DataSet, make_job: JobMaker[AnyJob]) -> Benchmark[AnyJob]:
     """Hash the files of a data set and list the jobs. Writes nothing.
 
     Raises `UsageError`: a method, the weights or the segmenter cannot be used, or lacks an input.

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from pydantic import TypeAdapter
 
 from desra_core.detection import Region, artifact_mask, find_regions, variance_similarity
-from desra_core.detection.class_weights import class_names
+from desra_core.detection.class_weights import class_name
 from desra_core.detection.mask import MIN_AREA, THRESHOLD, WINDOW, Components
 from desra_core.detection.similarity import TILE
 from desra_core.errors import ImageError, UsageError
@@ -240,11 +240,9 @@ def judge(
         ValueError: The results differ in shape, or are smaller than 11 px a side.
     """
     outside = ~before.mask
-    names = class_names()
 
     def described(region: Region) -> NewRegion:
-        class_name = None if region.dominant_class is None else names[region.dominant_class]
-        return NewRegion(*region[:5], class_name, region.severity)
+        return NewRegion(*region[:5], class_name(region.dominant_class), region.severity)
 
     kept = Components(before.mask).covered(after.low_area_mask).tolist()
     known = Components(after.mask).covered(before.low_area_mask).tolist()

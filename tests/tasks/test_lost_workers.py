@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import cloudpickle
 import pytest
+from dask import config as dask_config
 
 from desra_core.errors import ImageError, TransientError
 from desra_core.settings import Machine
@@ -24,11 +25,14 @@ from tests.tasks.jobs import done, follow, images, job, leaves
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
+# How long after a worker has gone Dask looks whether it is back, and else gives it up for good.
+LOST = "distributed.deploy.lost-worker-timeout"
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Dask]:
-    """Its one worker is followed by another whenever it ends."""
-    with open_dask(Machine(workers=1, memory="1GB")) as cluster:
+    """Its one worker is followed by another whenever it ends, also where it is away a while after it was before."""
+    with dask_config.set({LOST: "1 hour"}), open_dask(Machine(workers=1, memory="1GB")) as cluster:
         yield cluster
 
 
