@@ -19,7 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from desra_core.detection.class_weights import class_names
+from desra_core.detection.class_weights import class_name, class_names
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation import metrics
 from desra_core.evaluation.mask_files import MaskPair, Pairing
@@ -369,8 +369,7 @@ def _rating(row: dict[str, str], line: int, path: Path) -> tuple[int, Rating]:
 
 def _region_row(image: ImageAgreement, number: int, region: MaskRegion) -> Row:
     """Make the columns that both tables of regions have; ``share_inside`` is the region's share in the other mask."""
-    class_name = None if region.dominant_class is None else class_names()[region.dominant_class]
-    values = (image.pair.name, number, *region[:5], region.inside / region.area, class_name)
+    values = (image.pair.name, number, *region[:5], region.inside / region.area, class_name(region.dominant_class))
     return dict(zip(_REGION_COLUMNS, values, strict=True))
 
 
