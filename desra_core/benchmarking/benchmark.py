@@ -21,7 +21,7 @@ from desra_core.errors import ImageError, TransientError, UsageError, printable
 from desra_core.evaluation.mask_files import is_lossy
 from desra_core.evaluation.table import Section
 from desra_core.files import digest, fingerprint, read_bytes
-from desra_core.networks.segmentation import load_segmenter, segmenter_key
+from desra_core.networks.segmentation import load_segmenter, segment, segmenter_key
 from desra_core.settings.models import Benchmarking
 from desra_core.stages import read_label_file, read_photo
 from desra_core.workspace import Workspace
@@ -287,12 +287,9 @@ def _read_pair(
     if "labels" in inputs and image.labels:
         labels = read_label_file(image.labels, gan_sr.shape[:2], max_pixels)
     elif "labels" in inputs:
-        segmenter = load_segmenter(benchmark.settings.segmenter, device)
+        load_segmenter(benchmark.settings.segmenter, device)  # before the time is taken
         started = time.perf_counter()
-        try:
-            labels = segmenter(gan_sr)
-        except ImageError as error:
-            raise type(error)(image.path, error.reason, error.remedy) from None
+        labels = segment(benchmark.settings.segmenter, device, gan_sr, image.path)
         seconds = round(time.perf_counter() - started, 4)
     return DecodedPair(image.path, mse_sr.shape[:2], DetectorInputs(mse_sr, gan_sr, lr, labels), seconds)
 

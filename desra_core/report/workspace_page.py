@@ -24,12 +24,22 @@ from desra_core.images.codec import Labels
 from desra_core.images.parts import RGB, Rectangle, fitted
 from desra_core.images.scanning import kinds_in_words
 from desra_core.report import charts, document
-from desra_core.report import results as statistics
 from desra_core.report.charts import inline
 from desra_core.report.document import Cell, cells_within, hex_colour, make_cell, render_page, shortened, stage_name
 from desra_core.report.finetuning import read_finetuning
 from desra_core.report.pictures import HUMAN_OUTLINE, KINDS, Crops, StoredImage, class_shares, heat_map, label_picture
-from desra_core.report.results import CorpusSummary, WorkspaceResults, class_counts, numbers, read_results, stage_times
+from desra_core.report.results import (
+    CorpusSummary,
+    WorkspaceResults,
+    class_counts,
+    class_distributions,
+    masked_shares,
+    numbers,
+    read_results,
+    recorded_detector,
+    severity_curve,
+    stage_times,
+)
 from desra_core.workspace import Workspace
 
 WORST = 24
@@ -171,9 +181,9 @@ def choose(regions: pa.Table, worst: int, per_image: int = PER_IMAGE) -> list[di
 def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[str, Any]:
     summary = CorpusSummary(results)
     times = stage_times(results.seconds)
-    settings, measure = results.settings, statistics.recorded_detector(results.settings)
+    settings, measure = results.settings, recorded_detector(results.settings)
     classes = class_counts(results.regions)
-    distribution, people = statistics.class_distributions(results, measure), statistics.severity_curve(results)
+    distribution, people = class_distributions(results, measure), severity_curve(results)
     notes = _notes(results, summary)
     keys = results.document.get("target") or {}
     try:
@@ -252,7 +262,7 @@ def _histograms(results: WorkspaceResults, measure: AppliedDetector) -> list[Mar
         return []
     similarity = measure.value(-numbers(regions["mean_similarity"]))
     top = measure.highest or max(float(similarity.max()), 1e-12)
-    shares = statistics.masked_shares(results)
+    shares = masked_shares(results)
     drawn = [
         ("the severity of the regions", "severity", "regions", "asinh", numbers(regions["severity"])),
         ("the area of the regions", "area of a region in pixels", "regions", "log", numbers(regions["area"])),
