@@ -6,13 +6,13 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import cloudpickle
 import pytest
-from dask import config as dask_config
 
 from desra_core.errors import ImageError, TransientError
 from desra_core.settings import Machine
@@ -25,15 +25,27 @@ from tests.tasks.jobs import done, follow, images, job, leaves
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-# How long after a worker has gone Dask looks whether it is back, and else gives it up for good.
-LOST = "distributed.deploy.lost-worker-timeout"
-
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Dask]:
-    """Its one worker is followed by another whenever it ends, also where it is away a while after it was before."""
-    with dask_config.set({LOST: "1 hour"}), open_dask(Machine(workers=1, memory="1GB")) as cluster:
+    """Its one worker is followed by another whenever it ends."""
+    with open_dask(Machine(workers=1, memory="1GB")) as cluster:
         yield cluster
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_again_and_again_comes_back(cluster: Dask) -> None:
+    """Also where it is away when Dask looks whether it is back, 15 s after an earlier death."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        cluster.client.wait_for_workers(1)
+        for process in cluster.client.run(os.getpid).values():
+            os.kill(process, signal.SIGKILL)
+        while cluster.client.nthreads():
+            time.sleep(0.01)
+    cluster.client.wait_for_workers(1, timeout=60)
+    [(_, result)] = cluster.map(*job(done), images("photo"))
+    assert result == Record("photo", mask_key="done")
 
 
 def killer(image: ImageRef, outcome: Record) -> Record:
