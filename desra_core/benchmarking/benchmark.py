@@ -287,9 +287,9 @@ def _read_pair(
     if "labels" in inputs and image.labels:
         labels = read_label_file(image.labels, gan_sr.shape[:2], max_pixels)
     elif "labels" in inputs:
-        load_segmenter(benchmark.settings.segmenter, device)  # before the time is taken
+        segmenter = load_segmenter(benchmark.settings.segmenter, device)
         started = time.perf_counter()
-        labels = segment(benchmark.settings.segmenter, device, gan_sr, image.path)
+        labels = segment(segmenter, gan_sr, image.path)
         seconds = round(time.perf_counter() - started, 4)
     return DecodedPair(image.path, mse_sr.shape[:2], DetectorInputs(mse_sr, gan_sr, lr, labels), seconds)
 

@@ -34,7 +34,7 @@ from desra_core.gate.criteria import Judgement, NewRegion, OldRegion
 from desra_core.images.codec import Labels, Mask, Pixels, bgr8
 from desra_core.images.parts import encode_webp, fitted, row_strips, window_around
 from desra_core.networks.checkpoints import Precision, load_model
-from desra_core.networks.segmentation import segment
+from desra_core.networks.segmentation import load_segmenter, segment
 from desra_core.networks.super_resolution import super_resolve
 from desra_core.settings import min_area_pixels
 from desra_core.stages import StageJob, read_label_file, read_photo
@@ -180,7 +180,7 @@ def _artifacts(image: ImageRef, mse_sr: Pixels, result: Pixels, job: StageJob) -
     if weights is not None and image.labels is not None:
         labels = read_label_file(image.labels, result.shape[:2], job.max_pixels)
     elif weights is not None and corpus.segmenter.startswith("mmseg:"):
-        labels = segment(corpus.segmenter, job.device, result, image.path)
+        labels = segment(load_segmenter(corpus.segmenter, job.device), result, image.path)
     return detect(
         mse_sr,
         result,

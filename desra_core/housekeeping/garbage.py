@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from desra_core.errors import TransientError, UsageError
-from desra_core.files import content_key, holder, is_unfinished, read_json
+from desra_core.files import content_key, holder, is_unfinished, read_document, read_json
 from desra_core.gate.model_registry import history
 from desra_core.housekeeping import contents
 from desra_core.housekeeping.contents import EMPTY, KEY, UNKNOWN, Item, entries, item, table_of
@@ -272,7 +272,7 @@ def _old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[I
             runs[entry.name] = RunFolder(Path(entry.path))
         else:
             yield item(workspace, entry.path, UNKNOWN)
-    begun = {key: [path for path in (run.document, run.progress) if path.exists()] for key, run in runs.items()}
+    begun = {key: [path for path in (run.document, run.progress) if os.path.exists(path)] for key, run in runs.items()}
     latest = max(runs, key=lambda key: max((path.stat().st_mtime for path in begun[key]), default=0.0), default="")
     model = _model_in_use(workspace, settings)
     whole = {key for key, run in runs.items() if key == latest or _stays_whole(run, model)}
@@ -340,8 +340,8 @@ def _comparisons(workspace: Workspace) -> tuple[dict[str, Any], set[str]]:
     verdict is damaged, or the note of the verdict is missing (earlier versions wrote none): then no file of the gate is
     deleted.
     """
-    verdict = read_json(workspace.verdict)
-    if verdict is not None and not (isinstance(verdict, dict) and "after" in verdict):
+    verdict = read_document(workspace.verdict)
+    if "after" not in verdict and workspace.verdict.exists():
         return {}, set()
     verdict_time = workspace.verdict.stat().st_mtime_ns if verdict else 0
     notes, new = {}, set()
@@ -363,16 +363,19 @@ def _stays_whole(run: RunFolder, model: str | None) -> bool:
     """Check whether an earlier finetune stays whole: it may go on, is running, or holds unknown files."""
     if _is_running(run) or any(not known and not _is_scratch(entry) for entry, known in _parts(run)):
         return True
-    document = read_json(run.document)
-    if document is None or _has_ended(run):
+    document = read_document(run.document)
+    if not document or _has_ended(run):
         return False
-    return model is None or (document.get("parent") or {}).get("key") == model
+    parent = document.get("parent")
+    return model is None or (isinstance(parent, dict) and parent.get("key") == model)
 
 
 def _has_ended(run: RunFolder) -> bool:
     """Check whether a finetune has done what it was last asked to do."""
-    training = (read_json(run.document) or {}).get("training", {})
-    asked = (read_json(run.progress) or {}).get("iterations", training.get("iterations", 1))
+    training = read_document(run.document).get("training")
+    if not isinstance(training, dict):
+        return False
+    asked: Any = read_document(run.progress).get("iterations", training.get("iterations", 1))
     return run.reached(asked, training.get("patience", 1))
 
 
@@ -380,7 +383,7 @@ def _is_running(run: RunFolder) -> bool:
     """Check whether a process holds the folder of a finetune, as a worker does even where its driver has died."""
     try:
         return holder(run.root / "lock") is not None
-    except OSError:
+    except (OSError, UsageError):
         return True
 
 

@@ -77,14 +77,14 @@ def load_segmenter(spec: str, device: str) -> Segmenter:
         return _loaded(*_files(spec), key, device)
 
 
-def segment(spec: str, device: str, gan_sr: Pixels, path: Path) -> Labels:
-    """Label the pixels of a result with a segmenter; parameters as for `load_segmenter`.
+def segment(segmenter: Segmenter, gan_sr: Pixels, path: Path) -> Labels:
+    """Label the pixels of the result of a photo with a segmenter of `load_segmenter`.
 
     Raises:
         ImageError: The image is too narrow for the model; the error names ``path``.
     """
     try:
-        return load_segmenter(spec, device)(gan_sr)
+        return segmenter(gan_sr)
     except ImageError as error:
         raise type(error)(path, error.reason, error.remedy) from None
 

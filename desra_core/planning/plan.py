@@ -23,7 +23,7 @@ from desra_core import __version__
 from desra_core.detection.class_weights import Weights, class_names, load_weights
 from desra_core.detection.detectors import DEFAULT, NEEDED_INPUTS, AppliedDetector
 from desra_core.errors import Failure, UsageError
-from desra_core.files import content_key, fingerprint, read_json
+from desra_core.files import content_key, fingerprint, read_document
 from desra_core.images.codec import most_pixels
 from desra_core.networks.checkpoints import load_pair
 from desra_core.networks.segmentation import segmenter_key, try_segmenter
@@ -185,8 +185,8 @@ def load_settings(workspace: Workspace) -> tuple[CorpusSettings, Target]:
 
 def settings_document(workspace: Workspace) -> dict[str, Any]:
     """Read the document of `save_settings`: verb, settings, target, versions; empty where it cannot be read."""
-    document = read_json(workspace.settings)
-    return document if isinstance(document, dict) and isinstance(document.get("settings"), dict) else {}
+    document = read_document(workspace.settings)
+    return document if isinstance(document.get("settings"), dict) else {}
 
 
 class Work(NamedTuple):
@@ -480,10 +480,10 @@ def _regions(manifest: pa.Table, records: pa.Table) -> pa.Table:
 
 def images_of_several_pages(workspace: Workspace) -> list[str]:
     """Name the images whose file has further full pages, which are not read."""
-    manifest = read_manifest(workspace)
+    manifest = asked_for(read_manifest(workspace))
     records = read_records(workspace, ["id", "further_pages"])
     ids = records["id"].filter(pc.greater(records["further_pages"], 0)).combine_chunks()
-    names: list[str] = manifest["name"].filter(pc.and_(manifest["present"], pc.is_in(manifest["id"], ids))).to_pylist()
+    names: list[str] = manifest["name"].filter(pc.is_in(manifest["id"], ids)).to_pylist()
     return names
 
 

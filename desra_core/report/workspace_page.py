@@ -250,6 +250,9 @@ def _notes(results: WorkspaceResults, summary: CorpusSummary) -> list[str]:
     if results.vanished:
         vanished = counted(results.vanished, "image that is", "images that are")
         notes.append(f"{vanished} no longer in the folders: left out.")
+    if results.unasked:
+        unasked = counted(results.unasked, "image that was", "images that were")
+        notes.append(f"{unasked} not asked for by the latest run: left out.")
     if others := kinds_in_words(results.passed_over):
         notes.append(f"In the folders, these were passed over: {others}.")
     return notes

@@ -18,7 +18,8 @@ def network(job: StageJob) -> tuple[Any, ...]:
 
 def segmentation_stage(image: ImageRef, record: Record, workspace: Workspace, job: StageJob) -> Record:
     """Label ``gan_sr`` and store the labels (raises `ImageError`)."""
+    segmenter = load_segmenter(job.settings.segmenter, job.device)
     gan_sr = read_gan_sr(image, workspace, job.target.gan_sr_key, job.max_pixels)
-    labels = segment(job.settings.segmenter, job.device, gan_sr, image.path)
+    labels = segment(segmenter, gan_sr, image.path)
     write_array(workspace, image.id, "labels", labels, key=job.key)
     return replace(record, segmentation_key=job.key, labels_kept=True)

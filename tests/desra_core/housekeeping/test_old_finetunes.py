@@ -349,6 +349,15 @@ def test_judgements_stay_with_the_finetunes_that_they_judge(fake: Fake, tmp_path
     assert f"gate/judgements/{KEYS[9]}" in fake.going()
 
 
+@pytest.mark.parametrize("content", ["5", '"x"', "[]", '{"training": []}', '{"training": 1, "parent": 2}'])
+def test_damaged_documents_of_finetunes_end_in_no_traceback(fake: Fake, content: str) -> None:
+    run = fake.finetune(KEYS[0])
+    fake.finetune(KEYS[1])
+    for path in (run.document, run.progress):
+        path.write_text(content)
+        fake.going()
+
+
 @pytest.mark.parametrize("damage", ["missing", "damaged", "another version", "damaged verdict"])
 def test_without_notes_on_comparisons_the_gate_is_left_alone(fake: Fake, damage: str) -> None:
     run, other = fake.finetune(KEYS[0]), fake.workspace.root / "other.pth"

@@ -406,13 +406,12 @@ def test_too_narrow_image(segmenter):
         segmenter(np.zeros((11, 2048, 3), np.uint8))
 
 
-def test_the_photo_that_cannot_be_labelled_is_named(folder):
+def test_the_photo_that_cannot_be_labelled_is_named(segmenter):
     """As mine, detect, the gate and a benchmark need it."""
-    spec = f"mmseg:{folder / 'config.py'},{folder / 'v0.pth'}"
     with pytest.raises(ImageError, match=r"^photos/a\.png: is too narrow"):
-        segment(spec, "cpu", np.zeros((11, 2048, 3), np.uint8), Path("photos/a.png"))
+        segment(segmenter, np.zeros((11, 2048, 3), np.uint8), Path("photos/a.png"))
     gan_sr = photo("astronaut")[:40, :60]
-    assert np.array_equal(segment(spec, "cpu", gan_sr, Path("a.png")), load_segmenter(spec, "cpu")(gan_sr))
+    assert np.array_equal(segment(segmenter, gan_sr, Path("a.png")), segmenter(gan_sr))
 
 
 def test_weights_that_are_not_finite(folder, model, tmp_path):
