@@ -17,7 +17,7 @@ from deployments.serving import connection
 from deployments.serving.connection import AGAIN, check_server, configure, connected
 from desra_core.errors import TransientError, UsageError
 from desra_core.workspace import Workspace
-from flows.corpus_flow import post_to_webhook
+from flows.desra_flow import post_to_webhook
 from tests.served import DEAD, HttpProxy
 
 PROXIES = (f"http://{DEAD}", DEAD, f"https://{DEAD}", f"socks5://u:p@{DEAD}", f"socks5h://{DEAD}", f"socks://{DEAD}/",

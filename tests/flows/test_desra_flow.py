@@ -27,11 +27,11 @@ from desra_core.errors import ImageError, LockedError, TransientError, UsageErro
 from desra_core.settings import Detection, Machine, Mining
 from desra_core.settings.models import Comparing, Cycling, Finetuning, Serving
 from desra_core.workspace import Workspace
-from flows import corpus_flow as module
-from flows import corpus_flow as webhook_module
+from flows import desra_flow as module
+from flows import desra_flow as webhook_module
 from flows.compare import compare
-from flows.corpus_flow import corpus_flow, report_cancelled, report_failure, run_name
 from flows.cycle import cycle
+from flows.desra_flow import desra_flow, report_cancelled, report_failure, run_name
 from flows.detect import detect
 from flows.finetune import finetune
 from flows.mine import mine
@@ -124,7 +124,7 @@ def raising(name: str, *errors: Exception) -> tuple[Any, list[int]]:
         return Ended("all is well")
 
     flow.__name__ = name
-    return corpus_flow(flow), tries
+    return desra_flow(flow), tries
 
 
 def test_a_refusal_is_one_line_without_a_traceback(url, webhook) -> None:
@@ -167,12 +167,12 @@ def said(stderr: str) -> list[tuple[str, str, str, str]]:
 def test_how_a_run_went_is_a_line_on_stderr(url, by_itself, capsys) -> None:
     """One line, also where the run has called others."""
 
-    @corpus_flow
+    @desra_flow
     def inner(flawed: bool) -> Ended:
         """Is called."""
         return Ended("all is well", lacking=flawed)
 
-    @corpus_flow
+    @desra_flow
     def night(detection: Detection, machine: Machine, flawed: bool) -> Ended:
         """Calls another one."""
         return inner(flawed)
@@ -219,7 +219,7 @@ def test_a_run_by_hand_fails_at_once(url) -> None:
 def test_an_incomplete_run_of_a_deployment_fails(url, by_itself, monkeypatch) -> None:
     broken = TransientError("2 shards could not finish", "the disk is full", "run again")
 
-    @corpus_flow
+    @desra_flow
     def partial() -> Ended:
         """Ends, but for something."""
         return Ended("nearly", broken)
@@ -255,7 +255,7 @@ def test_a_webhook_in_trouble_changes_nothing(trouble, url, webhook, monkeypatch
 def test_a_run_within_a_run_sends_no_message_of_its_own(url, webhook) -> None:
     inner, _ = raising("inner", UsageError("--x", "is bad", "mend it"))
 
-    @corpus_flow
+    @desra_flow
     def outer() -> Ended:
         """Calls another one."""
         return inner()
@@ -293,7 +293,7 @@ def test_the_worker_reports_a_killed_run(url, webhook, capsys) -> None:
 def test_a_run_within_a_run_is_tried_again_with_the_one_around_it(url, by_itself) -> None:
     inner, tries = raising("inner", *[TransientError("/ws", "the disk is full", "free some space")] * 9)
 
-    @corpus_flow
+    @desra_flow
     def outer() -> Ended:
         """Calls another one."""
         return inner()
