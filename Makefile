@@ -35,7 +35,7 @@ setup: $(STAMP)  ## make .venv with everything that the other targets need
 demo: $(STAMP)  ## mine photos with a small model pair, finetune it; look at demo/workspace/report.html
 	@$(RUN) -m deployments.demo --output demo
 
-test: $(STAMP)  ## run the tests, those that are marked slow left out; about eight minutes on two cores
+test: $(STAMP)  ## run the tests, those that are marked slow left out; about six minutes on two cores
 	$(RUN) -m pytest -n $(WORKERS)
 
 test-all: $(STAMP)  ## run all tests; about half an hour on two cores

@@ -137,9 +137,9 @@ def cycle() -> None:
 def calibrate() -> None:
     """Derive class weights from artifact-free pairs of your own models, and suggest a threshold.
 
-    Runs desra detect or mine as WORKSPACE's latest run, keeping all maps, then counts how similar the pairs are in
-    each class. Writes OUTPUT for --weights, and beside it a page and a figure. The same command again goes on where it
-    was cut off, takes in new images, and counts nothing twice.
+    Runs desra detect or mine with the settings of WORKSPACE's latest run, but keeps all maps, and counts how similar
+    the pairs are in each class. Writes OUTPUT for --weights, and beside it a page and a figure. The same command again
+    goes on where it was cut off, takes in new images, and counts nothing twice.
     """
 
 

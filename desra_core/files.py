@@ -84,6 +84,12 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def read_document(path: Path) -> dict[str, Any]:
+    """Read a JSON object, such as the note in a lock file; ``{}`` where it is missing, damaged or no object."""
+    document = read_json(path)
+    return document if isinstance(document, dict) else {}
+
+
 def scratch_in(folder: Path) -> Path:
     """Return a new path for an unfinished file; `is_unfinished` and `sweep` recognise the name."""
     return folder / f".{uuid.uuid4().hex}{_SCRATCH}"
@@ -267,15 +273,9 @@ def holder(path: Path) -> dict[str, Any] | None:
     """
     try:
         with path.open() as file:
-            return None if _flocked(file, fcntl.LOCK_SH) else read_note(path)
+            return None if _flocked(file, fcntl.LOCK_SH) else read_document(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def read_note(path: Path) -> dict[str, Any]:
-    """Read the note in a lock file, whether the lock is held or not; ``{}`` where there is none."""
-    note = read_json(path)
-    return note if isinstance(note, dict) else {}
 
 
 def _flocked(file: IO[str], kind: int) -> bool:
@@ -284,6 +284,8 @@ def _flocked(file: IO[str], kind: int) -> bool:
     except (BlockingIOError, PermissionError):  # another process holds it; network file systems say so by EACCES
         return False
     except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF):
+            raise
         reason = f"cannot be locked ({error.strerror})"
         raise UsageError(file.name, reason, "use a disk with file locks, such as one of this machine") from error
     return True

@@ -8,7 +8,7 @@ from desra_core.report.pages import PublishedBenchmark
 from desra_core.settings import Machine
 from desra_core.settings.models import Benchmarking
 from desra_core.workspace import Workspace
-from flows.corpus_flow import corpus_flow
+from flows.desra_flow import desra_flow
 from tasks.judging import publish_benchmark, run_detectors
 from tasks.run_end import RunEnd
 
@@ -20,7 +20,7 @@ class Benchmarked(RunEnd):
     published: PublishedBenchmark
 
 
-@corpus_flow
+@desra_flow
 def benchmark(benchmarking: Benchmarking, machine: Machine = Machine()) -> Benchmarked:  # noqa: B008
     """Run detectors on a data set with a ground truth, or on clean pairs with injected artifacts, and publish tables.
 

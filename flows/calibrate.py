@@ -8,7 +8,7 @@ from desra_core.calibration.weights import CalibratedWeights
 from desra_core.evaluation.table import counted
 from desra_core.settings import Machine, Mining
 from desra_core.settings.models import Calibrating
-from flows.corpus_flow import corpus_flow, opened_workspace
+from flows.desra_flow import desra_flow, opened_workspace
 from flows.detect import detect
 from flows.mine import mine
 from tasks.dask_cluster import open_dask
@@ -25,7 +25,7 @@ class Calibrated(RunEnd):
     weights: CalibratedWeights
 
 
-@corpus_flow
+@desra_flow
 def calibrate(calibrating: Calibrating, machine: Machine = Machine(), rescan: bool = True) -> Calibrated:  # noqa: B008
     """Compare all pairs, count their similarity by class, and derive weights and thresholds from the counts.
 

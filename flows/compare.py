@@ -10,7 +10,7 @@ from desra_core.settings import Machine
 from desra_core.settings.models import Comparing
 from desra_core.workspace import Workspace
 from flows import handed_over
-from flows.corpus_flow import corpus_flow
+from flows.desra_flow import desra_flow
 from tasks.judging import decide_verdict, judge_images, promote_best, publish_report
 from tasks.run_end import RunEnd
 
@@ -25,7 +25,7 @@ class Compared(RunEnd):
     promoted: Path | None
 
 
-@corpus_flow
+@desra_flow
 def compare(comparing: Comparing, machine: Machine = Machine()) -> Compared:  # noqa: B008
     """Judge finetuned models on held-out images, and promote the best model if it passes and the settings say so.
 

@@ -9,7 +9,7 @@ from desra_core.settings.models import Cycling
 from desra_core.training.plan import FinetunePlan, plan_finetune
 from flows import handed_over, handing_over
 from flows.compare import Compared, compare
-from flows.corpus_flow import corpus_flow, opened_workspace, runs_by_itself
+from flows.desra_flow import desra_flow, opened_workspace, runs_by_itself
 from flows.finetune import finetune
 from flows.mine import mine
 from tasks.judging import promote_best, publish_report
@@ -26,7 +26,7 @@ class Cycled(RunEnd):
     promoted: Path | None = None
 
 
-@corpus_flow
+@desra_flow
 def cycle(cycling: Cycling, machine: Machine = Machine(), rescan: bool = True) -> Cycled:  # noqa: B008
     """Mine artifacts with the current model, finetune it on them, judge it on held-out images, and promote the best.
 

@@ -8,12 +8,12 @@ from desra_core.training.plan import FinetunePlan, plan_finetune
 from desra_core.training.pools import note_trained
 from desra_core.workspace import Workspace
 from flows import handed_over
-from flows.corpus_flow import corpus_flow
+from flows.desra_flow import desra_flow
 from tasks.finetuning import freeze_images, show_losses, train
 from tasks.run_end import RunEnd
 
 
-@corpus_flow
+@desra_flow
 def finetune(
     finetuning: Finetuning,
     machine: Machine = Machine(),  # noqa: B008

@@ -4,12 +4,12 @@ from desra_core.gate.comparison import mining_with_current
 from desra_core.settings import Machine, Mining
 from desra_core.settings.models import FinetuneTrigger
 from desra_core.workspace import Workspace
-from flows.corpus_flow import corpus_flow, process_corpus
+from flows.desra_flow import desra_flow, process_corpus
 from tasks.finetuning import start_finetune
 from tasks.run_end import Summary
 
 
-@corpus_flow
+@desra_flow
 def mine(
     mining: Mining,
     machine: Machine = Machine(),  # noqa: B008

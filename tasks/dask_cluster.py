@@ -132,6 +132,8 @@ def open_dask(
         instead = f" instead of {usual.workers}{f' and {usual.gpu_threads}' if gpus else ''}"
         say(f"{share.workers} workers{threads}{instead}, for images of up to {pixels / 1e6:.0f} megapixels")
     with (
+        # Else Dask gives up a worker that is away 15 s after any of its deaths, though its nanny starts it again.
+        dask_config.set({"distributed.deploy.lost-worker-timeout": "1 day"}),
         _local_cluster(share, visible_gpus()[:gpus] if device is None else [device]) as (_, client),
         contextlib.closing(Dask(client, machine, share, gpus=gpus)) as dask,
     ):

@@ -18,7 +18,7 @@ from prefect.runtime import deployment
 
 from desra_core.errors import LockedError, may_pass
 from desra_core.evaluation.table import counted
-from desra_core.files import locked, read_json
+from desra_core.files import locked, read_document, read_json
 from desra_core.settings import Machine
 from desra_core.settings.models import FinetuneTrigger
 from desra_core.training.plan import FinetunePlan, begin, check_networks, settle_precision, usual_precision
@@ -178,7 +178,7 @@ def show_losses(plan: FinetunePlan, images: int, iterations: int, workspace: Wor
 
 def _show_progress(progress: RunProgress, plan: FinetunePlan | TwinPlan) -> None:
     """Show the iterations, or the warm-up steps before them, from the progress file of the run."""
-    state = read_json(plan.run.progress) or {}
+    state = read_document(plan.run.progress)
     if state.get("warmed", 0) < state.get("warmup", 0):
         progress.preparing("discriminator warmed up", state["warmed"], state["warmup"])
     else:

@@ -18,7 +18,7 @@ from desra_core.calibration.counting import Counting, count_stored
 from desra_core.calibration.weights import CalibratedWeights
 from desra_core.errors import ImageError
 from desra_core.evaluation.table import counted
-from desra_core.files import read_json
+from desra_core.files import read_document
 from desra_core.gate.comparison import Comparison, decide_and_publish
 from desra_core.gate.criteria import Verdict
 from desra_core.gate.judge import judge_stage
@@ -178,7 +178,7 @@ def promote_best(comparison: Comparison, verdict: Verdict) -> Path:
     assert best is not None
     assert best.model is not None
     assert best.source is not None
-    record = (read_json(best.source.with_suffix(".json")) or {}) | {"source": str(best.source), "weights": best.weights}
+    record = read_document(best.source.with_suffix(".json")) | {"source": str(best.source), "weights": best.weights}
     scores = [asdict(score) for score in verdict.scores if score.candidate == verdict.best]
     summary = {"best": verdict.best, "scores": scores}
     workspace = Workspace(comparison.settings.workspace)

@@ -46,9 +46,9 @@ def fingerprint() -> str:
 def running_code() -> str:
     """Return the fingerprint of the code that this process runs; a later update of its files is ignored."""
     known = vars(sys.modules.setdefault("desra_question", ModuleType("desra_question")))
-    if "code" not in known:
-        known["code"] = fingerprint()
-    return str(known["code"])
+    if "own" not in known:  # a worker that runs an earlier version knows it by this name
+        known["own"] = fingerprint()
+    return str(known["own"])
 
 
 def prepare_worker() -> None:

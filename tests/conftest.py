@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by PyTorch's threads: they would spin on busy cores
+
+import contextlib
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +29,7 @@ from tasks.logs import configure
 from tests.fork_server import ForkServer
 
 STALE_KEY = "desra:of one that was killed"
+NEW_DATABASE = "new.db"
 
 Desra = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -49,10 +55,23 @@ def prefect_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[di
     before = dict(os.environ)
     os.environ |= {"PREFECT_API_AUTH_STRING": "of:another server", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "*"}
     with prefect_server(workspace) as url:
+        with contextlib.closing(sqlite3.connect(workspace.prefect_home / "prefect.db")) as database:
+            database.execute("VACUUM INTO ?", [str(workspace.prefect_home / NEW_DATABASE)])
         environment = dict(os.environ, PREFECT_API_URL=url)
         os.environ.clear()
         os.environ.update(before)
         yield environment
+
+
+@pytest.fixture(scope="session")
+def set_up(prefect_environment: dict[str, str]) -> Callable[[Workspace], None]:
+    """Give a workspace the database of a Prefect server without runs, which takes a server seconds to make."""
+
+    def copy(workspace: Workspace) -> None:
+        workspace.prefect_home.mkdir(exist_ok=True)
+        shutil.copy(Path(prefect_environment["PREFECT_HOME"]) / NEW_DATABASE, workspace.prefect_home / "prefect.db")
+
+    return copy
 
 
 def keyed(environment: Mapping[str, str]) -> str:
@@ -71,13 +90,19 @@ def client_of(environment: Mapping[str, str]) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def fork_server(prefect_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    """Start the server that runs ``desra`` commands, with Dask workers that serve one run after another."""
+def standing_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Start a Dask worker that serves one run after another; yields the environment of such runs."""
     key = tmp_path_factory.mktemp("dask") / "key"
     with standing_cluster(Machine(workers=1, memory="4GB"), gpus=0, key=key) as dask:
-        server = ForkServer(prefect_environment | dask.environment)
-        yield server
-        server.close()
+        yield dask.environment
+
+
+@pytest.fixture(scope="session")
+def fork_server(prefect_environment: dict[str, str], standing_workers: dict[str, str]) -> Iterator[ForkServer]:
+    """Start the server that runs ``desra`` commands."""
+    server = ForkServer(prefect_environment | standing_workers)
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

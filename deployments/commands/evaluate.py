@@ -9,15 +9,8 @@ import typer
 from deployments.commands.runs import show_people
 from desra_core.detection.class_weights import class_names
 from desra_core.errors import UsageError
-from desra_core.evaluation.evaluation import (
-    Evaluation,
-    SeverityLabels,
-    evaluate_masks,
-    has_ratings,
-    read_ratings,
-    write_json,
-    write_tables,
-)
+from desra_core.evaluation import evaluation as evaluations
+from desra_core.evaluation.evaluation import Evaluation, SeverityLabels, evaluate_masks, has_ratings, read_ratings
 from desra_core.evaluation.mask_files import pair_folders, pair_workspace
 from desra_core.evaluation.metrics import Agreement, Interval, MaskScores
 from desra_core.evaluation.table import as_text, counted, fixed
@@ -75,13 +68,13 @@ def evaluate(
     evaluation = evaluate_masks(pairing, sizes=size, severity=rated, on_judged=NowAndThen("judged {:,} of {:,}"))
     _show(evaluation)
     if json is not None:
-        write_json(evaluation, json)
+        evaluations.write_json(evaluation, json)
         typer.echo(f"numbers  {json}")
     if output is not None:
         from desra_core.report.pages import write_evaluation_page
 
-        write_json(evaluation, output / "evaluation.json")
-        write_tables(evaluation, output)
+        evaluations.write_json(evaluation, output / "evaluation.json")
+        evaluations.write_tables(evaluation, output)
         page = write_evaluation_page(evaluation, output / "evaluation.html")
         typer.echo(f"tables   {output}\npage     {page}")
     raise typer.Exit(int(bool(evaluation.failures)))

@@ -9,18 +9,9 @@ from deployments.commands import runs
 from deployments.serving.server import ServerLostError, end_leftover_server
 from desra_core.errors import printable
 from desra_core.evaluation.table import as_text, counted
-from desra_core.files import read_json
-from desra_core.gate.comparison import (
-    Comparison,
-    check_training,
-    comparing_of,
-    decide_and_publish,
-    finetuning_of,
-    is_to_promote,
-    mining_of,
-    plan_comparison,
-    verdict_of,
-)
+from desra_core.files import read_document, read_json
+from desra_core.gate import comparison as gate
+from desra_core.gate.comparison import Comparison, comparing_of, plan_comparison
 from desra_core.gate.criteria import Verdict, score_rows
 from desra_core.gate.model_registry import current_model
 from desra_core.settings import Machine
@@ -90,12 +81,12 @@ def run_compare(settings: Comparing, machine: Machine) -> int:
         comparison = plan_comparison(settings)
         failures = 0
         promoted: Path | None = None
-        if comparison.missing() or (settings.promote and verdict_of(comparison).passed):
+        if comparison.missing() or (settings.promote and gate.verdict_of(comparison).passed):
             ended = runs.run_flow(workspace, settings, machine, (settings, comparison))
             verdict, failures, promoted = ended.verdict, ended.failures, ended.promoted
         else:
             typer.echo("nothing to do: all was judged before")
-            verdict = decide_and_publish(comparison)
+            verdict = gate.decide_and_publish(comparison)
             runs.renew_report(workspace)
         _show_verdict(workspace, verdict, promoted, comparison)
     return int(failures > 0) if verdict.passed else GATE_FAILED
@@ -110,23 +101,23 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
     lost: ServerLostError | None = None
     with workspace.opened():
         end_leftover_server(workspace)
-        mining = mining_of(settings)
+        mining = gate.mining_of(settings)
         which = "the workspace's current model" if mining.gan_model != settings.gan_model else "--gan-model"
         say(f"finding the artifacts of {which}, {mining.gan_model}")
         prepared = runs.prepare_corpus(mining)
-        finetuning = finetuning_of(settings, mining)
+        finetuning = gate.finetuning_of(settings, mining)
         # Plan as far as it is known: a finetune when all artifacts are found, a comparison when the finetune has ended.
         plan = None if prepared.plan.pending else plan_finetune(finetuning)
         comparison = plan_comparison(comparing_of(settings, mining, plan.run.root)) if plan and plan.ended else None
         if comparison:
             judged = not comparison.missing()
-            nothing_to_do = judged and not is_to_promote(settings, comparison, verdict_of(comparison))
+            nothing_to_do = judged and not gate.is_to_promote(settings, comparison, gate.verdict_of(comparison))
         else:
             nothing_to_do = plan is not None and plan.empty
         if nothing_to_do:
             runs.renew_results(prepared)
         else:
-            check_training(settings, mining)
+            gate.check_training(settings, mining)
             before = current_model(workspace)
             try:
                 plans = (mining, prepared), (finetuning, plan)
@@ -147,7 +138,7 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
             return code
         finetuned = comparison.settings.after
         _show_finetune(RunFolder(finetuned), settings.iterations)
-        verdict = decide_and_publish(comparison)
+        verdict = gate.decide_and_publish(comparison)
         _show_verdict(workspace, verdict, promoted, comparison)
         if settings.promote and verdict.passed and not promoted:
             again = f"{_compare_command(finetuning, finetuned)} --promote"
@@ -169,7 +160,7 @@ def _compare_command(settings: Finetuning, output: Path) -> str:
 
 
 def _show_finetune(run: RunFolder, iterations: int) -> None:
-    document, losses = read_json(run.document) or {}, read_json(run.losses) or []
+    document, losses = read_document(run.document), read_json(run.losses) or []
     models = run.models()
     last = int(models[-1].stem.rpartition("_")[2]) if models else 0
     early = ", and stopped early: the pixel loss had stopped falling" if last < iterations else ""

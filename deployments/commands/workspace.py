@@ -183,7 +183,9 @@ def import_masks(
     ] = None,
     label: Annotated[
         str | None,
-        typer.Option(help="Take only shapes with this label; by default all, but of COCO those of category artifact."),
+        typer.Option(
+            help="Take only shapes with this label; by default all, of COCO those of category artifact if any."
+        ),
     ] = None,
     unchanged: Annotated[
         bool, typer.Option("--unchanged", help="Take also masks that are as exported: a person has confirmed them.")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Self
 import psutil
 
 from desra_core.errors import LockedError, UsageError
-from desra_core.files import holder, locked, read_note
+from desra_core.files import holder, locked, read_document
 from desra_core.workspace import Workspace
 from tasks.logs import say
 
@@ -189,7 +189,7 @@ def standing(workspace: Workspace) -> Iterator[Service]:
         if other is not None:
             reason = f"is served by process {other.get('pid', '?')} already"
             raise LockedError(workspace.root, reason, "stop that one first")
-        if token := read_note(file).get("token"):
+        if token := read_document(file).get("token"):
             end_marked({MARK: token})
         own = Service(file)
         try:
@@ -206,13 +206,13 @@ def served_at(workspace: Workspace) -> Served | None:
 
 def history_of(workspace: Workspace) -> timedelta | None:
     """Read the setting ``history`` of the latest desra serve, how long runs stay; None where there was none."""
-    note = read_note(_file(workspace))
+    note = read_document(_file(workspace))
     return timedelta(seconds=note["history"]) if "history" in note else None
 
 
 def end_leftovers(workspace: Workspace) -> None:
     """End the processes of a desra serve that was killed, if there are any."""
-    note = read_note(_file(workspace))  # read before the lock is checked: a new desra serve has another token
+    note = read_document(_file(workspace))  # read before the lock is checked: a new desra serve has another token
     if note.get("token") and _who_serves(workspace) is None:
         end_marked({MARK: note["token"]})
 

@@ -150,7 +150,7 @@ def look_after(
 @contextlib.contextmanager
 def alarm_at_the_end(serving: Serving) -> Iterator[None]:
     """Post to the webhook if desra serve ends by an error, since no run will report anything afterwards."""
-    from flows.corpus_flow import WEBHOOK, post_to_webhook
+    from flows.desra_flow import WEBHOOK, post_to_webhook
 
     try:
         yield
@@ -207,7 +207,7 @@ def _open_cluster(serving: Serving, machine: Machine) -> Iterator[StandingCluste
 
 def _environment(serving: Serving, machine: Machine, cluster: StandingCluster | None, report: str) -> dict[str, str]:
     """Make the environment of runs: settings that end with desra serve, unlike the parameters of deployments."""
-    from flows.corpus_flow import WEBHOOK
+    from flows.desra_flow import WEBHOOK
     from tasks.run_end import REPORT
 
     # Cached results go to the folder in which desra serve deletes old ones, also with a configured server.

@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.annotations.labelme import labelme_document, labelme_shape
-from desra_core.detection.class_weights import class_names
+from desra_core.detection.class_weights import class_name
 from desra_core.detection.mask import Components, assemble_pseudo_gt
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.coco_masks import CATEGORY
@@ -219,7 +219,7 @@ def export_workspace(
             folder.write("annotations.json", _coco_document(names, written))
         elif form == "folder":
             # The detector's regions, with the fields of desra_core.planning.plan.REGIONS.
-            regions = [region | {"image": one.image.name, "class_name": _class_name(region)}
+            regions = [region | {"image": one.image.name, "class_name": class_name(region["dominant_class"])}
                        for one in written for region in one.image.regions]  # fmt: skip
             columns = ["image", *(field.name for field in REGION_FIELDS), "class_name"]
             folder.write("regions.csv", as_csv(regions, columns).encode())
@@ -333,7 +333,7 @@ def _write(image: MaskedImage, *, form: Form, folder: ExportFolder, pictures: bo
                 description = "drawn by a person"
                 if region:
                     numbers = f"severity {region['severity']:.1f}, mean similarity {region['mean_similarity']:.3f}"
-                    description = ", ".join(filter(None, (_class_name(region), numbers)))
+                    description = ", ".join(filter(None, (class_name(region["dominant_class"]), numbers)))
                 shapes.append(labelme_shape(x, y, crop, description))
             document = labelme_document(image.name, image.shape, shapes)
             files = {f"{image.name}.json": document, f"{image.name}.png": _picture(image)}
@@ -407,7 +407,7 @@ def _coco_annotation(annotation: Annotation, shape: tuple[int, int]) -> dict[str
     attributes: dict[str, Any] = {"mask_by": "detector" if region else "person"}
     score = {}
     if region:
-        if name := _class_name(region):
+        if name := class_name(region["dominant_class"]):
             attributes["class"] = name
         attributes |= {"mean_similarity": region["mean_similarity"], "severity": region["severity"]}
         score = {"score": region["severity"]}
@@ -420,12 +420,6 @@ def _coco_annotation(annotation: Annotation, shape: tuple[int, int]) -> dict[str
         **score,
         "attributes": attributes,
     }
-
-
-def _class_name(region: dict[str, Any]) -> str | None:
-    """Find the name of a region's dominant ADE20K class, where there were labels."""
-    label = region["dominant_class"]
-    return None if label is None else class_names()[label]
 
 
 def _write_document(folder: Path, document: dict[str, Any]) -> None:

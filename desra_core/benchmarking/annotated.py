@@ -11,18 +11,9 @@ from typing import Any, NamedTuple, Self
 from pydantic import TypeAdapter
 
 from desra_core import __version__
-from desra_core.benchmarking.benchmark import (
-    Benchmark,
-    ClassWeights,
-    DecodedPair,
-    Job,
-    Method,
-    OperatingPoint,
-    Tables,
-    plan_benchmark,
-)
+from desra_core.benchmarking.benchmark import Benchmark, DecodedPair, Job, Method, OperatingPoint, Tables, plan_jobs
 from desra_core.benchmarking.data_sets import Example, given_folders, read_data_set
-from desra_core.detection.detectors import Scores, score_pair
+from desra_core.detection.detectors import Detector, Scores, score_pair
 from desra_core.detection.mask import score_mask, valid
 from desra_core.errors import ImageError, UsageError, printable
 from desra_core.evaluation import metrics
@@ -152,7 +143,7 @@ class AnnotatedJob(Job):
         for method in benchmark.methods:
             if method.name not in self.missing:
                 continue
-            scores, seconds = _timed_scores(method, pair, benchmark.weights)
+            scores, seconds = _timed_scores(method, method.detector(benchmark.weights), pair)
             cut = partial(score_mask, scores, pair.shape, min_area=min_area)
             curve = [(level, compare_masks(valid(cut(threshold=level), FRAME), truth)) for level in method.thresholds]
             run = runs[method.name] = _MethodRun(self.keys[method.name], {}, {}, tuple(curve), {})
@@ -188,7 +179,7 @@ def plan_annotated(settings: Benchmarking) -> Benchmark[AnnotatedJob]:
     if settings.exclude:
         raise UsageError("--exclude", "is for the synthetic benchmark", "leave it out")
     data_set = read_data_set(Path(settings.dataset), given_folders(settings), settings.output)
-    return plan_benchmark(settings, data_set, _job)
+    return plan_jobs(settings, data_set, _job)
 
 
 def read_records(benchmark: Benchmark[AnnotatedJob]) -> list[ImageRecord]:
@@ -212,9 +203,8 @@ def read_ground_truth(source: File | CocoMask, shape: tuple[int, int], image: Pa
     return on_valid_region(decode_coco_mask(source), shape, image)
 
 
-def _timed_scores(method: Method, pair: DecodedPair, weights: ClassWeights | None) -> tuple[Scores, float]:
+def _timed_scores(method: Method, detector: Detector, pair: DecodedPair) -> tuple[Scores, float]:
     """Compute the score map of a pair, and measure how many seconds this thread takes."""
-    detector = method.detector(weights)
     if method.key not in _CALLED:  # the first call of a process also loads libraries and compiles
         score_pair(detector, method.name, pair.path, pair.inputs)
         _CALLED.add(method.key)

@@ -21,7 +21,7 @@ from desra_core.errors import ImageError, TransientError, UsageError, printable
 from desra_core.evaluation.mask_files import is_lossy
 from desra_core.evaluation.table import Section
 from desra_core.files import digest, fingerprint, read_bytes
-from desra_core.networks.segmentation import load_segmenter, segmenter_key
+from desra_core.networks.segmentation import load_segmenter, segment, segmenter_key
 from desra_core.settings.models import Benchmarking
 from desra_core.stages import read_label_file, read_photo
 from desra_core.workspace import Workspace
@@ -163,7 +163,7 @@ class Tables(NamedTuple):
         return [*self.sections, Section("Images that could not be judged", lines)] if failures else self.sections
 
 
-def plan_benchmark(settings: Benchmarking, data_set: DataSet, make_job: JobMaker[AnyJob]) -> Benchmark[AnyJob]:
+def plan_jobs(settings: Benchmarking, data_set: DataSet, make_job: JobMaker[AnyJob]) -> Benchmark[AnyJob]:
     """Hash the files of a data set and list the jobs. Writes nothing.
 
     Raises `UsageError`: a method, the weights or the segmenter cannot be used, or lacks an input.
@@ -289,10 +289,7 @@ def _read_pair(
     elif "labels" in inputs:
         segmenter = load_segmenter(benchmark.settings.segmenter, device)
         started = time.perf_counter()
-        try:
-            labels = segmenter(gan_sr)
-        except ImageError as error:
-            raise type(error)(image.path, error.reason, error.remedy) from None
+        labels = segment(segmenter, gan_sr, image.path)
         seconds = round(time.perf_counter() - started, 4)
     return DecodedPair(image.path, mse_sr.shape[:2], DetectorInputs(mse_sr, gan_sr, lr, labels), seconds)
 

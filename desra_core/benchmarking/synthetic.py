@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from desra_core import __version__
-from desra_core.benchmarking.benchmark import Benchmark, DecodedPair, Job, Method, Tables, plan_benchmark
+from desra_core.benchmarking.benchmark import Benchmark, DecodedPair, Job, Method, Tables, plan_jobs
 from desra_core.benchmarking.data_sets import Example, given_folders, read_data_set
 from desra_core.benchmarking.injection import FULL_CONTRAST, KINDS, SIZES, STRENGTHS
 from desra_core.benchmarking.trial import FAINT, GRID, MIN_AREAS, Design, Trial, run_trial
@@ -125,7 +125,7 @@ def plan_synthetic(settings: Benchmarking) -> Benchmark[SyntheticJob]:
             raise UsageError(flag, "is not given", "desra benchmark synthetic needs --mse-sr and --gan-sr")
     if settings.min_area.endswith("%"):
         raise UsageError("--min-area", f"{settings.min_area} differs from image to image", "give pixels")
-    return plan_benchmark(settings, read_data_set(None, folders, settings.output), _job)
+    return plan_jobs(settings, read_data_set(None, folders, settings.output), _job)
 
 
 def read_trials(benchmark: Benchmark[SyntheticJob]) -> list[Trial]:

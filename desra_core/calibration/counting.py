@@ -18,18 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from desra_core import __version__
-from desra_core.calibration.weights import (
-    HISTOGRAM,
-    RATES,
-    CalibratedWeights,
-    ClassHistogram,
-    count_image,
-    derive_weights,
-    false_alarm_rate,
-    merged,
-    suggest,
-    weight_values,
-)
+from desra_core.calibration import weights
+from desra_core.calibration.weights import HISTOGRAM, CalibratedWeights, ClassHistogram, count_image, merged
 from desra_core.detection.class_weights import load_weights
 from desra_core.detection.mask import THRESHOLD, valid
 from desra_core.errors import ImageError, LostError, TransientError, UsageError
@@ -41,19 +31,11 @@ from desra_core.planning.plan import check_kind, load_settings, target_of
 from desra_core.settings import CorpusSettings, Detection, Mining, detector_of
 from desra_core.settings.models import Calibrating
 from desra_core.stages import read_content, read_labels
-from desra_core.workspace import Workspace, read_table
+from desra_core.workspace import Workspace, products, read_table
 from desra_core.workspace.arrays import read_array
 from desra_core.workspace.human_masks import read_human_masks
 from desra_core.workspace.manifest import File, ImageRef, asked_for, image_refs, read_manifest
-from desra_core.workspace.products import (
-    Record,
-    Target,
-    flags_of,
-    gather_shard,
-    read_records,
-    read_shard,
-    without_arrays,
-)
+from desra_core.workspace.products import Record, Target, flags_of, gather_shard, read_records, read_shard
 
 # Raise it when the meaning or a count of a histogram changes.
 HISTOGRAM_VERSION = 1
@@ -80,9 +62,7 @@ def count_stored(
         TransientError: The map, the labels or a mask is gone or has changed.
     """
     record, masks = record_and_masks
-    assert record.height is not None
-    assert record.width is not None
-    shape = record.height, record.width
+    shape = record.shape
     similarity = read_array(workspace, image.id, "similarity", key=target.similarity_key)
     labels = read_labels(image, record, workspace, target.segmentation_key, max_pixels)
     if labels is None:
@@ -239,7 +219,7 @@ class Counting:
                 failed[token] = result.failure
         if lost:
             records = read_shard(self.workspace, number)
-            gather_shard(self.workspace, number, [without_arrays(records[image_id]) for image_id in lost])
+            gather_shard(self.workspace, number, [products.without_arrays(records[image_id]) for image_id in lost])
         if not tables and not failed:
             return
         stored = [read_table(shard.file, HISTOGRAM)] if shard.time else []
@@ -342,11 +322,11 @@ def derive_calibration(calibrating: Calibrating, corpus: CorpusSettings, countin
     if not histogram.pixels.any():
         reason = "holds no pixel to be counted"
         raise UsageError(corpus.workspace, reason, "see desra status for what failed, and the masks of --exclude")
-    rows = derive_weights(histogram, **calibrating.model_dump(include=set(_RULE)))
-    ours, published = weight_values(rows), load_weights("published").values
-    rates = sorted({*RATES, calibrating.false_alarm_rate}, reverse=True)
-    suggestions = [suggest(histogram, ours, published, rate) for rate in rates]
-    below = tuple(false_alarm_rate(histogram, weights, THRESHOLD) or 0.0 for weights in (ours, published))
+    rows = weights.derive_weights(histogram, **calibrating.model_dump(include=set(_RULE)))
+    ours, published = weights.weight_values(rows), load_weights("published").values
+    rates = sorted({*weights.RATES, calibrating.false_alarm_rate}, reverse=True)
+    suggestions = [weights.suggest(histogram, ours, published, rate) for rate in rates]
+    below = tuple(weights.false_alarm_rate(histogram, values, THRESHOLD) or 0.0 for values in (ours, published))
     if not isinstance(corpus, Mining):
         models = {role: str(getattr(corpus, role)) for role in ("mse_sr", "gan_sr")}
     else:

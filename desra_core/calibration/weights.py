@@ -13,13 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from desra_core.detection.class_weights import (
-    INTERVAL_BINS,
-    WEIGHTS_VERSION,
-    class_names,
-    interval_weights,
-    published_table,
-)
+from desra_core.detection import class_weights
 from desra_core.detection.mask import Similarity
 from desra_core.errors import UsageError, printable
 from desra_core.evaluation.table import as_csv
@@ -119,7 +113,7 @@ def published_intervals(histogram: ClassHistogram, percentile: float = PERCENTIL
     D is cut into 20 bins. Bins are counted from the top until they hold strictly more than ``percentile`` % of the
     pixels of the class. The interval is that count minus one.
     """
-    counts = histogram.counts.reshape(len(histogram.counts), INTERVAL_BINS, -1).sum(axis=2)
+    counts = histogram.counts.reshape(len(histogram.counts), class_weights.INTERVAL_BINS, -1).sum(axis=2)
     return np.where(histogram.pixels > 0, _bins_held(counts, percentile) - 1, -1)
 
 
@@ -223,8 +217,8 @@ def derive_weights(
         fallback: The weight of thin and unseen classes: ``published``; ``one`` (interval 0); or ``pooled``, by the rule
             from all classes taken together, and published where there is no pixel at all.
     """
-    published = published_table()
-    published_weights = interval_weights(published)
+    published = class_weights.published_table()
+    published_weights = class_weights.interval_weights(published)
     intervals, weights = _by_rule(histogram, rule, percentile)
     spare_intervals, spare_weights = published, published_weights
     if fallback == "one":
@@ -236,7 +230,7 @@ def derive_weights(
     intervals, weights = np.where(enough, intervals, spare_intervals), np.where(enough, weights, spare_weights)
     states = np.where(enough, "calibrated", np.where(histogram.pixels > 0, "thin", "unseen"))
     columns = (weights, histogram.pixels, histogram.images, states, published, published_weights)
-    rows = zip(class_names(), intervals.tolist(), *(column.tolist() for column in columns), strict=True)
+    rows = zip(class_weights.class_names(), intervals.tolist(), *(column.tolist() for column in columns), strict=True)
     return [
         ClassWeight(index, name, interval if interval >= 0 else None, *rest)
         for index, (name, interval, *rest) in enumerate(rows)
@@ -275,7 +269,7 @@ def write_weights(calibrated: CalibratedWeights, path: Path) -> None:
 def to_toml(rows: Sequence[ClassWeight], about: Mapping[str, Any]) -> bytes:
     """Encode a weights file with its origin: the tables of ``about`` (texts, numbers, lists of tables) come first."""
     lines = ["# Class weights of desra calibrate, for --weights of desra detect and desra mine.",
-             f"version = {WEIGHTS_VERSION}"]  # fmt: skip
+             f"version = {class_weights.WEIGHTS_VERSION}"]  # fmt: skip
     for name, content in about.items():
         tables = content if isinstance(content, list) else [content]
         for table in tables:
@@ -315,7 +309,7 @@ def _by_rule(
     if rule == "quantile":
         return np.full(len(histogram.counts), -1), quantile_weights(histogram, percentile)
     intervals = published_intervals(histogram, percentile)
-    return intervals, interval_weights(intervals)
+    return intervals, class_weights.interval_weights(intervals)
 
 
 def _assignments(table: Mapping[str, Any]) -> list[str]:

@@ -102,6 +102,11 @@ def class_names() -> list[str]:
     return [row["name"] for row in _published_rows()]
 
 
+def class_name(index: int | None) -> str | None:
+    """Return the name of a region's class; None for a region without labels."""
+    return None if index is None else class_names()[index]
+
+
 def _published_rows() -> Iterator[dict[str, str]]:
     return csv.DictReader(io.StringIO(_PUBLISHED.read_text("utf-8")))
 

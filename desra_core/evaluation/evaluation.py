@@ -19,20 +19,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from desra_core.detection.class_weights import class_names
+from desra_core.detection.class_weights import class_name, class_names
 from desra_core.errors import ImageError, UsageError
+from desra_core.evaluation import metrics
 from desra_core.evaluation.mask_files import MaskPair, Pairing
-from desra_core.evaluation.metrics import (
-    Agreement,
-    ImageAgreement,
-    MaskRegion,
-    MaskScores,
-    Sizes,
-    compare_pair,
-    pooled,
-    score_masks,
-    scores_document,
-)
+from desra_core.evaluation.metrics import Agreement, ImageAgreement, MaskRegion, MaskScores
 from desra_core.evaluation.table import as_csv, as_json, counted, failure_rows
 from desra_core.files import replace_file
 
@@ -78,7 +69,7 @@ class Evaluation:
     pairing: Pairing
     images: list[ImageAgreement]  # the images that could be judged, sorted by name
     failures: list[ImageError]  # files that could not be judged, and names that are ambiguous
-    sizes: Sizes | None  # the size assumed for masks whose files do not show it; None where all files show it
+    sizes: metrics.Sizes | None  # the size assumed for masks whose files do not show it; None where all files show it
     scores: MaskScores  # of all images
     classes: dict[int, Agreement] | None  # the sums over the images with labels, by class; None without such images
     severity: SeverityLabels | None
@@ -98,7 +89,7 @@ class Evaluation:
 def evaluate_masks(
     pairing: Pairing,
     *,
-    sizes: Literal["auto"] | Sizes = "auto",
+    sizes: Literal["auto"] | metrics.Sizes = "auto",
     severity: SeverityLabels | None = None,
     on_judged: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
@@ -116,7 +107,7 @@ def evaluate_masks(
         UsageError: No image could be judged (the message is that of the first failure, if any), or the severity labels
             do not belong to this ground truth.
     """
-    taken: Sizes = "image" if sizes == "auto" else sizes
+    taken: metrics.Sizes = "image" if sizes == "auto" else sizes
     results = _judged(pairing.pairs, severity, taken, on_judged, stop_at_border=sizes == "auto")
     if results is None:  # a mask of unknown size marks the border, so that it can only be of the valid region
         taken = "valid"
@@ -143,10 +134,10 @@ def evaluate_masks(
         images=judged,
         failures=failures,
         sizes=taken if any(image.size_assumed for image in judged) else None,
-        scores=score_masks([image.agreement for image in judged]),
-        classes={index: pooled(by_class[index]) for index in sorted(by_class)} if labelled else None,
+        scores=metrics.score_masks([image.agreement for image in judged]),
+        classes={index: metrics.pooled(by_class[index]) for index in sorted(by_class)} if labelled else None,
         severity=severity,
-        prominent=score_masks(prominent) if severity else None,
+        prominent=metrics.score_masks(prominent) if severity else None,
     )
 
 
@@ -161,7 +152,7 @@ def all_failed(failures: Sequence[ImageError]) -> UsageError:
 def as_document(evaluation: Evaluation) -> dict[str, Any]:
     """Describe an evaluation, but not its single regions, in plain values for JSON; undefined measures are None."""
     pairing = evaluation.pairing
-    document = scores_document(evaluation.scores) | {
+    document = metrics.scores_document(evaluation.scores) | {
         "masks": str(pairing.masks),
         "ground_truth": [str(folder) for folder in pairing.ground_truth],
         "sizes": evaluation.sizes,
@@ -181,7 +172,7 @@ def as_document(evaluation: Evaluation) -> dict[str, Any]:
             "severity_labels": str(evaluation.severity.path),
             "noticed_by_at_least": evaluation.severity.least_noticed,
             "rated_regions": rated_regions(evaluation),
-        } | scores_document(evaluation.prominent)
+        } | metrics.scores_document(evaluation.prominent)
     return document
 
 
@@ -314,7 +305,7 @@ def _check_ratings(severity: SeverityLabels, regions: Mapping[str, Sequence[Mask
 def _judged(
     pairs: Sequence[MaskPair],
     severity: SeverityLabels | None,
-    sizes: Sizes,
+    sizes: metrics.Sizes,
     on_judged: Callable[[int, int], None] | None,
     *,
     stop_at_border: bool = False,
@@ -343,7 +334,7 @@ def _judged(
     return results
 
 
-def _compare(pair: MaskPair, *, severity: SeverityLabels | None, sizes: Sizes) -> ImageAgreement | ImageError:
+def _compare(pair: MaskPair, *, severity: SeverityLabels | None, sizes: metrics.Sizes) -> ImageAgreement | ImageError:
     prominent = None
     if severity is not None:
         noticed = {number: rating.noticed for number, rating in severity.ratings.get(pair.name, {}).items()}
@@ -351,7 +342,7 @@ def _compare(pair: MaskPair, *, severity: SeverityLabels | None, sizes: Sizes) -
             number for number, share in noticed.items() if share is not None and share >= severity.least_noticed
         }
     try:
-        return compare_pair(pair, sizes=sizes, prominent=prominent)
+        return metrics.compare_pair(pair, sizes=sizes, prominent=prominent)
     except ImageError as error:
         return error
     except MemoryError:
@@ -378,8 +369,7 @@ def _rating(row: dict[str, str], line: int, path: Path) -> tuple[int, Rating]:
 
 def _region_row(image: ImageAgreement, number: int, region: MaskRegion) -> Row:
     """Make the columns that both tables of regions have; ``share_inside`` is the region's share in the other mask."""
-    class_name = None if region.dominant_class is None else class_names()[region.dominant_class]
-    values = (image.pair.name, number, *region[:5], region.inside / region.area, class_name)
+    values = (image.pair.name, number, *region[:5], region.inside / region.area, class_name(region.dominant_class))
     return dict(zip(_REGION_COLUMNS, values, strict=True))
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from desra_core.errors import UsageError
 from desra_core.evaluation.fidelity import load_lpips
-from desra_core.files import content_key, fingerprint, read_json, sweep
+from desra_core.files import content_key, fingerprint, read_document, read_json, sweep
 from desra_core.gate.criteria import Verdict, VerdictDocument, decide, score
 from desra_core.gate.judge import CONTROL, Candidate, ComparedModels, read_judgement, worst_regions
 from desra_core.gate.model_registry import current_model, rolled_back
@@ -128,7 +128,7 @@ def plan_comparison(settings: Comparing) -> Comparison:
         return fingerprint("judge", JUDGE_VERSION, models, detection, candidate)
 
     found = _split_checkpoints(workspace, settings.after, judge_key)
-    noted = (read_json(workspace.compared(settings.after)) or {}).get("candidates", [])
+    noted = read_document(workspace.compared(settings.after)).get("candidates", [])
     _check_scales(found, before, mse_model, loaded_before={each["judgements"] for each in noted})
     if settings.lpips:
         load_lpips(settings.lpips)
@@ -317,7 +317,7 @@ def _discriminator_of(model: Path, given: Cycling | Finetuning) -> Path | None:
     """Find the discriminator of a model: the given one for the given model, else the one saved beside the model."""
     if given.gan_model and content_key(model) == content_key(given.gan_model):
         return given.discriminator
-    source = (read_json(model.with_name("model.json")) or {}).get("source", "")
+    source = read_document(model.with_name("model.json")).get("source", "")
     path = Path(source).with_suffix(".discriminator.pth") if source else None
     return path if path and path.exists() else None
 

@@ -24,23 +24,17 @@ import numpy.typing as npt
 from pydantic import TypeAdapter
 
 from desra_core.detection import Region, artifact_mask, find_regions, variance_similarity
-from desra_core.detection.class_weights import class_names
+from desra_core.detection.class_weights import class_name
 from desra_core.detection.mask import MIN_AREA, THRESHOLD, WINDOW, Components
 from desra_core.detection.similarity import TILE
 from desra_core.errors import ImageError, UsageError
-from desra_core.evaluation.fidelity import (
-    gradient_similarity,
-    load_lpips,
-    lpips_distance,
-    sharpness,
-    squared_error,
-    structural_similarity,
-)
+from desra_core.evaluation import fidelity
+from desra_core.evaluation.fidelity import load_lpips, lpips_distance
 from desra_core.gate.criteria import Judgement, NewRegion, OldRegion
 from desra_core.images.codec import Labels, Mask, Pixels, bgr8
-from desra_core.images.parts import row_strips
+from desra_core.images.parts import encode_webp, fitted, row_strips, window_around
 from desra_core.networks.checkpoints import Precision, load_model
-from desra_core.networks.segmentation import load_segmenter
+from desra_core.networks.segmentation import load_segmenter, segment
 from desra_core.networks.super_resolution import super_resolve
 from desra_core.settings import min_area_pixels
 from desra_core.stages import StageJob, read_label_file, read_photo
@@ -167,8 +161,6 @@ def _crops(
     judgement: Judgement, pictures: dict[str, Pixels], shape: tuple[int, int]
 ) -> Iterator[tuple[str, int, bytes]]:
     """Yield kind, rank and WebP of the worst regions, cut from results of ``shape`` or from the LR photo."""
-    from desra_core.images.parts import encode_webp, fitted, window_around
-
     for rank, region in enumerate(worst_regions(judgement)):
         window = window_around(region.x, region.y, region.width, region.height, shape)
         for kind, pixels in pictures.items():
@@ -188,7 +180,7 @@ def _artifacts(image: ImageRef, mse_sr: Pixels, result: Pixels, job: StageJob) -
     if weights is not None and image.labels is not None:
         labels = read_label_file(image.labels, result.shape[:2], job.max_pixels)
     elif weights is not None and corpus.segmenter.startswith("mmseg:"):
-        labels = load_segmenter(corpus.segmenter, job.device)(result)
+        labels = segment(load_segmenter(corpus.segmenter, job.device), result, image.path)
     return detect(
         mse_sr,
         result,
@@ -248,11 +240,9 @@ def judge(
         ValueError: The results differ in shape, or are smaller than 11 px a side.
     """
     outside = ~before.mask
-    names = class_names()
 
     def described(region: Region) -> NewRegion:
-        class_name = None if region.dominant_class is None else names[region.dominant_class]
-        return NewRegion(*region[:5], class_name, region.severity)
+        return NewRegion(*region[:5], class_name(region.dominant_class), region.severity)
 
     kept = Components(before.mask).covered(after.low_area_mask).tolist()
     known = Components(after.mask).covered(before.low_area_mask).tolist()
@@ -269,12 +259,12 @@ def judge(
         artifact_pixels_before=int(np.count_nonzero(before.mask)),
         artifact_pixels_after=int(np.count_nonzero(after.mask)),
         outside_pixels=int(np.count_nonzero(outside)),
-        squared_error=squared_error(before.pixels, after.pixels, outside),
-        ssim=structural_similarity(before.pixels, after.pixels, outside),
-        gradient_similarity=gradient_similarity(before.pixels, after.pixels, outside),
+        squared_error=fidelity.squared_error(before.pixels, after.pixels, outside),
+        ssim=fidelity.structural_similarity(before.pixels, after.pixels, outside),
+        gradient_similarity=fidelity.gradient_similarity(before.pixels, after.pixels, outside),
         lpips=None if lpips is None else lpips_distance(lpips, before.pixels, after.pixels),
-        sharpness_before=sharpness(before.pixels),
-        sharpness_after=sharpness(after.pixels),
+        sharpness_before=fidelity.sharpness(before.pixels),
+        sharpness_after=fidelity.sharpness(after.pixels),
     )
 
 

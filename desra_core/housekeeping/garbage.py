@@ -25,34 +25,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from desra_core.errors import TransientError, UsageError
-from desra_core.files import content_key, holder, is_unfinished, read_json
+from desra_core.files import content_key, holder, is_unfinished, read_document, read_json
 from desra_core.gate.model_registry import history
-from desra_core.housekeeping.contents import (
-    EMPTY,
-    ITEMS,
-    KEY,
-    UNKNOWN,
-    Item,
-    entries,
-    images_contents,
-    item,
-    table_of,
-)
+from desra_core.housekeeping import contents
+from desra_core.housekeeping.contents import EMPTY, KEY, UNKNOWN, Item, entries, item, table_of
 from desra_core.planning.plan import COLUMNS, assess, load_settings, publish_tables
 from desra_core.settings import CorpusSettings
 from desra_core.training.plan import RunFolder
-from desra_core.workspace import Workspace, read_table
+from desra_core.workspace import Workspace, products, read_table
 from desra_core.workspace.manifest import asked_for, read_manifest
-from desra_core.workspace.products import (
-    SCHEMA,
-    Target,
-    finished_shards,
-    flags_of,
-    gather_journals,
-    held_by,
-    kept_arrays,
-    read_records,
-)
+from desra_core.workspace.products import SCHEMA, Target, finished_shards, flags_of, read_records
 
 _UNFINISHED = "left half-written by runs that were cut off"
 _PARTS = {"run.json", "data", "state.pth", "losses.json", "progress.json", "models", "tensorboard", "lock"}
@@ -67,7 +49,7 @@ _STAYS = pa.scalar(None, pa.string())
 class Garbage(NamedTuple):
     """The items that may be deleted, and the changes to the tables."""
 
-    table: pa.Table  # items that no run needs, and unknown ones, which stay (schema `ITEMS`)
+    table: pa.Table  # items that no run needs, and unknown ones, which stay (schema `contents.ITEMS`)
     manifest: pa.Table  # the manifest without the images that go
     target: Target  # the keys of the latest run
     stale: pa.Table  # the records that go: columns ``id``, and ``shard``, the shard whose table has the record
@@ -94,9 +76,9 @@ def find_garbage(workspace: Workspace, *, vanished: bool = False) -> Garbage:
         paths = manifest[f"{sources.identity[-1]}_path"].to_pylist()
         stays = [there or os.path.lexists(sources.main / path) for there, path in zip(present, paths, strict=True)]
         staying = manifest.filter(pa.array(stays, pa.bool_()))
-    held = table_of(images_contents(workspace))
+    held = table_of(contents.images_contents(workspace))
     reasons = _reasons(held, _unkept(held, workspace, settings, target, staying), manifest, staying)
-    held = held.set_column(ITEMS.get_field_index("reason"), "reason", reasons)
+    held = held.set_column(contents.ITEMS.get_field_index("reason"), "reason", reasons)
     going = held.filter(pc.or_(reasons.is_valid(), pc.equal(held["kind"], UNKNOWN)))
     maps = held.filter(pc.and_(pc.equal(held["kind"], "maps"), reasons.is_valid()))
     unmapped, unlabelled = (
@@ -145,8 +127,8 @@ def _unkept(
     Null where they do, and for items of pending images and of images that the latest run was not asked for.
     """
     rows = asked_for(manifest).slice(0, settings.limit)
-    work = assess(rows, read_records(workspace, COLUMNS), target, held_by(workspace, rows, target.gan_sr_key))
-    keeps = {array: flags & ~work.failed for array, flags in kept_arrays(target, work.whole).items()}
+    work = assess(rows, read_records(workspace, COLUMNS), target, products.held_by(workspace, rows, target.gan_sr_key))
+    keeps = {array: flags & ~work.failed for array, flags in products.kept_arrays(target, work.whole).items()}
     keeps["mse_sr"] |= target.keep_mse  # also of failed images
     ids = rows["id"].combine_chunks()
     done = pc.invert(pc.is_in(ids, ids.filter(pa.array(work.pending))))
@@ -243,7 +225,7 @@ def sweep(
     """
     scratch = table_of(_unfinished(workspace))  # locking the workspace deletes these
     with workspace.locked():
-        gather_journals(workspace)
+        products.gather_journals(workspace)
         found = find_garbage(workspace, vanished=vanished)
         workspace.publish_table(workspace.manifest, found.manifest)
         for shard, table in _rewritten(workspace, found):
@@ -290,7 +272,7 @@ def _old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[I
             runs[entry.name] = RunFolder(Path(entry.path))
         else:
             yield item(workspace, entry.path, UNKNOWN)
-    begun = {key: [path for path in (run.document, run.progress) if path.exists()] for key, run in runs.items()}
+    begun = {key: [path for path in (run.document, run.progress) if os.path.exists(path)] for key, run in runs.items()}
     latest = max(runs, key=lambda key: max((path.stat().st_mtime for path in begun[key]), default=0.0), default="")
     model = _model_in_use(workspace, settings)
     whole = {key for key, run in runs.items() if key == latest or _stays_whole(run, model)}
@@ -358,8 +340,8 @@ def _comparisons(workspace: Workspace) -> tuple[dict[str, Any], set[str]]:
     verdict is damaged, or the note of the verdict is missing (earlier versions wrote none): then no file of the gate is
     deleted.
     """
-    verdict = read_json(workspace.verdict)
-    if verdict is not None and not (isinstance(verdict, dict) and "after" in verdict):
+    verdict = read_document(workspace.verdict)
+    if "after" not in verdict and workspace.verdict.exists():
         return {}, set()
     verdict_time = workspace.verdict.stat().st_mtime_ns if verdict else 0
     notes, new = {}, set()
@@ -381,16 +363,19 @@ def _stays_whole(run: RunFolder, model: str | None) -> bool:
     """Check whether an earlier finetune stays whole: it may go on, is running, or holds unknown files."""
     if _is_running(run) or any(not known and not _is_scratch(entry) for entry, known in _parts(run)):
         return True
-    document = read_json(run.document)
-    if document is None or _has_ended(run):
+    document = read_document(run.document)
+    if not document or _has_ended(run):
         return False
-    return model is None or (document.get("parent") or {}).get("key") == model
+    parent = document.get("parent")
+    return model is None or (isinstance(parent, dict) and parent.get("key") == model)
 
 
 def _has_ended(run: RunFolder) -> bool:
     """Check whether a finetune has done what it was last asked to do."""
-    training = (read_json(run.document) or {}).get("training", {})
-    asked = (read_json(run.progress) or {}).get("iterations", training.get("iterations", 1))
+    training = read_document(run.document).get("training")
+    if not isinstance(training, dict):
+        return False
+    asked: Any = read_document(run.progress).get("iterations", training.get("iterations", 1))
     return run.reached(asked, training.get("patience", 1))
 
 
@@ -398,7 +383,7 @@ def _is_running(run: RunFolder) -> bool:
     """Check whether a process holds the folder of a finetune, as a worker does even where its driver has died."""
     try:
         return holder(run.root / "lock") is not None
-    except OSError:
+    except (OSError, UsageError):
         return True
 
 

@@ -77,6 +77,18 @@ def load_segmenter(spec: str, device: str) -> Segmenter:
         return _loaded(*_files(spec), key, device)
 
 
+def segment(segmenter: Segmenter, gan_sr: Pixels, path: Path) -> Labels:
+    """Label the pixels of the result of a photo with a segmenter of `load_segmenter`.
+
+    Raises:
+        ImageError: The image is too narrow for the model; the error names ``path``.
+    """
+    try:
+        return segmenter(gan_sr)
+    except ImageError as error:
+        raise type(error)(path, error.reason, error.remedy) from None
+
+
 def try_segmenter(spec: str) -> None:
     """Load a segmenter and label a small image on the CPU, to fail before anything is started.
 

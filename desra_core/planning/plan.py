@@ -23,28 +23,16 @@ from desra_core import __version__
 from desra_core.detection.class_weights import Weights, class_names, load_weights
 from desra_core.detection.detectors import DEFAULT, NEEDED_INPUTS, AppliedDetector
 from desra_core.errors import Failure, UsageError
-from desra_core.files import content_key, fingerprint, read_json
+from desra_core.files import content_key, fingerprint, read_document
 from desra_core.images.codec import most_pixels
 from desra_core.networks.checkpoints import load_pair
 from desra_core.networks.segmentation import segmenter_key, try_segmenter
 from desra_core.settings import CorpusSettings, Detection, Mining, detector_of, min_area_pixels
-from desra_core.workspace import DATASET, Workspace, read_table
+from desra_core.workspace import DATASET, Workspace, products, read_table
 from desra_core.workspace.human_masks import read_human_masks
 from desra_core.workspace.manifest import Corpus, ImageRef, asked_for, image_refs, read_manifest, role_files, scan
 from desra_core.workspace.matching import FAILURES
-from desra_core.workspace.products import (
-    REGION_FIELDS,
-    SCHEMA,
-    Flags,
-    Held,
-    Target,
-    flags_of,
-    gather_journals,
-    held_by,
-    kept_whole,
-    read_records,
-    stages_for,
-)
+from desra_core.workspace.products import REGION_FIELDS, SCHEMA, Flags, Held, Target, flags_of, held_by, read_records
 
 # Raise a version when the meaning or a bit of that product changes: all products that depend on it are made again.
 DECODING_VERSION = 2
@@ -197,8 +185,8 @@ def load_settings(workspace: Workspace) -> tuple[CorpusSettings, Target]:
 
 def settings_document(workspace: Workspace) -> dict[str, Any]:
     """Read the document of `save_settings`: verb, settings, target, versions; empty where it cannot be read."""
-    document = read_json(workspace.settings)
-    return document if isinstance(document, dict) and isinstance(document.get("settings"), dict) else {}
+    document = read_document(workspace.settings)
+    return document if isinstance(document.get("settings"), dict) else {}
 
 
 class Work(NamedTuple):
@@ -284,9 +272,9 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
     """
     standing = Standing(rows, records.select(COLUMNS), target)
     artifact = flags_of(pc.greater(standing.columns["artifact_pixels"], 0))
-    whole = kept_whole(target.keep, artifact, held.marked)
+    whole = products.kept_whole(target.keep, artifact, held.marked)
     # Images that a person has marked are kept whole, and all images with --keep all, whatever the detector marks.
-    always_whole = kept_whole(target.keep, np.zeros(rows.num_rows, bool), held.marked)
+    always_whole = products.kept_whole(target.keep, np.zeros(rows.num_rows, bool), held.marked)
 
     map_was_kept = standing.says("similarity_kept")
     has_map = standing.same_similarity & map_was_kept & held.arrays["similarity"]
@@ -296,7 +284,7 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
         product.name: standing.equal(product.column, product.key(target) or "")
         & (standing.says(product.kept) if product.kept else True)
         & held.arrays[product.arrays[-1]]
-        for product in stages_for(target)
+        for product in products.stages_for(target)
         if product.arrays and "similarity" not in product.arrays
     }
     has_all = np.logical_and.reduce([has_map, *has_later.values()])
@@ -440,7 +428,7 @@ def prepare(
     check_kind(workspace, settings)
     target, weights = target_of(settings)
     check_models(workspace, settings, target)
-    gather_journals(workspace)
+    products.gather_journals(workspace)
     scanned = None
     if rescan or not workspace.manifest.exists():
         scanned = scan(
@@ -492,10 +480,10 @@ def _regions(manifest: pa.Table, records: pa.Table) -> pa.Table:
 
 def images_of_several_pages(workspace: Workspace) -> list[str]:
     """Name the images whose file has further full pages, which are not read."""
-    manifest = read_manifest(workspace)
+    manifest = asked_for(read_manifest(workspace))
     records = read_records(workspace, ["id", "further_pages"])
     ids = records["id"].filter(pc.greater(records["further_pages"], 0)).combine_chunks()
-    names: list[str] = manifest["name"].filter(pc.and_(manifest["present"], pc.is_in(manifest["id"], ids))).to_pylist()
+    names: list[str] = manifest["name"].filter(pc.is_in(manifest["id"], ids)).to_pylist()
     return names
 
 
@@ -512,7 +500,7 @@ def _dataset(workspace: Workspace, manifest: pa.Table, records: pa.Table, target
     # An image that only a person has marked may not have its pictures yet.
     pictured = [key for key, mask in human.items() if mask.pixels and workspace.dataset("mask", mask.name).exists()]
     marked = flags_of(pc.is_in(records["id"], pa.array(pictured, pa.string())))
-    whole = kept_whole(target.keep, flags_of(pc.greater(records["artifact_pixels"], 0)), marked)
+    whole = products.kept_whole(target.keep, flags_of(pc.greater(records["artifact_pixels"], 0)), marked)
     records = records.filter(pa.array(whole & flags_of(pc.is_valid(records["mask_key"]))))
     rows, records = with_records(manifest, records)
     names = rows["name"].combine_chunks()

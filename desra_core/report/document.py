@@ -4,6 +4,7 @@ Settings, stages and numbers are written in words that a reader knows.
 """
 
 import base64
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -59,6 +60,12 @@ def render_page(template: str, **content: Any) -> str:
     ``content`` holds the template's variables; a missing one is an error. Text is escaped, except `markupsafe.Markup`.
     The filters are the formatters of this module. The page loads no other file.
     """
+    return _environment().get_template(template).render(content)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """Make the environment of all templates, which compiles each of them once."""
     folder = resources.files("desra_core.report") / "templates"
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text("utf-8")),
@@ -85,7 +92,7 @@ def render_page(template: str, **content: Any) -> str:
             "missed: in the ground truth alone": hex_colour(MISSED),
         },
     }
-    return environment.get_template(template).render(content)
+    return environment
 
 
 def csp_hash(script: str) -> str:

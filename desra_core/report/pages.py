@@ -12,26 +12,13 @@ import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from desra_core.benchmarking import AnyBenchmark
-from desra_core.benchmarking.annotated import (
-    AnnotatedJob,
-    AnnotatedResults,
-    ImageRecord,
-    MethodRow,
-    annotated_tables,
-    read_ground_truth,
-    results_of,
-)
+from desra_core.benchmarking import AnyBenchmark, annotated
+from desra_core.benchmarking.annotated import AnnotatedJob, AnnotatedResults, ImageRecord, MethodRow
 from desra_core.benchmarking.benchmark import Benchmark, OperatingPoint, Tables
 from desra_core.benchmarking.injection import KINDS
 from desra_core.benchmarking.synthetic import SyntheticSummary, curves, read_trials, summarise, synthetic_tables
-from desra_core.calibration.weights import (
-    CalibratedWeights,
-    ClassWeight,
-    Suggestion,
-    largest_differences,
-    write_weights,
-)
+from desra_core.calibration import weights
+from desra_core.calibration.weights import CalibratedWeights, ClassWeight, Suggestion
 from desra_core.detection.class_weights import class_names
 from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import ImageError
@@ -228,8 +215,8 @@ def publish_results(benchmark: AnyBenchmark) -> PublishedBenchmark:
         results = summarise(read_trials(benchmark))
         tables, judged = synthetic_tables(benchmark, results, failures), results.images
     else:
-        results = results_of(benchmark)
-        tables, judged = annotated_tables(benchmark, results, failures), len(results.records)
+        results = annotated.results_of(benchmark)
+        tables, judged = annotated.annotated_tables(benchmark, results, failures), len(results.records)
     workspace = benchmark.workspace
     markdown = document_as_markdown(tables.title, tables.with_failures(failures))
     texts = {"md": markdown, "csv": tables.csv, "json": as_json(tables.document)}
@@ -347,7 +334,7 @@ def _drawing(benchmark: Benchmark[AnnotatedJob]) -> Callable[[ImageRecord], list
 
         @cache
         def truth() -> Mask:
-            return np.pad(read_ground_truth(job.ground_truth, shape, image.path), FRAME)
+            return np.pad(annotated.read_ground_truth(job.ground_truth, shape, image.path), FRAME)
 
         def against(point: OperatingPoint) -> RGB:
             mask = _read_mask(job.mask_path(benchmark.workspace, point), shape)
@@ -400,7 +387,7 @@ def write_calibration(calibrated: CalibratedWeights, output: Path) -> list[Path]
         TransientError: The disk is full or failed.
     """
     page, picture = output.with_suffix(".html"), output.with_suffix(".svg")
-    write_weights(calibrated, output)
+    weights.write_weights(calibrated, output)
     save(class_distributions(calibrated), picture)
     replace_file(page, render_calibration(calibrated, output).encode())
     return [output, page, picture]
@@ -410,7 +397,7 @@ def render_calibration(calibrated: CalibratedWeights, output: Path) -> str:
     """Render the page about the weights in the file ``output``."""
     rows = calibrated.rows
     seen = [row for row in rows if row.pixels]
-    changed = largest_differences(rows, _DIFFERENCES)
+    changed = weights.largest_differences(rows, _DIFFERENCES)
     ratios = {row.name: row.weight / row.published_weight for row in changed}
     differences = bar_chart(ratios, xlabel="weight as a multiple of the published one") if ratios else None
     return render_page(

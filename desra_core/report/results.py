@@ -65,6 +65,7 @@ class WorkspaceResults:
     regions: pa.Table  # of these images, schema desra_core.planning.plan.REGIONS
     failures: pa.Table  # those of the scan included, schema desra_core.workspace.matching.FAILURES
     vanished: int  # number of names that are no longer in the folders; they are in no table
+    unasked: int  # number of names in the folders that the latest run was not asked for
     unscanned: int  # number of files that no image could be made of; they are in the failures only
     passed_over: dict[str, int]  # other files that the latest scan passed over, by kind
     changed: datetime  # when the results last changed
@@ -183,7 +184,8 @@ def read_results(workspace: Workspace) -> WorkspaceResults:
     manifest = read_table(workspace.manifest, MANIFEST, ["name", "id", "present", "asked"])
     vanished = manifest.num_rows - (pc.sum(manifest["present"]).as_py() or 0)
     limit = document.get("settings", {}).get("limit")
-    rows = asked_for(manifest).select(["name", "id"]).slice(0, limit if isinstance(limit, int) else None)
+    asked = asked_for(manifest)
+    rows = asked.select(["name", "id"]).slice(0, limit if isinstance(limit, int) else None)
     records = read_records(workspace, ["id", *_RECORD, "seconds"])
     index = pc.index_in(rows["id"].combine_chunks(), records["id"].combine_chunks())
     images = rows
@@ -203,6 +205,7 @@ def read_results(workspace: Workspace) -> WorkspaceResults:
         regions=regions.filter(pc.is_in(regions["image"], rows["name"].combine_chunks())),
         failures=pa.concat_tables([unscanned, failure_table(rows, records)]).sort_by("name"),
         vanished=vanished,
+        unasked=manifest.num_rows - vanished - asked.num_rows,
         unscanned=unscanned.num_rows,
         passed_over=read_passed_over(workspace),
         changed=datetime.fromtimestamp(max(path.stat().st_mtime for path in changing if path.exists()), UTC),

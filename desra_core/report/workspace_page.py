@@ -23,19 +23,9 @@ from desra_core.files import check_names, replace_file
 from desra_core.images.codec import Labels
 from desra_core.images.parts import RGB, Rectangle, fitted
 from desra_core.images.scanning import kinds_in_words
-from desra_core.report import charts
+from desra_core.report import charts, document
 from desra_core.report.charts import inline
-from desra_core.report.document import (
-    ROLES,
-    Cell,
-    cells_within,
-    hex_colour,
-    make_cell,
-    render_page,
-    settings_rows,
-    shortened,
-    stage_name,
-)
+from desra_core.report.document import Cell, cells_within, hex_colour, make_cell, render_page, shortened, stage_name
 from desra_core.report.finetuning import read_finetuning
 from desra_core.report.pictures import HUMAN_OUTLINE, KINDS, Crops, StoredImage, class_shares, heat_map, label_picture
 from desra_core.report.results import (
@@ -212,7 +202,7 @@ def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[s
     return {
         "results": results,
         "workspace": results.workspace.root.absolute(),
-        "sources": {ROLES.get(role, role): folder for role, folder in results.sources.items()},
+        "sources": {document.ROLES.get(role, role): folder for role, folder in results.sources.items()},
         "summary": summary,
         "notes": notes,
         "finetuning": finetuning,
@@ -232,7 +222,7 @@ def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[s
         "times": times,
         # Rate: images per second of one worker that runs all stages.
         "total_rate": max(time.images for time in times) / summary.seconds if summary.seconds > 0 else None,
-        "settings": settings_rows(settings),
+        "settings": document.settings_rows(settings),
         "versions": results.document.get("versions") or {},
         "keys": keys,
         "plots": _histograms(results, measure),
@@ -260,6 +250,9 @@ def _notes(results: WorkspaceResults, summary: CorpusSummary) -> list[str]:
     if results.vanished:
         vanished = counted(results.vanished, "image that is", "images that are")
         notes.append(f"{vanished} no longer in the folders: left out.")
+    if results.unasked:
+        unasked = counted(results.unasked, "image that was", "images that were")
+        notes.append(f"{unasked} not asked for by the latest run: left out.")
     if others := kinds_in_words(results.passed_over):
         notes.append(f"In the folders, these were passed over: {others}.")
     return notes

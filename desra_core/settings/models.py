@@ -260,8 +260,8 @@ class Calibrating(Frozen):
     segmenter: str = Field(
         "none",
         pattern=r"^(none|mmseg:.+,.+|labels:.+)$",
-        description="Where class labels come from: mmseg:CONFIG,CHECKPOINT or labels:DIR; by default as the "
-        "workspace's latest run.",
+        description="Where class labels come from: mmseg:CONFIG,CHECKPOINT or labels:DIR; with none, from where the "
+        "workspace's latest run had them.",
     )
     exclude: Path | None = Field(
         None,
@@ -368,6 +368,7 @@ class Serving(Cycling):
 
     verb: ClassVar[str] = "serve"
 
+    photos: Path = Field(description="Folder that new photos come to.")
     name: str | None = Field(
         None,
         pattern=r"^[\w.-]+$",

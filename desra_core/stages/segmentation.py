@@ -3,8 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from desra_core.errors import ImageError
-from desra_core.networks.segmentation import load_segmenter
+from desra_core.networks.segmentation import load_segmenter, segment
 from desra_core.stages import StageJob, read_gan_sr
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import write_array
@@ -21,9 +20,6 @@ def segmentation_stage(image: ImageRef, record: Record, workspace: Workspace, jo
     """Label ``gan_sr`` and store the labels (raises `ImageError`)."""
     segmenter = load_segmenter(job.settings.segmenter, job.device)
     gan_sr = read_gan_sr(image, workspace, job.target.gan_sr_key, job.max_pixels)
-    try:
-        labels = segmenter(gan_sr)
-    except ImageError as error:
-        raise type(error)(image.path, error.reason, error.remedy) from None
+    labels = segment(segmenter, gan_sr, image.path)
     write_array(workspace, image.id, "labels", labels, key=job.key)
     return replace(record, segmentation_key=job.key, labels_kept=True)

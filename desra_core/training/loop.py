@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from desra_core.errors import UsageError
-from desra_core.files import read_json, storage_errors, write_json
+from desra_core.files import read_document, storage_errors, write_json
 from desra_core.gpu import lacks_memory
 from desra_core.networks.checkpoints import LOAD_ERRORS, save_torch
 from desra_core.settings.models import Training, Twinning
@@ -223,7 +223,7 @@ class Trainer:
     def save_model(self) -> None:
         """Save raw and averaged weights as the usual training tools do, and beside them a JSON file of their origin."""
         path = self._run.model(self.state["iteration"])
-        document = read_json(self._run.document) or {}
+        document = read_document(self._run.document)
         write_json(path.with_suffix(".json"), document | {"iteration": self.state["iteration"]})
         if self._discriminator is not None:
             save_torch(path.with_suffix(".discriminator.pth"), {"params": self._discriminator.state_dict()})

@@ -23,19 +23,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from desra_core import __version__
+from desra_core import __version__, files
 from desra_core.errors import ImageError, LockedError, UsageError
-from desra_core.files import (
-    content_key,
-    digest,
-    fingerprint,
-    locked,
-    read_bytes,
-    read_json,
-    storage_errors,
-    sweep,
-    write_json,
-)
+from desra_core.files import content_key, digest, fingerprint, locked, read_bytes, read_document, read_json, write_json
 from desra_core.planning.plan import load_settings
 from desra_core.settings.models import Finetuning, Training
 from desra_core.training.patches import Sample, freeze, read_sample
@@ -80,18 +70,18 @@ class RunFolder:
         Raises `LockedError` where another process holds the folder, `TransientError` where it cannot be written.
         """
         with contextlib.ExitStack() as stack:
-            with storage_errors(self.root):
+            with files.storage_errors(self.root):
                 self.root.mkdir(parents=True, exist_ok=True)
                 other = stack.enter_context(locked(self.root / "lock"))
             if other is not None:
                 raise LockedError(self.root, "is in use by another finetune", "wait until it has ended")
             for folder in (self.root, self.root / "models"):
-                sweep(folder)
+                files.sweep(folder)
             yield
 
     def reached(self, iterations: int, patience: int) -> bool:
         """Check whether the model of the last iteration is saved, or the run stopped early."""
-        progress = read_json(self.progress) or {}
+        progress = read_document(self.progress)
         return self.model(iterations).exists() or progress.get("worse", 0) >= patience
 
 
@@ -160,7 +150,7 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
         output = workspace.finetune(key)
     run = RunFolder(output)
     identity = _identity(gan_model, training)
-    document = read_json(run.document)
+    document = read_document(run.document) or None
     if document is not None:
         _check_same(run, document, identity)
     elif run.root.exists():

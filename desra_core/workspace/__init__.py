@@ -246,7 +246,7 @@ class Workspace:
 
     def owner(self) -> str | None:
         """Return host, process and start time of the run that holds the workspace; None when it is free."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, UsageError):
             if (note := holder(self.lock)) is not None:
                 return _owner(note)
         return None

@@ -452,11 +452,15 @@ def _folders(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
 
 
 def _pngs(folder: Path | str, prefix: str = "") -> Iterator[str]:
-    """Yield the names of the pictures below a folder, but for those that a power cut has emptied."""
-    for entry in os.scandir(folder):
-        if not is_text(entry.name):
-            continue
-        if entry.is_dir():
-            yield from _pngs(entry.path, f"{prefix}{entry.name}/")
-        elif entry.stat().st_size:
-            yield prefix + entry.name.removesuffix(".png")
+    """Yield the names of the pictures below a folder, but for those that a power cut has emptied.
+
+    A folder that this user may not enter counts as empty: writing there fails with a clear error.
+    """
+    with contextlib.suppress(PermissionError):
+        for entry in os.scandir(folder):
+            if not is_text(entry.name):
+                continue
+            if entry.is_dir():
+                yield from _pngs(entry.path, f"{prefix}{entry.name}/")
+            elif entry.stat().st_size:
+                yield prefix + entry.name.removesuffix(".png")

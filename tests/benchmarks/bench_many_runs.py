@@ -68,7 +68,7 @@ def _run_many(detection: Detection, url: str, runs: int) -> None:
     with standing_cluster(machine, gpus=0, key=key) as cluster, patch.dict(os.environ, cluster.environment):
         for number in range(1, runs + 1):
             started = time.perf_counter()
-            with patch("flows.corpus_flow.stages_of", partial(_no_ops, number)), redirect_stderr(StringIO()):
+            with patch("flows.desra_flow.stages_of", partial(_no_ops, number)), redirect_stderr(StringIO()):
                 summary = detect(detection, machine)
             seconds = time.perf_counter() - started
             assert (summary.computed, summary.failures, summary.broken_shards) == (IMAGES, 0, ())

@@ -32,21 +32,25 @@ def mtimes(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.parametrize("settings", [SETTINGS[1:5:3], pytest.param(SETTINGS, marks=pytest.mark.slow)], ids=len)
-def test_every_reference_mask_in_one_workspace(settings, shared_data, desra, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "images"), [(SETTINGS[1:5:3], 3), pytest.param(SETTINGS, 8, marks=pytest.mark.slow)]
+)
+def test_every_reference_mask_in_one_workspace(settings, images, shared_data, desra, tmp_path) -> None:
     """The settings one after the other: each run meets the products of the others."""
     pairs, workspace = shared_data / "pairs", tmp_path / "ws"
     for kind, threshold, min_area in settings:
         labels = ["--labels", pairs / "labels"] if kind == "semantic" else []
         run = desra(
             "detect", "--mse-sr", pairs / "mse_sr", "--gan-sr", pairs / "gan_sr", "--workspace", workspace,
-            "--threshold", threshold, "--min-area", min_area, *labels,
+            "--threshold", threshold, "--min-area", min_area, "--limit", images, *labels,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
         reference = pairs / "reference_mask" / f"{kind}_t{threshold}_a{min_area}"
-        for path in sorted(reference.iterdir()):
-            mask = cv2.imread(str(workspace / "masks" / path.name), cv2.IMREAD_UNCHANGED)
-            expected = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        masks = sorted((workspace / "masks").iterdir())
+        assert len(masks) == images
+        for path in masks:
+            mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+            expected = cv2.imread(str(reference / path.name), cv2.IMREAD_UNCHANGED)
             assert np.array_equal(mask[5:-5, 5:-5], expected), (path.name, kind, threshold, min_area)
             assert not mask[:5].any()
             assert not mask[:, -5:].any()

@@ -74,12 +74,12 @@ def kill_when(command: list[str], environment: dict[str, str], ready) -> bool:
     return False
 
 
-def test_killed_it_ends_as_if_undisturbed(corpus, undisturbed, prefect_environment, tmp_path) -> None:
+def test_killed_it_ends_as_if_undisturbed(corpus, undisturbed, desra, prefect_environment, tmp_path) -> None:
     workspace = tmp_path / "ws"
     command = [*arguments(corpus, workspace), "--workers", "1"]
     assert kill_when(command, prefect_environment, lambda: len(finished(workspace)) >= 9)
     before = finished(workspace)
-    last = subprocess.run(command, env=prefect_environment, capture_output=True, text=True, check=False)
+    last = desra(*command[3:])
     assert last.returncode == 0, last.stderr
     assert before.items() <= finished(workspace).items()
     assert results(workspace) == undisturbed

@@ -21,7 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from desra_core.errors import TransientError, UsageError
-from desra_core.files import content_key, digest, holder, locked, read_note, replace_file, sweep, write_secret
+from desra_core.files import content_key, digest, holder, locked, read_document, replace_file, sweep, write_secret
+from desra_core.workspace import Workspace
 
 # Holds a lock, and has a child that outlives it.
 HOLD = """
@@ -234,7 +235,7 @@ def test_the_note_is_there_as_long_as_the_lock_is_held(path: Path) -> None:
     assert holder(path) is None
     with locked(path, {"who": "me"}) as other:
         assert other is None
-        assert holder(path) == read_note(path) == {"who": "me"}
+        assert holder(path) == read_document(path) == {"who": "me"}
         with locked(path, {"who": "else"}) as other:
             assert other == {"who": "me"}
         assert holder(path) == {"who": "me"}
@@ -247,7 +248,7 @@ def test_without_a_note_the_content_stays(path: Path) -> None:
     with locked(path) as other:
         assert other is None
         assert holder(path) == {"who": "the last one"}
-    assert read_note(path) == {"who": "the last one"}
+    assert read_document(path) == {"who": "the last one"}
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '"text"', "\0"])
@@ -315,6 +316,9 @@ def test_a_disk_without_file_locks_is_named(path: Path, monkeypatch: pytest.Monk
     with pytest.raises(UsageError, match="cannot be locked") as error, locked(path):
         pass
     assert error.value.subject == str(path)
+    workspace = Workspace(path.parent)
+    workspace.lock.touch()
+    assert workspace.owner() is None  # desra status only looks
 
 
 def test_a_file_that_was_deleted_just_before(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

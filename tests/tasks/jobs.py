@@ -41,7 +41,7 @@ def done(image: ImageRef, outcome: Record) -> Record:
 
 
 def leaves(image: ImageRef, outcome: Record) -> Record:
-    get_worker().io_loop.add_callback(get_worker().close, nanny=True)
+    get_worker().io_loop.add_callback(get_worker().close, nanny=True, executor_wait=False)
     time.sleep(60)
     return done(image, outcome)
 

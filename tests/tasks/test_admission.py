@@ -82,6 +82,16 @@ def elsewhere(tmp_path: Path) -> Iterator[Elsewhere]:
     cluster.close()
 
 
+@pytest.fixture(scope="module")
+def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
+    """A cluster whose two workers have our desra and our disk."""
+    cluster = Elsewhere(tmp_path_factory.mktemp("elsewhere"))
+    for name in ("one", "two"):
+        cluster.worker(name)
+    yield cluster
+    cluster.close()
+
+
 @pytest.fixture
 def other(tmp_path: Path) -> dict[str, str]:
     """The environment of a worker whose desra differs from ours by one number."""
@@ -109,10 +119,8 @@ def warnings(capfd) -> list[str]:
     return [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: ")]
 
 
-def test_workers_of_others_are_used(elsewhere, tmp_path, capfd) -> None:
-    for name in ("one", "two"):
-        elsewhere.worker(name)
-    with open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path) as dask:
+def test_workers_of_others_are_used(one_and_two, tmp_path, capfd) -> None:
+    with open_dask(Machine(scheduler=one_and_two.address), folder=tmp_path) as dask:
         assert (dask.workers, dask.max_pixels) == (2, 11_250_000)
         assert {result for _, result in dask.map(*job(), names(40))} == {"one", "two"}
         assert dask.follow(os.getpid, resources={}, on_second=lambda: None) != os.getpid()
@@ -121,8 +129,8 @@ def test_workers_of_others_are_used(elsewhere, tmp_path, capfd) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_worker_is_no_scheduler(elsewhere) -> None:
-    address = elsewhere.worker("one")
+def test_a_worker_is_no_scheduler(one_and_two) -> None:
+    address = one_and_two.addresses()["one"]
     told = f"{address}: is the address of a worker, not of a scheduler; give that of the scheduler that it connects to"
     with pytest.raises(UsageError, match=told), open_dask(Machine(scheduler=address)):
         pass
@@ -197,13 +205,13 @@ def test_refused_work_for_gpus_goes_to_workers_with_a_gpu(elsewhere, other, tmp_
     assert results == ["good"] * 3
 
 
-def test_a_refused_worker_is_asked_again(elsewhere, tmp_path, monkeypatch) -> None:
-    """Its disk had a hiccup, or it was started again with the right desra, on the same port."""
-    monkeypatch.setattr(lost_workers, "LOST_SECONDS", 0.5)
-    address = elsewhere.worker("one")
-    with open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path) as dask:
-        dask.admission.refuse(address, "fails", "wait")
-        work = job(lambda image, about: time.sleep(2))
+def test_refused_workers_are_asked_again(one_and_two, tmp_path, monkeypatch) -> None:
+    """Their disk had a hiccup, or they were started again with the right desra, on the same ports."""
+    monkeypatch.setattr(lost_workers, "LOST_SECONDS", 0.2)
+    with open_dask(Machine(scheduler=one_and_two.address), folder=tmp_path) as dask:
+        for address in one_and_two.addresses().values():
+            dask.admission.refuse(address, "fails", "wait")
+        work = job(lambda image, about: time.sleep(1))
         assert [result for _, result in dask.map(*work, names(1))] == [None]
 
 
@@ -239,13 +247,20 @@ def away(tmp_path: Path) -> tuple[Path, tuple[str, ...]]:
     return workspace, before
 
 
-def test_a_worker_that_does_not_see_the_workspace_gets_no_work(elsewhere, away, capfd) -> None:
+def test_a_worker_that_does_not_see_the_workspace_gets_no_work(
+    elsewhere, away, desra, make_pairs, tmp_path, capfd
+) -> None:
+    """A run with none but such workers is refused."""
     workspace, before = away
     blind = elsewhere.worker("blind", before=before)
     told = f"this worker does not see {workspace}, where the results go; have that folder there under the same path"
     with pytest.raises(AbsentError) as refused, open_dask(Machine(scheduler=elsewhere.address), folder=workspace):
         pass
     assert str(refused.value) == f"{blind}: {told}"
+    make_pairs(tmp_path, 3)
+    results = ("--mse-sr", tmp_path / "mse_sr", "--gan-sr", tmp_path / "gan_sr", "--workspace", workspace)
+    run = desra("detect", *results, "--scheduler", elsewhere.address)
+    assert f"{blind}: {told}" in refusal(run, server=True)
     elsewhere.worker("good")
     with open_dask(Machine(scheduler=elsewhere.address), folder=workspace) as dask:
         assert warnings(capfd) == [f"warning: {blind}: {told}"]
@@ -253,18 +268,6 @@ def test_a_worker_that_does_not_see_the_workspace_gets_no_work(elsewhere, away, 
     # What writes nothing may run there.
     with open_dask(Machine(scheduler=elsewhere.address)) as dask:
         assert dask.workers == 2
-
-
-def test_a_run_with_none_but_such_workers_is_refused(elsewhere, away, desra, make_pairs, tmp_path) -> None:
-    """It ended in "0 of 3 images done, 0 failed", without a word of why."""
-    workspace, before = away
-    blind = elsewhere.worker("blind", before=before)
-    make_pairs(tmp_path, 3)
-    run = desra(
-        "detect", "--mse-sr", tmp_path / "mse_sr", "--gan-sr", tmp_path / "gan_sr", "--workspace", workspace,
-        "--scheduler", elsewhere.address,
-    )  # fmt: skip
-    assert f"{blind}: this worker does not see {workspace}" in refusal(run, server=True)
 
 
 @pytest.mark.slow

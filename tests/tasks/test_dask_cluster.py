@@ -22,7 +22,15 @@ from desra_core.settings import Machine
 from desra_core.workspace.manifest import ImageRef
 from desra_core.workspace.products import Record
 from tasks import dask_cluster
-from tasks.dask_cluster import BYTES_PER_PIXEL, GPU_THREADS, NETWORK_WORKER_BYTES, Share, open_dask, share_of
+from tasks.dask_cluster import (
+    BYTES_PER_PIXEL,
+    GPU_THREADS,
+    NETWORK_WORKER_BYTES,
+    WORKER_BYTES,
+    Share,
+    open_dask,
+    share_of,
+)
 from tests.tasks.jobs import done, images, job
 
 GIB = 2**30
@@ -67,29 +75,25 @@ def test_given_numbers_of_workers_and_memory_stay(monkeypatch: pytest.MonkeyPatc
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-def test_memory_and_workers_bound_the_image_size() -> None:
-    with open_dask(Machine(workers=1, memory="1GB")) as cluster:
-        assert cluster.max_pixels == 11_250_000
-        assert cluster.gpus == 0
-
-
-def test_sizes_that_change_nothing_are_not_read(monkeypatch) -> None:
-    """Of a scheduler that runs elsewhere: its workers are as they are, and a million headers take minutes to read."""
+def test_a_scheduler_that_does_not_answer_is_named(monkeypatch) -> None:
+    """And no sizes are read: its workers are as they are, and a million headers take minutes to read."""
 
     def unwanted() -> int:
         raise AssertionError
 
-    monkeypatch.setattr(dask_cluster, "_CONNECT_SECONDS", 1)
-    with pytest.raises(AbsentError), open_dask(Machine(scheduler="tcp://127.0.0.1:9"), most_pixels=unwanted):
+    monkeypatch.setattr(dask_cluster, "_CONNECT_SECONDS", 0.1)
+    with (
+        pytest.raises(AbsentError, match=r"tcp://127\.0\.0\.1:9: no Dask scheduler answers"),
+        open_dask(Machine(scheduler="tcp://127.0.0.1:9"), most_pixels=unwanted),
+    ):
         pass
 
 
 def test_large_images_get_fewer_workers(capfd) -> None:
     """Half of what all workers have together is more than one of them has."""
     pixels = int(0.8 * MEMORY_LIMIT * 0.75 / 2 / BYTES_PER_PIXEL)
-    with open_dask(Machine()) as cluster:
-        usual = cluster.workers
-        assert cluster.max_pixels < pixels or usual == 1
+    usual, _, _, _, usual_pixels = share_of(Machine(), WORKER_BYTES, 0)
+    assert usual_pixels < pixels or usual == 1
     with open_dask(Machine(), most_pixels=lambda: pixels) as cluster:
         assert cluster.workers == 1
         assert cluster.max_pixels >= pixels
@@ -97,15 +101,6 @@ def test_large_images_get_fewer_workers(capfd) -> None:
     assert result == Record("photo", mask_key="done")
     if usual > 1:
         assert f"1 workers instead of {usual}, for images of up to" in capfd.readouterr().err
-
-
-def test_a_scheduler_that_does_not_answer_is_named(monkeypatch) -> None:
-    monkeypatch.setattr(dask_cluster, "_CONNECT_SECONDS", 1)
-    with (
-        pytest.raises(UsageError, match=r"tcp://127\.0\.0\.1:9: no Dask scheduler answers"),
-        open_dask(Machine(scheduler="tcp://127.0.0.1:9")),
-    ):
-        pass
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -23,14 +22,6 @@ from tests.tasks.jobs import ERRORS, done, follow, images, job
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-def fails_once(image: ImageRef, outcome: Record) -> Record:
-    marker = Path(os.environ["MARKERS"]) / image.id
-    if not marker.exists():
-        marker.touch()
-        raise TransientError(image.id, "failed for now", "try again")
-    return done(image, outcome)
-
-
 def test_every_image_comes_back_once(dask: Dask) -> None:
     work = images(*(f"photo{index}" for index in range(50)))
     results = list(dask.map(*job(done), work))
@@ -39,16 +30,25 @@ def test_every_image_comes_back_once(dask: Dask) -> None:
     assert list(dask.map(*job(done), [])) == []
 
 
+def test_memory_bounds_the_image_size(dask: Dask) -> None:
+    assert (dask.max_pixels, dask.workers, dask.gpus) == (11_250_000, 2, 0)
+
+
 def moment(image: ImageRef, outcome: Record) -> Record:
     return Record(image.id, mask_key=str(time.monotonic_ns()))
 
 
-def test_images_are_computed_in_the_order_of_the_work() -> None:
+def test_images_are_computed_and_recorded_in_the_order_of_the_work(capfd) -> None:
     """One that comes twice too: each time with what goes with it."""
     work = images(*"hgfedcba", *"hgfedcba")
-    with open_dask(Machine(workers=1, memory="1GB")) as cluster:
+    with open_dask(Machine(workers=1, memory="1GB", log_level="debug", log_format="json")) as cluster:
         results = sorted(cluster.map(*job(moment), work), key=lambda result: int(result[1].mask_key))
     assert "".join(image.id for image, _ in results) == "hgfedcbahgfedcba"
+    configure("warning", "text")
+    records = [json.loads(line) for line in capfd.readouterr().err.splitlines() if '"stage"' in line]
+    assert "".join(record["image"] for record in records) == "hgfedcbahgfedcba"
+    about = {(record["stage"], record["shard"], record["level"]) for record in records}
+    assert about == {("moment", "00000", "debug")}
 
 
 def troubled(image: ImageRef, outcome: Record) -> Record:
@@ -93,10 +93,17 @@ def test_a_failure_that_would_repeat_is_not_tried_again(dask: Dask, tmp_path: Pa
     assert calls.read_text() == "x"
 
 
-def test_transient_failures_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MARKERS", str(tmp_path))
-    with open_dask(Machine(workers=1, memory="1GB")) as cluster:
-        [(_, result)] = cluster.map(*job(fails_once), images("photo"))
+def test_transient_failures_are_tried_again(dask: Dask, tmp_path: Path) -> None:
+    marker = tmp_path / "failed"
+
+    def fails_once(image: ImageRef, outcome: Record) -> Record:
+        if not marker.exists():
+            marker.touch()
+            raise TransientError(image.id, "failed for now", "try again")
+        return done(image, outcome)
+
+    [(_, result)] = dask.map(*job(fails_once), images("photo"))
+    assert marker.exists()
     assert result == Record("photo", mask_key="done")
 
 
@@ -131,12 +138,3 @@ def test_an_error_of_a_followed_computation_is_raised_at_once(dask: Dask, tmp_pa
     with pytest.raises(type(ERRORS[fate]), match=str(ERRORS[fate])):
         follow(dask, tmp_path / "calls", fate)
     assert len(list((tmp_path / "calls").iterdir())) == 1
-
-
-def test_every_worker_records_its_images(capfd) -> None:
-    with open_dask(Machine(workers=2, memory="1GB", log_level="debug", log_format="json")) as cluster:
-        list(cluster.map(*job(done), images("a", "b")))
-    configure("warning", "text")
-    records = [json.loads(line) for line in capfd.readouterr().err.splitlines() if '"stage"' in line]
-    assert {record["image"] for record in records} == {"a", "b"}
-    assert {(record["stage"], record["shard"], record["level"]) for record in records} == {("done", "00000", "debug")}

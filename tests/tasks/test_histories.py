@@ -137,7 +137,9 @@ def test_clean_photos_leave_the_dataset_when_not_all_is_kept(corpus: Corpus) -> 
     assert len(groups) == len(set(pq.read_table(workspace.dataset_manifest)["id"].to_pylist()))
 
 
-@pytest.mark.parametrize("keep", ["artifacts", "maps", "all"])
+@pytest.mark.parametrize(
+    "keep", ["artifacts", *(pytest.param(keep, marks=pytest.mark.slow) for keep in ("maps", "all"))]
+)
 def test_kept_mse_results_serve_a_new_gan_model(corpus: Corpus, keep: str) -> None:
     workspace = corpus.run(keep_mse=True, keep=keep)
     stored = mse_results(workspace)
@@ -148,8 +150,18 @@ def test_kept_mse_results_serve_a_new_gan_model(corpus: Corpus, keep: str) -> No
     assert results(workspace) == results(corpus.run("fresh", keep=keep))
 
 
-@pytest.mark.parametrize("keep", ["artifacts", "all"])
-@pytest.mark.parametrize("role", ["mse_sr", "gan_sr", "similarity"])
+@pytest.mark.parametrize(
+    ("role", "keep"),
+    [
+        ("mse_sr", "artifacts"),
+        ("gan_sr", "all"),
+        ("similarity", "artifacts"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("mse_sr", "all"), ("gan_sr", "artifacts"), ("similarity", "all"))
+        ),
+    ],
+)
 def test_a_damaged_array_is_mended_by_the_second_run_at_the_latest(corpus: Corpus, role: str, keep: str) -> None:
     workspace = corpus.run(keep=keep)
     for array in workspace.maps.glob(f"*/*/{role}"):

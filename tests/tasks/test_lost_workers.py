@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,16 +26,39 @@ from tests.tasks.jobs import done, follow, images, job, leaves
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Dask]:
+    """Its one worker is followed by another whenever it ends."""
+    with open_dask(Machine(workers=1, memory="1GB")) as cluster:
+        yield cluster
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_again_and_again_comes_back(cluster: Dask) -> None:
+    """Also where it is away when Dask looks whether it is back, 15 s after an earlier death."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        cluster.client.wait_for_workers(1)
+        for process in cluster.client.run(os.getpid).values():
+            os.kill(process, signal.SIGKILL)
+        while cluster.client.nthreads():
+            time.sleep(0.01)
+    cluster.client.wait_for_workers(1, timeout=60)
+    [(_, result)] = cluster.map(*job(done), images("photo"))
+    assert result == Record("photo", mask_key="done")
+
+
 def killer(image: ImageRef, outcome: Record) -> Record:
     if image.id == "killer":
         os.kill(os.getpid(), signal.SIGKILL)
     return done(image, outcome)
 
 
-def test_an_image_that_kills_its_workers_is_named(dask: Dask) -> None:
+def test_an_image_that_kills_its_workers_is_named(cluster: Dask, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images that wait on these workers may be given up with it, since Dask cannot distinguish them."""
+    monkeypatch.setattr(cluster.client.cluster.scheduler, "allowed_failures", 1)
     work = images("killer", *(f"photo{index}" for index in range(10)))
-    results = {image.id: result for image, result in dask.map(*job(killer), work)}
+    results = {image.id: result for image, result in cluster.map(*job(killer), work)}
     assert len(results) == len(work)
     assert "--memory" in str(results["killer"])
     errors = [result for result in results.values() if isinstance(result, ImageError)]
@@ -41,11 +66,13 @@ def test_an_image_that_kills_its_workers_is_named(dask: Dask) -> None:
     assert all("took its worker down" in error.reason for error in errors)
 
 
-def test_a_run_whose_workers_have_gone_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_workers_have_gone_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lost_workers, "LOST_SECONDS", 1)
-    with open_dask(Machine(workers=1, memory="1GB")) as cluster:
-        [(_, result)] = cluster.map(*job(leaves), images("photo"))
-    assert "the Dask workers have gone" in str(result)
+    with open_dask(Machine(workers=1, memory="1GB")) as doomed:
+        [(_, result)] = doomed.map(*job(leaves), images("photo"))
+        assert "the Dask workers have gone" in str(result)
+        with pytest.raises(TransientError, match="the Dask workers have gone; start some and run again"):
+            follow(doomed, tmp_path / "calls", "well")
 
 
 def test_a_worker_has_time_to_start_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,33 +97,27 @@ def test_a_worker_has_time_to_start_again(monkeypatch: pytest.MonkeyPatch) -> No
     assert cancelled_at[0] == len(answers)
 
 
-def on_a_broken_gpu(image: ImageRef, outcome: Record) -> Record:
+def on_a_broken_gpu(markers: Path, image: ImageRef, outcome: Record) -> Record:
     """Once a process has met the image that breaks its GPU, everything fails there; it breaks one GPU only."""
-    import torch
-
-    marker = Path(os.environ["MARKERS"]) / image.id
-    if image.id == "breaks" and not marker.exists():
-        marker.touch()
+    if image.id == "breaks" and not (markers / image.id).exists():
+        (markers / image.id).touch()
         os.environ["GPU"] = "broken"
     if "GPU" in os.environ:
-        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might")
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might")
     return done(image, outcome)
 
 
-def test_a_worker_whose_gpu_is_broken_makes_room_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_whose_gpu_is_broken_makes_room_for_another(cluster: Dask, tmp_path: Path) -> None:
     """And what has failed there is computed elsewhere, as is what waits behind it."""
-    monkeypatch.setenv("MARKERS", str(tmp_path))
     work = images("breaks", *(f"photo{index}" for index in range(8)))
-    with open_dask(Machine(workers=1, memory="1GB")) as cluster:
-        [before] = cluster.client.run(os.getpid).values()
-        results = {image.id: result for image, result in cluster.map(*job(on_a_broken_gpu), work)}
-        cluster.client.wait_for_workers(1)
-        assert before not in cluster.client.run(os.getpid).values()
-        told = (
-            "failed with its GPU \\(CUDA error: device-side assert triggered\\); run again; if it stays, see nvidia-smi"
-        )
-        with pytest.raises(TransientError, match=f"the computation: {told}"):
-            cluster.call(lambda: assert_on_the_device(), resources={})
+    [before] = cluster.client.run(os.getpid).values()
+    computed = cluster.map(*job(lambda image, outcome: on_a_broken_gpu(tmp_path, image, outcome)), work)
+    results = {image.id: result for image, result in computed}
+    cluster.client.wait_for_workers(1)
+    assert before not in cluster.client.run(os.getpid).values()
+    told = "failed with its GPU \\(CUDA error: device-side assert triggered\\); run again; if it stays, see nvidia-smi"
+    with pytest.raises(TransientError, match=f"the computation: {told}"):
+        cluster.call(lambda: assert_on_the_device(), resources={})
     assert results == {image.id: Record(image.id, mask_key="done") for image, _ in work}
 
 
@@ -107,17 +128,9 @@ def assert_on_the_device() -> None:
 
 
 @pytest.mark.slow
-def test_a_followed_computation_without_workers_ends(tmp_path: Path) -> None:
-    with open_dask(Machine(workers=1, memory="1GB")) as cluster:
-        list(cluster.map(*job(leaves), images("photo")))
-        with pytest.raises(TransientError, match="the Dask workers have gone; start some and run again"):
-            follow(cluster, tmp_path / "calls", "well")
-
-
-@pytest.mark.slow
-def test_a_followed_computation_survives_its_worker(dask: Dask, tmp_path: Path) -> None:
-    result, _ = follow(dask, tmp_path / "calls", "killed once")
+def test_a_followed_computation_survives_its_worker(cluster: Dask, tmp_path: Path) -> None:
+    result, _ = follow(cluster, tmp_path / "calls", "killed once")
     assert result == 2
     with pytest.raises(TransientError, match="took its worker down, most likely out of memory; raise --memory"):
-        follow(dask, tmp_path / "more calls", "killed")
+        follow(cluster, tmp_path / "more calls", "killed")
     assert len(list((tmp_path / "more calls").iterdir())) > 2

@@ -59,11 +59,12 @@ def worker_of(machine: Machine, **options: Any) -> int:
         return dask.follow(os.getpid, resources={}, on_second=lambda: None)
 
 
-def test_runs_share_its_workers_unless_they_want_their_own() -> None:
+def test_runs_share_its_workers_unless_they_want_their_own(monkeypatch) -> None:
     first = worker_of(Machine())
     assert worker_of(Machine()) == first
     assert worker_of(Machine(workers=1), alone=True) != first
     # Who names a scheduler gets that one.
+    monkeypatch.setattr(dask_cluster, "_CONNECT_SECONDS", 0.1)
     with (
         pytest.raises(AbsentError, match="no Dask scheduler answers"),
         open_dask(Machine(scheduler="tcp://127.0.0.1:9")),
@@ -186,6 +187,7 @@ def test_a_worker_that_has_ended_for_good_is_replaced(cluster) -> None:
 def test_a_cluster_of_desra_serve_that_has_gone_is_named(cluster, monkeypatch) -> None:
     gone = cluster.served.model_copy(update={"address": "tls://127.0.0.1:9"})
     monkeypatch.setenv(ServedCluster.VARIABLE, gone.model_dump_json())
+    monkeypatch.setattr(dask_cluster, "_CONNECT_SECONDS", 0.1)
     with pytest.raises(AbsentError, match=r"tls://127\.0\.0\.1:9: no Dask scheduler answers"), open_dask(Machine()):
         pass
     monkeypatch.delenv(ServedCluster.VARIABLE)

@@ -84,7 +84,7 @@ def test_the_printed_scores_and_the_written_files(desra_here: Desra, data: Path)
         f"tables   {data / 'out'}",
         f"page     {data / 'out/evaluation.html'}",
     ]
-    assert "taken for the image's, and 5 px a side are cropped (--size)" in run.stderr
+    assert "taken for the image's, so 5 px a side are cropped (--size)" in run.stderr
     assert {path.name for path in (data / "out").iterdir()} == {
         "images.csv", "regions.csv", "detections.csv", "evaluation.json", "evaluation.html",
     }  # fmt: skip

@@ -43,7 +43,7 @@ class Pool:
         serving = Serving(**paths, name=name, mine_at=mine_at, cycle_at="never", timezone="UTC")
         self.client = client
         self.deployments: dict[str, Deployed] = {it.flow: it for it in deployments_of(serving, Machine())}
-        register(list(self.deployments.values()), client)
+        self.known: set[str] = set()
         self.name = self.deployments["mine"].work_pool
 
     def ask(self, verb: str, path: str, **content: Any) -> Any:
@@ -51,6 +51,9 @@ class Pool:
         return answer.json() if answer.content else None
 
     def deployment(self, flow: str) -> Json:
+        if flow not in self.known:
+            register([self.deployments[flow]], self.client)
+            self.known.add(flow)
         return self.ask("GET", f"/deployments/name/{self.deployments[flow].full_name}")
 
     def run(self, flow: str, kind: str = "RUNNING", **parameters: Any) -> str:

@@ -188,7 +188,7 @@ def test_a_server_takes_deployments_and_refuses_bad_values(client, prefect_envir
     assert next_run(weekly, client).weekday() == 0
 
     # What is given anew replaces what was given before, schedules included.
-    register(deployments_of(serving(name="corpus", mine_at="never", threshold=0.6), Machine()), client)
+    register(deployments_of(serving(name="corpus", mine_at="never", threshold=0.6), Machine())[:1], client)
     found = httpx.get(f"{url}/deployments/name/mine/corpus").json()
     assert found["schedules"] == []
     assert found["parameters"]["mining"]["threshold"] == 0.6

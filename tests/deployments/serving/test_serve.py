@@ -28,7 +28,7 @@ from desra_core.errors import UsageError
 from desra_core.settings import Mining
 from desra_core.settings.models import Serving
 from desra_core.workspace import Workspace
-from flows import corpus_flow as webhooks
+from flows import desra_flow as webhooks
 from tasks.dask_cluster import ServedCluster
 from tests.conftest import client_of, desra_command, held, refusal
 from tests.in_process import process

@@ -57,7 +57,8 @@ def server(environment, tmp_path) -> Iterator[Server]:
     server.stop()
 
 
-def test_a_slow_start_is_awaited_and_a_failed_start_is_repeated(server, tmp_path, monkeypatch) -> None:
+def test_a_slow_start_is_awaited_and_a_failed_start_is_repeated(server, set_up, tmp_path, monkeypatch) -> None:
+    set_up(Workspace(tmp_path / "ws"))
     said: list[str] = []
     monkeypatch.setattr(servers, "say", said.append)
     monkeypatch.setattr(servers, "_PATIENCE_SECONDS", 0.2)
@@ -80,6 +81,7 @@ def test_a_slow_start_is_awaited_and_a_failed_start_is_repeated(server, tmp_path
 def test_a_failed_start_names_the_reason(server, monkeypatch) -> None:
     server.log.parent.mkdir()
     server.log.write_text("OlderError: that of an earlier run\n")
+    monkeypatch.setattr(servers, "_STARTS", 1)
     monkeypatch.setenv(CONSOLE, "CRITICAL")  # as desra serve sets it for itself
     monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "sqlite+aiosqlite:////nowhere/prefect.db")
     with pytest.raises(UsageError) as told:
@@ -100,7 +102,7 @@ def test_a_server_that_never_answers_is_an_error(server, monkeypatch) -> None:
 
 def test_another_process_at_the_port_does_not_get_the_key(server, monkeypatch) -> None:
     """Another user may have taken it since it was found free, and would get the key."""
-    monkeypatch.setattr(servers, "_START_SECONDS", 2)
+    monkeypatch.setattr(servers, "_START_SECONDS", 0.3)
     with ThreadingHTTPServer(("127.0.0.1", server._port), HttpProxy) as other, subprocess.Popen(["sleep", "60"]) as own:
         other.asked = []
         threading.Thread(target=other.serve_forever, args=[0.01], daemon=True).start()
@@ -228,10 +230,14 @@ def test_a_server_with_another_key_is_named(prefect_environment, tmp_path, monke
     "moment", [pytest.param("at its start", marks=pytest.mark.slow), "in mid-run",
                pytest.param("for good", marks=pytest.mark.slow)],
 )  # fmt: skip
-def test_a_run_whose_server_is_killed_is_done_nevertheless(moment, environment, make_pairs, tmp_path) -> None:
+def test_a_run_whose_server_is_killed_is_done_nevertheless(
+    moment, environment, standing_workers, set_up, make_pairs, tmp_path
+) -> None:
     """In few lines; the exit code is that of the work. No proxy stands in the way of it."""
     make_pairs(tmp_path, 16)
     workspace = Workspace(tmp_path / "ws")
+    workspace.create()
+    set_up(workspace)
     proxies = {"HTTP_PROXY": f"http://{DEAD}", "ALL_PROXY": f"socks5://{DEAD}"}
     command = run_of(tmp_path, workspace.root)
     said = tmp_path / "said"
@@ -241,7 +247,7 @@ def test_a_run_whose_server_is_killed_is_done_nevertheless(moment, environment, 
         return "watch at" in said.read_text() if moment == "at its start" else any(workspace.masks.rglob("*.png"))
 
     with said.open("wb") as stderr:
-        run = subprocess.Popen(command, env=os.environ | proxies, stderr=stderr)
+        run = subprocess.Popen(command, env=os.environ | standing_workers | proxies, stderr=stderr)
         until(is_moment)
         if moment == "for good":
             database = workspace.prefect_home / "prefect.db"

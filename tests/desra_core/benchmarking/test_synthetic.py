@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,13 +53,14 @@ def test_results_are_the_sums_of_the_trials(plain, spoiled) -> None:
     benchmark, published = spoiled
     assert [method.name for method in benchmark.methods] == ["desra, weight 1"]
     detectors = {"desra, weight 1": benchmark.methods[0].detector(None)}
-    expected = []
-    for name in sorted(names):
-        paths = [folder / role / f"{name}.png" for role in ("mse_sr", "gan_sr")]
-        pair = DetectorInputs(*(decode(path.read_bytes(), path).pixels for path in paths))
-        expected.append(run_trial(name, pair, detectors, Design(min_area=400)))
+    trials = read_trials(benchmark)
+    assert [trial.image for trial in trials] == sorted(names)
+    paths = [folder / role / f"{trials[0].image}.png" for role in ("mse_sr", "gan_sr")]
+    pair = DetectorInputs(*(decode(path.read_bytes(), path).pixels for path in paths))
+    expected = run_trial(trials[0].image, pair, detectors, Design(min_area=400))
     # Times differ; all else is what one call says.
-    sections = [section for section in sections_of(summarise(expected)) if "s per MP" not in str(section.table)]
+    assert replace(trials[0], seconds={}) == replace(expected, seconds={})
+    sections = [section for section in sections_of(summarise(trials)) if "s per MP" not in str(section.table)]
     assert len(sections) == 6
     assert all(document_as_markdown("", [section]).removeprefix("# \n\n") in published.markdown for section in sections)
     assert published.judged == 2
@@ -95,9 +97,12 @@ def test_only_what_is_new_is_computed(plain, spoiled, tmp_path) -> None:
 
 def test_marks_of_a_human_mask_are_no_false_alarm(plain, tmp_path) -> None:
     folder, names = plain
-    for name in names:
-        write(tmp_path / "people" / f"{name}.png", np.full((190, 230), 255, np.uint8))
-    benchmark, published = spoil(folder, tmp_path / "out", exclude=tmp_path / "people")
+    for role in ("mse_sr", "gan_sr"):
+        copy = tmp_path / role / f"{names[0]}.png"
+        copy.parent.mkdir(parents=True)
+        shutil.copy(folder / role / f"{names[0]}.png", copy)
+    write(tmp_path / "people" / f"{names[0]}.png", np.full((190, 230), 255, np.uint8))
+    benchmark, published = spoil(tmp_path, tmp_path / "out", exclude=tmp_path / "people")
     assert {found.clean_pixels for found in read_trials(benchmark)} == {200 * 240 - 190 * 230}
     assert "Nothing could be injected" in published.text
 

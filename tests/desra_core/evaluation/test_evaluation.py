@@ -80,7 +80,12 @@ def same(mask: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("of_mask", "of_truth", "sizes"),
-    [(same, same, None), (framed, same, "image"), (same, cropped, "valid"), (framed, cropped, None)],
+    [
+        (same, same, None),
+        (framed, same, "image"),
+        (same, cropped, "valid"),
+        pytest.param(framed, cropped, None, marks=pytest.mark.slow),
+    ],
 )
 def test_the_published_numbers(
     tmp_path: Path,

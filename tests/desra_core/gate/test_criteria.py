@@ -207,7 +207,7 @@ SCORES = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=20)
 @given(st.lists(SCORES, max_size=3), SCORES)
 def test_verdicts_survive_json(scores: list[Score], control: Score) -> None:
     verdict = decide(scores, control, GATE)

@@ -31,9 +31,18 @@ from tests.in_process import process
 from tests.tasks.test_histories import Corpus, results
 
 
+@pytest.fixture(scope="module")
+def models(
+    make_models: Callable[..., tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, Path]]:
+    """The models of all tests, which a process loads once."""
+    folder = tmp_path_factory.mktemp("models")
+    return {"models": make_models(folder / "models"), "newer": make_models(folder / "newer", strength=0.7)}
+
+
 @pytest.fixture
-def corpus(tmp_path: Path, make_models: Callable[..., tuple[Path, Path]]) -> Corpus:
-    return Corpus(tmp_path, make_models)
+def corpus(tmp_path: Path, models: dict[str, tuple[Path, Path]]) -> Corpus:
+    return Corpus(tmp_path, lambda folder, **_: models[folder.name])
 
 
 def tree(root: Path) -> dict[str, tuple[int, int]]:
@@ -90,7 +99,7 @@ def test_random_histories_end_like_fresh_workspaces(corpus: Corpus, seed: int) -
         "gan_model": [corpus.gan, corpus.newer],
         "keep_mse": [False, True],
     }
-    for step in range(5):
+    for step in range(4):
         changes = {name: values[rng.integers(len(values))] for name, values in choices.items()}
         if step and rng.integers(2):
             cv2.imwrite(str(corpus.photos / f"{'abcdefg'[rng.integers(7)]}.png"), photo(100 + step, bright=True))
@@ -359,7 +368,8 @@ def test_a_dry_run_changes_nothing(corpus: Corpus, tmp_path: Path) -> None:
     assert tree(workspace.root) == files
 
 
-def test_the_sweep_after_a_killed_sweep_goes_on(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stride", [pytest.param(4, marks=pytest.mark.slow), 11])
+def test_the_sweep_after_a_killed_sweep_goes_on(corpus: Corpus, monkeypatch: pytest.MonkeyPatch, stride: int) -> None:
     workspace = corpus.run("first", keep="maps", keep_mse=True)
     (corpus.photos / "b.png").unlink()
     cv2.imwrite(str(corpus.photos / "e.png"), photo(60, bright=True))
@@ -382,7 +392,7 @@ def test_the_sweep_after_a_killed_sweep_goes_on(corpus: Corpus, monkeypatch: pyt
 
         return call
 
-    for step in (*range(5), *range(5, 200, 6)):
+    for step in (*range(5), *range(5, 200, stride)):
         steps.clear()
         with monkeypatch.context() as patch:
             for name in ("publish", "publish_table"):

@@ -30,7 +30,7 @@ from desra_core.training.plan import RunFolder, plan_finetune
 from desra_core.workspace import Workspace
 from tests.in_process import judge_all, process, train
 
-PHOTOS = 12
+PHOTOS = 9
 TINY = {"preset": "cpu", "iterations": 2, "checkpoint_every": 2, "patch": 64, "batch": 2, "discriminator_features": 4,
         "warmup": 1, "images": 2, "held_out": 2, "clean": 1}  # fmt: skip
 OPEN = {"min_removal": 0.0, "max_detail_loss": 1.0}
@@ -126,7 +126,7 @@ def test_the_files_that_are_deleted_after_three_cycles(place, workspace: Workspa
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("sweeps", [False, True])
+@pytest.mark.parametrize("sweeps", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_cycle_and_rollback_find_all_that_they_need(place, workspace: Workspace, sweeps: bool, desra_here) -> None:
     """The same with and without a sweep: nothing is trained or judged again, and nothing is promoted again."""
     cycling = place.cycling(workspace.root)
@@ -347,6 +347,15 @@ def test_judgements_stay_with_the_finetunes_that_they_judge(fake: Fake, tmp_path
             os.utime(fake.workspace.verdict, (1_600_000_001, 1_600_000_001))
     assert f"gate/judgements/{KEYS[8]}" not in fake.going()
     assert f"gate/judgements/{KEYS[9]}" in fake.going()
+
+
+@pytest.mark.parametrize("content", ["5", '"x"', "[]", '{"training": []}', '{"training": 1, "parent": 2}'])
+def test_damaged_documents_of_finetunes_end_in_no_traceback(fake: Fake, content: str) -> None:
+    run = fake.finetune(KEYS[0])
+    fake.finetune(KEYS[1])
+    for path in (run.document, run.progress):
+        path.write_text(content)
+        fake.going()
 
 
 @pytest.mark.parametrize("damage", ["missing", "damaged", "another version", "damaged verdict"])

@@ -277,7 +277,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=30)
 @given(st.data())
 def test_a_truncated_file_never_gives_a_partial_image(kind: str, data: st.DataObject) -> None:
     """Where only a trailer is cut off, the image is whole."""
@@ -292,7 +292,7 @@ def test_a_truncated_file_never_gives_a_partial_image(kind: str, data: st.DataOb
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=30)
 @given(st.data())
 def test_damage_gives_an_image_or_an_image_error(kind: str, data: st.DataObject) -> None:
     damaged = bytearray(WHOLE[kind])

@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate
 from desra_core import third_party
 from desra_core.errors import ImageError, UsageError
 from desra_core.images.codec import bgr8, decode
-from desra_core.networks.segmentation import MMSegSegmenter, load_segmenter, segmenter_key, upsampled_argmax
+from desra_core.networks.segmentation import MMSegSegmenter, load_segmenter, segment, segmenter_key, upsampled_argmax
 from desra_core.planning import plan as planning
 from desra_core.planning.plan import prepare
 from desra_core.settings import Detection
@@ -404,6 +404,14 @@ def test_config_for_another_way_to_infer(change, reason, folder, tmp_path):
 def test_too_narrow_image(segmenter):
     with pytest.raises(ImageError, match=r"512x\d+ pixels for segmentation: is too narrow"):
         segmenter(np.zeros((11, 2048, 3), np.uint8))
+
+
+def test_the_photo_that_cannot_be_labelled_is_named(segmenter):
+    """As mine, detect, the gate and a benchmark need it."""
+    with pytest.raises(ImageError, match=r"^photos/a\.png: is too narrow"):
+        segment(segmenter, np.zeros((11, 2048, 3), np.uint8), Path("photos/a.png"))
+    gan_sr = photo("astronaut")[:40, :60]
+    assert np.array_equal(segment(segmenter, gan_sr, Path("a.png")), segmenter(gan_sr))
 
 
 def test_weights_that_are_not_finite(folder, model, tmp_path):

@@ -78,8 +78,13 @@ def test_results_are_those_of_the_plain_way(name, case, model, golden):
         assert (error > 0).mean() < 1e-3
 
 
-@pytest.mark.parametrize("sides", [(97, 71), (130, 30), (41, 150)])
-@pytest.mark.parametrize("name", NAMES)
+SIDES = [(97, 71), (130, 30), (41, 150)]
+SLOW = [("SwinIR L", sides) for sides in SIDES[:2]]  # SwinIR M and other networks have windows in them, too
+
+
+@pytest.mark.parametrize(("name", "sides"), [
+    pytest.param(name, sides, marks=[pytest.mark.slow] * ((name, sides) in SLOW)) for name in NAMES for sides in SIDES
+])  # fmt: skip
 def test_windows_do_not_show(name, sides, model, golden):
     whole = model(name)
     small = tiled(whole, -(-(2 * whole.traits.halo + 24) // whole.traits.multiple) * whole.traits.multiple)

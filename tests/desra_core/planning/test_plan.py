@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -543,6 +544,22 @@ def test_both_ways_to_look_at_the_disk_agree(lab: Lab) -> None:
         held = held_by(workspace, rows, None, each=each)
         assert held.masks.tolist() == held.arrays["similarity"].tolist() == [False, True, False]
         assert not held.arrays["labels"].any()
+
+
+def test_masks_in_a_folder_that_may_not_be_entered_are_missing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another user's; a run that has to write there says so."""
+    lab.run()
+    workspace, plan, _, _ = prepare(lab.detection())
+    scandir = os.scandir
+
+    def refused(path: Any) -> Any:
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    (workspace.masks / "sub").mkdir()
+    monkeypatch.setattr("os.scandir", refused)
+    assert held_by(workspace, plan.rows(0), None).masks.tolist() == [True, True, True]
 
 
 def test_make_plan_writes_nothing(lab: Lab) -> None:

@@ -57,9 +57,9 @@ def kept(make: Callable[..., Any]) -> Callable[..., Any]:
     return give
 
 
-@pytest.fixture(autouse=True, scope="session")
-def quick_pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compile each template once, and draw each chart once: reports here are mostly of the same corpus."""
+@pytest.fixture(scope="session")
+def parts_of_pages(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, str, object]]:
+    """What compiles each template once and draws each chart once, with the place where it stands."""
     cache = jinja2.FileSystemBytecodeCache(str(tmp_path_factory.mktemp("templates")))
     environment = jinja2.Environment
 
@@ -74,14 +74,23 @@ def quick_pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             drawn[id(figure), title] = figure, charts.inline(figure, title)
         return drawn[id(figure), title][1]
 
+    makers = ("histogram", "stage_bars", "line_chart", "distributions", "bar_chart")
+    once = {name: kept(getattr(charts, name)) for name in makers} | {"inline": inline}
+    return [
+        (jinja2, "Environment", Compiled),
+        (workspace_page, "charts", SimpleNamespace(**(vars(charts) | once))),
+        (workspace_page, "inline", inline),
+        (finetuning, "loss_curves", kept(charts.loss_curves)),
+        (finetuning, "inline", inline),
+    ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_pages(parts_of_pages: list[tuple[object, str, object]]) -> Iterator[None]:
+    """Keep templates and charts: the reports of these tests are mostly of one corpus."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jinja2, "Environment", Compiled)
-        makers = ("histogram", "stage_bars", "line_chart", "distributions", "bar_chart")
-        once = {name: kept(getattr(charts, name)) for name in makers} | {"inline": inline}
-        patch.setattr(workspace_page, "charts", SimpleNamespace(**(vars(charts) | once)))
-        patch.setattr(finetuning, "loss_curves", kept(finetuning.loss_curves))
-        for module in (workspace_page, finetuning):
-            patch.setattr(module, "inline", inline)
+        for place, name, part in parts_of_pages:
+            patch.setattr(place, name, part)
         yield
 
 

@@ -142,7 +142,9 @@ def test_print_is_black_on_white(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [[5.0], [-3.0, -3.0], [0.0], [-1e7, 0.0, 1e9], list(np.linspace(-200, 3000, 500))], ids=str
+    "values",
+    [[5.0], [-3.0, -3.0], [0.0], [-1e7, 0.0, 1e9], list(np.linspace(-200, 3000, 500))],
+    ids=["one", "two that are equal", "zero", "far apart", "many"],
 )
 def test_histograms_of_anything(values: list[float]) -> None:
     array = np.array(values)

@@ -327,14 +327,14 @@ def test_crops_that_are_not_there_say_so(workspace: Workspace) -> None:
 
 def test_pictures_count_against_the_size_of_the_page(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     document = publish(workspace)
-    noise = encode_webp(np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8))
+    noise = encode_webp(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8))
     for picture in document["pictures"]:
         for crop in picture["crops"].values():
             (workspace.gate / crop).write_bytes(noise)
     workspace.verdict.write_text(json.dumps(document | {"pictures": 9 * document["pictures"]}))
     path = write_report(workspace, worst=0)
     assert section(path).count("data:image/webp") == 32
-    assert 5_000_000 < path.stat().st_size < 7_000_000
+    assert 1_250_000 < path.stat().st_size < 1_750_000
     monkeypatch.setattr(page_module, "PICTURE_CHARACTERS", 32 * len(as_uri(noise)) + 1)
     text = words(write_report(workspace, worst=8).read_text())
     assert "8 more were asked for and are left out, to keep this page below 20 MB" in text

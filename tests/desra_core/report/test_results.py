@@ -347,9 +347,11 @@ def test_images_that_were_not_asked_for_are_left_out_as_in_the_status(workspace:
     pq.write_table(manifest.set_column(manifest.schema.get_field_index("asked"), "asked", asked), workspace.manifest)
     results = read_results(workspace)
     assert results.images["name"].to_pylist() == manifest["name"].to_pylist()[1:6:2]
-    assert results.vanished == 0
+    assert (results.vanished, results.unasked) == (0, manifest.num_rows // 2 + manifest.num_rows % 2)
     assert make_plan(workspace, read_manifest(workspace), load_settings(workspace)[1], limit=3).images == 3
-    write_report(workspace)
+    assert f"{results.unasked} images that were not asked for by the latest run" in words(
+        write_report(workspace).read_text()
+    )
 
 
 def test_parts_of_a_stage_are_not_counted_twice() -> None:

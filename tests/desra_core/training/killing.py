@@ -56,16 +56,19 @@ def saved(run: RunFolder) -> int | None:
 
 
 def kill_again_and_again(run: RunFolder, model: Path, training: Training) -> list[tuple[int, int]]:
-    """Kill a finetune a while after each save, until one ends by itself; returns what was saved each time."""
+    """Kill a finetune a while after some saves, until one ends by itself; returns what was saved each time."""
     moments: list[tuple[int, int]] = []
     while True:
-        # The first time as soon as anything is saved.
-        save_seconds, delay = (random.choice([0, 0.02]), random.expovariate(8)) if moments else (0.0, 0.0)
+        # The first two times after one save, the first as soon as it is there: quick as a step is, some are left.
+        save_seconds, saves = (0.0, 1) if len(moments) < 2 else (random.choice([0, 0.02]), random.randint(1, 3))
+        delay = random.expovariate(100) if moments else 0.0
         before, pid = saved(run), start(run, model, training, save_seconds)
         ended = (0, 0)
-        while saved(run) == before and not ended[0]:
-            ended = os.waitpid(pid, os.WNOHANG)
-            time.sleep(0.002)
+        for _ in range(saves):
+            while saved(run) == before and not ended[0]:
+                ended = os.waitpid(pid, os.WNOHANG)
+                time.sleep(0.002)
+            before = saved(run)
         if not ended[0]:
             time.sleep(delay)
             os.kill(pid, signal.SIGKILL)

@@ -240,12 +240,13 @@ def test_other_number_formats(
 ) -> None:
     if (device, amp) == ("cpu", "float16"):
         pytest.skip("is for GPUs")
-    for iterations in (3, 6):
-        go(run, device, iterations=iterations, amp=amp, **EVERYTHING, perceptual=str(vgg19_file))
+    # In float16 the first steps may be left out, because their gradients are too large.
+    for iterations in (1, 2) if amp == "bfloat16" else (3, 6):
+        go(run, device, iterations=iterations, warmup=1, amp=amp, **EVERYTHING, perceptual=str(vgg19_file))
     for weights in everything(run).values():
         assert {value.dtype for value in weights.values()} == {torch.float32}
         assert all(bool(value.isfinite().all()) for value in weights.values())
-    assert 1e-5 < distance(content(run.model(6))["params"], read_weights(gan_model)) < 0.01
+    assert 1e-5 < distance(content(run.models()[-1])["params"], read_weights(gan_model)) < 0.01
 
 
 def test_a_run_keeps_the_number_format_that_it_began_in(

@@ -130,7 +130,9 @@ def test_the_gradient_is_that_of_the_loss(perceptual: PerceptualLoss) -> None:
     assert (ends[0] - ends[1]) / 0.02 == pytest.approx(sr.grad.norm().item(), rel=0.05)
 
 
-@pytest.mark.parametrize("kind", ["bare names", "params", "float16", "with a classifier"])
+@pytest.mark.parametrize(
+    "kind", ["bare names", pytest.param("params", marks=pytest.mark.slow), "float16", "with a classifier"]
+)
 def test_weights_in_other_forms(
     kind: str, vgg19: dict[str, torch.Tensor], perceptual: PerceptualLoss, tmp_path: Path
 ) -> None:

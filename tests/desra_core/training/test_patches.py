@@ -87,7 +87,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 @given(cases())
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 def test_patches_show_the_same_place_and_are_flipped_alike(case: Case) -> None:
     batch = case.batch()
     lr, pseudo_gt, masks = values(batch.lr), values(batch.pseudo_gt), batch.mask[:, 0]
@@ -103,7 +103,7 @@ def test_patches_show_the_same_place_and_are_flipped_alike(case: Case) -> None:
 
 
 @given(cases())
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 def test_patches_are_as_large_as_asked_for_and_fit_images_and_networks(case: Case) -> None:
     batch = case.batch()
     size, channels, side, width = batch.pseudo_gt.shape
@@ -123,7 +123,7 @@ def test_patches_are_as_large_as_asked_for_and_fit_images_and_networks(case: Cas
 
 
 @given(cases())
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 def test_patches_overlap_a_mask_or_not_as_asked_for(case: Case) -> None:
     batch = case.batch()
     side = batch.mask.shape[-1]

@@ -19,7 +19,7 @@ from desra_core.training.pools import Pools
 from desra_core.workspace import Workspace
 from tests.in_process import process
 
-PHOTOS = 24
+PHOTOS = 15
 
 
 @pytest.fixture(scope="module")

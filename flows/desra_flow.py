@@ -150,7 +150,7 @@ def runs_by_itself() -> bool:
     return bool(deployment.id)
 
 
-class CorpusFlow(Flow[P, R]):
+class DesraFlow(Flow[P, R]):
     """A Prefect flow that refuses parameters in one line."""
 
     def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -181,14 +181,14 @@ class CorpusFlow(Flow[P, R]):
         return validated
 
 
-def corpus_flow(function: Callable[P, R]) -> CorpusFlow[P, R]:
+def desra_flow(function: Callable[P, R]) -> DesraFlow[P, R]:
     """Turn a function into the flow of its name.
 
     The message of its final state is ``in_one_line`` of its result, or the error. A run that comes from a deployment
     repeats itself after errors worth a retry, and fails where its result has a ``problem``.
     """
     runner: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=_SHARDS_IN_FLIGHT)
-    return CorpusFlow(
+    return DesraFlow(
         _ending_in_a_line(function),
         name=function.__name__,
         description=(inspect.getdoc(function) or "").partition("\n\nArgs:\n")[0],

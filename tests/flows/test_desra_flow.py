@@ -19,6 +19,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
+from prefect.logging.handlers import APILogHandler
 from prefect.states import Cancelled, Crashed
 
 from deployments.serving.schedules import deployments_of, register
@@ -26,11 +27,11 @@ from desra_core.errors import ImageError, LockedError, TransientError, UsageErro
 from desra_core.settings import Detection, Machine, Mining
 from desra_core.settings.models import Comparing, Cycling, Finetuning, Serving
 from desra_core.workspace import Workspace
-from flows import corpus_flow as module
-from flows import corpus_flow as webhook_module
+from flows import desra_flow as module
+from flows import desra_flow as webhook_module
 from flows.compare import compare
-from flows.corpus_flow import corpus_flow, report_cancelled, report_failure, run_name
 from flows.cycle import cycle
+from flows.desra_flow import desra_flow, report_cancelled, report_failure, run_name
 from flows.detect import detect
 from flows.finetune import finetune
 from flows.mine import mine
@@ -83,7 +84,7 @@ def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hook]]:
 
     Mine.answers.set()
     with ThreadingHTTPServer(("127.0.0.1", 0), Mine) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         monkeypatch.setenv("DESRA_WEBHOOK", f"http://127.0.0.1:{server.server_port}/hook")
         yield Mine
         Mine.answers.set()
@@ -96,7 +97,8 @@ def latest(url: str, name: str) -> dict[str, Any]:
 
 
 def logs(url: str, run: dict[str, Any], *, wait_for: str) -> str:
-    """Return the log of a run once it holds some words: logs arrive a little later."""
+    """Return the log of a run once it holds some words: Prefect sends logs every two seconds, or when told to."""
+    APILogHandler().flush()
     query = {"logs": {"flow_run_id": {"any_": [run["id"]]}}}
     for _ in range(100):
         told = "\n".join(log["message"] for log in httpx.post(f"{url}/logs/filter", json=query).json())
@@ -122,7 +124,7 @@ def raising(name: str, *errors: Exception) -> tuple[Any, list[int]]:
         return Ended("all is well")
 
     flow.__name__ = name
-    return corpus_flow(flow), tries
+    return desra_flow(flow), tries
 
 
 def test_a_refusal_is_one_line_without_a_traceback(url, webhook) -> None:
@@ -162,29 +164,28 @@ def said(stderr: str) -> list[tuple[str, str, str, str]]:
     return [(line["level"], line.get("run"), line.get("workspace"), line["message"]) for line in told]
 
 
-@pytest.mark.parametrize(("flawed", "level"), [(False, "info"), (True, "warning")])
-def test_how_a_run_went_is_a_line_on_stderr(flawed, level, url, by_itself, webhook, capsys) -> None:
-    """A failed run of a deployment sends one message, also where the run has called others."""
+def test_how_a_run_went_is_a_line_on_stderr(url, by_itself, capsys) -> None:
+    """One line, also where the run has called others."""
 
-    @corpus_flow
-    def inner() -> Ended:
+    @desra_flow
+    def inner(flawed: bool) -> Ended:
         """Is called."""
         return Ended("all is well", lacking=flawed)
 
-    @corpus_flow
-    def night(detection: Detection, machine: Machine = Machine()) -> Ended:  # noqa: B008
+    @desra_flow
+    def night(detection: Detection, machine: Machine, flawed: bool) -> Ended:
         """Calls another one."""
-        return inner()
+        return inner(flawed)
 
-    paths = {"mse_sr": "/data/mse", "gan_sr": "/data/gan", "workspace": "/data/ws"}
-    night(Detection(**paths), Machine(log_format="json"))
-    run = latest(url, "night")["name"]
-    assert said(capsys.readouterr().err) == [(level, run, "/data/ws", f"{run} completed: all is well")]
+    detection = Detection(mse_sr="/data/mse", gan_sr="/data/gan", workspace="/data/ws")
+    for flawed, level in ((False, "info"), (True, "warning")):
+        night(detection, Machine(log_format="json"), flawed)
+        run = latest(url, "night")["name"]
+        assert said(capsys.readouterr().err) == [(level, run, "/data/ws", f"{run} completed: all is well")]
     say("error: what comes then is about it, too")
     assert said(capsys.readouterr().err) == [("error", run, "/data/ws", "what comes then is about it, too")]
-    night(Detection(**paths))
-    warning = "warning: " if flawed else ""
-    assert f"\n{warning}{latest(url, 'night')['name']} completed: all is well\n" in "\n" + capsys.readouterr().err
+    night(detection, Machine(), flawed)
+    assert f"\nwarning: {latest(url, 'night')['name']} completed: all is well\n" in "\n" + capsys.readouterr().err
 
 
 def test_only_errors_that_may_pass_are_tried_again(url, by_itself) -> None:
@@ -218,7 +219,7 @@ def test_a_run_by_hand_fails_at_once(url) -> None:
 def test_an_incomplete_run_of_a_deployment_fails(url, by_itself, monkeypatch) -> None:
     broken = TransientError("2 shards could not finish", "the disk is full", "run again")
 
-    @corpus_flow
+    @desra_flow
     def partial() -> Ended:
         """Ends, but for something."""
         return Ended("nearly", broken)
@@ -254,7 +255,7 @@ def test_a_webhook_in_trouble_changes_nothing(trouble, url, webhook, monkeypatch
 def test_a_run_within_a_run_sends_no_message_of_its_own(url, webhook) -> None:
     inner, _ = raising("inner", UsageError("--x", "is bad", "mend it"))
 
-    @corpus_flow
+    @desra_flow
     def outer() -> Ended:
         """Calls another one."""
         return inner()
@@ -292,7 +293,7 @@ def test_the_worker_reports_a_killed_run(url, webhook, capsys) -> None:
 def test_a_run_within_a_run_is_tried_again_with_the_one_around_it(url, by_itself) -> None:
     inner, tries = raising("inner", *[TransientError("/ws", "the disk is full", "free some space")] * 9)
 
-    @corpus_flow
+    @desra_flow
     def outer() -> Ended:
         """Calls another one."""
         return inner()
