@@ -6,7 +6,7 @@ from desra_core.settings import Machine
 from desra_core.settings.models import Twinning
 from desra_core.training.twin import Verdict, plan_twin
 from desra_core.workspace import Workspace
-from flows.corpus_flow import corpus_flow
+from flows.desra_flow import desra_flow
 from tasks.finetuning import freeze_sharp_photos, judge_and_publish_twin, train
 from tasks.run_end import RunEnd
 
@@ -18,7 +18,7 @@ class Twinned(RunEnd):
     verdict: Verdict
 
 
-@corpus_flow
+@desra_flow
 def twin(twinning: Twinning, machine: Machine = Machine()) -> Twinned:  # noqa: B008
     """Train the MSE twin of a GAN model on degraded photos; an interrupted training goes on.
 

@@ -77,7 +77,7 @@ class _Attention(nn.Module):
         return image * torch.sigmoid(self.conv4(around + self.conv_f(values)))
 
 
-class RLFNArch(Architecture[RLFN]):
+class RLFNArch(Architecture[RLFN]):  # type: ignore[misc]
     """Recognise and load RLFN."""
 
     def __init__(self) -> None:

@@ -160,4 +160,5 @@ def _compressed(photo: Floats, each: Round, rng: np.random.Generator) -> Floats:
     levels = np.rint(np.clip(photo[:, :, ::-1], 0, 1) * 255).astype(np.uint8)
     quality = round(rng.uniform(*each.quality))
     encoded = cv2.imencode(".jpg", levels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR)[:, :, ::-1] / np.float32(255), np.float32)
+    decoded = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
+    return np.asarray(decoded[:, :, ::-1] / np.float32(255), np.float32)

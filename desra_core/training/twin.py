@@ -98,33 +98,32 @@ def freeze_photos(plan: TwinPlan, scale: int) -> tuple[int, list[ImageError]]:
     if not found.files.num_rows:
         raise no_images(plan.twinning.photos, "name a folder of sharp photos", found.passed_over)
     paths = [plan.twinning.photos / path for path in found.files["path"].to_pylist()]
-    side = patch_side(plan.twinning, scale) + 2 * _MARGIN
-    photos: dict[str, tuple[Path, Pixels]] = {}
+    side, least = patch_side(plan.twinning, scale) + 2 * _MARGIN, patch_side(plan.twinning, scale)
     errors = list(found.problems)
-    used: list[dict[str, Any]] = []
-    crops: dict[str, list[Crops]] = {"training": [], "held_out": []}
+    used: list[dict[str, str]] = []
+    crops: dict[str, list[Crops]] = {}
     each = max(1, _CROPS // len(paths))
     for path in paths:
         try:
             data = read_bytes(path)
-            pixels = _checked(decode(data, path).pixels, path, patch_side(plan.twinning, scale))
+            photo = _checked(decode(data, path).pixels, path, least)
         except ImageError as error:
             errors.append(error)
             continue
         key = digest(data)
-        if key not in photos:
-            photos[key] = path, pixels
         used.append({"path": str(path), "key": key})
-    keys = sorted(photos)  # by content, which is as good as random
-    if len(keys) < LEAST_PHOTOS:
+        if key not in crops:
+            crops[key] = [crop.copy() for crop in _cut(photo, side, each, (plan.twinning.seed, int(key[:8], 16)))]
+    if len(crops) < LEAST_PHOTOS:
         others = f", and {len(errors)} cannot be used, the first: {errors[0]}" if errors else ""
-        reason = f"has {len(keys)} different photos to train on{others}"
+        reason = f"has {len(crops)} different photos to train on{others}"
         raise UsageError(plan.twinning.photos, reason, f"give at least {LEAST_PHOTOS} sharp photos, better a hundred")
+    keys = sorted(crops)  # by content, which is as good as random
     held_out = keys[: max(1, len(keys) // HELD_OUT)]
-    for index, key in enumerate(keys):
-        pool, most = ("held_out", _HELD_OUT_CROPS // len(held_out)) if key in held_out else ("training", each)
-        crops[pool] += _cut(photos[key][1], side, max(1, most), (plan.twinning.seed, index))
-    for pool, cut in crops.items():
+    few = max(1, _HELD_OUT_CROPS // len(held_out))
+    pools = {"held_out": [crop for key in held_out for crop in crops[key][:few]],
+             "training": [crop for key in keys[len(held_out) :] for crop in crops[key]]}  # fmt: skip
+    for pool, cut in pools.items():
         array = np.stack(cut)
         replace_file(plan.run.data / f"{pool}.npy", lambda file, array=array: np.save(file, array))  # type: ignore[misc]
     versions = {"desra": __version__, "python": platform.python_version()}
@@ -164,8 +163,8 @@ def draw_degraded(crops: Crops, twinning: Twinning, scale: int, seed: Sequence[i
         lr.append(photo[top : top + side // scale, left : left + side // scale][:, ::step])
         rows, columns = slice(top * scale, top * scale + side), slice(left * scale, left * scale + side)
         sharp.append(crop[rows, columns][:, ::step])
-    stacked = (np.ascontiguousarray(np.stack(part).transpose(0, 3, 1, 2)) for part in (lr, sharp))
-    return Batch(*stacked, np.zeros((twinning.batch, 1, side, side), np.float32))
+    stacked = [np.ascontiguousarray(np.stack(part).transpose(0, 3, 1, 2)) for part in (lr, sharp)]
+    return Batch(stacked[0], stacked[1], np.zeros((twinning.batch, 1, side, side), np.float32))
 
 
 def _checked(pixels: Pixels, path: Path, side: int) -> Crops:
@@ -188,7 +187,7 @@ def _cut(photo: Crops, side: int, count: int, seed: Sequence[int]) -> list[Crops
     rng = np.random.default_rng(list(seed))
     missing = [max(0, side - extent) for extent in photo.shape[:2]]
     if any(missing):
-        photo = cv2.copyMakeBorder(photo, 0, missing[0], 0, missing[1], cv2.BORDER_REFLECT_101)
+        photo = np.pad(photo, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="reflect")
     height, width = photo.shape[:2]
     most = max(1, 4 * height * width // side**2)
     places = [
@@ -238,10 +237,10 @@ def judge_twin(plan: TwinPlan, checkpoint: Path) -> Verdict:
             np.asarray(crop, np.float32) / np.float32(255), twin.scale, plan.twinning.degradation, (index,)
         )
         lr = np.rint(values * 255).astype(np.uint8)
-        results = {
+        results: dict[str, Pixels] = {
             "twin": super_resolve(twin, lr).pixels,
             "gan": super_resolve(gan, lr).pixels,
-            "bicubic": cv2.resize(lr, crop.shape[1::-1], interpolation=cv2.INTER_CUBIC),
+            "bicubic": np.asarray(cv2.resize(lr, crop.shape[1::-1], interpolation=cv2.INTER_CUBIC), np.uint8),
         }
         for model, sr in results.items():
             errors[model] += squared_error(crop, sr, outside)
