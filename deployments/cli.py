@@ -215,7 +215,7 @@ def _begin_again(lost: ServerLostError) -> NoReturn:
 
 
 def _is_termination(error: BaseException) -> bool:
-    """Check for Prefect's error on a SIGTERM; Prefect sends the SIGTERM once more, perhaps after another error."""
+    """Check whether an error is the one that Prefect raises on a SIGTERM."""
     return type(error).__name__ == "TerminationSignal"
 
 

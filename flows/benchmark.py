@@ -35,4 +35,4 @@ def benchmark(benchmarking: Benchmarking, machine: Machine = Machine()) -> Bench
         run_detectors(planned, machine)
         published = publish_benchmark(planned)
     line = f"{counted(published.judged, 'image')} judged"
-    return Benchmarked(in_one_line=line, task_runs=2, lacking=bool(published.failures), published=published)
+    return Benchmarked(in_one_line=line, task_runs=2, to_look_at=bool(published.failures), published=published)

@@ -55,7 +55,7 @@ def calibrate(calibrating: Calibrating, machine: Machine = Machine(), rescan: bo
     return Calibrated(
         in_one_line=f"{classes} calibrated from {images}; {found.in_one_line}",
         task_runs=len(missing) + 1,
-        lacking=found.lacking or failures > 0,
+        to_look_at=found.to_look_at or failures > 0,
         problem=found.problem,
         found=found,
         weights=calibrated,

@@ -49,7 +49,7 @@ def compare(comparing: Comparing, machine: Machine = Machine()) -> Compared:  # 
     return Compared(
         in_one_line=line,
         task_runs=3 + bool(promoted),
-        lacking=bool(failures) or not verdict.passed,
+        to_look_at=bool(failures) or not verdict.passed,
         comparison=comparison,
         verdict=verdict,
         failures=failures,

@@ -46,7 +46,7 @@ def cycle(cycling: Cycling, machine: Machine = Machine(), rescan: bool = True) -
         if plan.empty:
             line = f"{mined.in_one_line}; no artifact in the training pool: nothing was trained"
             publish_report(workspace, line)
-            return Cycled(in_one_line=line, task_runs=1, lacking=mined.lacking, mined=mined)
+            return Cycled(in_one_line=line, task_runs=1, to_look_at=mined.to_look_at, mined=mined)
         finetuning = finetuning.model_copy(update={"output": plan.run.root})
         with handing_over((finetuning, plan)):
             finetuned = finetune(finetuning, machine)
@@ -58,7 +58,7 @@ def cycle(cycling: Cycling, machine: Machine = Machine(), rescan: bool = True) -
     return Cycled(
         in_one_line=line,
         task_runs=1 + bool(promoted),
-        lacking=mined.lacking or compared.lacking,
+        to_look_at=mined.to_look_at or compared.to_look_at,
         mined=mined,
         finetuned=finetuned,
         compared=compared,

@@ -264,7 +264,7 @@ def _ended(result: Any) -> Any:
         raise problem
     line = getattr(result, "in_one_line", None)
     if runs_by_itself() and not flow_run.parent_flow_run_id:
-        level = "warning: " if getattr(result, "lacking", False) else ""
+        level = "warning: " if getattr(result, "to_look_at", False) else ""
         say(f"{level}{flow_run.name} completed" + (f": {line}" if line else ""))
     return Completed(message=line, data=result) if line else result
 

@@ -109,7 +109,7 @@ class RunEnd:
 
     in_one_line: str  # how it ended, for people
     task_runs: int  # number of task runs of the run, which the server has to record
-    lacking: bool = False  # whether the result lacks something that a person should look at
+    to_look_at: bool = False  # whether a person should look: images failed, or no model passed
     problem: TransientError | None = None  # the reason why the run is not complete, or None
     flow_run: str = field(default_factory=lambda: str(flow_run.id))  # Prefect's id of the run
 
@@ -180,7 +180,7 @@ def end_corpus_run(
     return Summary(
         in_one_line=line,
         task_runs=task_runs,
-        lacking=bool(failed or broken_shards),
+        to_look_at=bool(failed or broken_shards),
         problem=problem_of(broken_shards, worth_a_retry),
         broken_shards=broken_shards,
     )

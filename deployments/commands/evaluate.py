@@ -41,8 +41,8 @@ def evaluate(
     size: Annotated[
         Literal["auto", "image", "valid"],
         typer.Option(
-            help="The size of masks that are as large as their ground truth. image: the image's; valid: the image's "
-            "without the 5 px frame; auto: the image's, unless a mask marks something in the frame."
+            help="How to take masks that are as large as their ground truth. image: they have the image's size; valid: "
+            "the size of the image without its 5 px frame; auto: image, unless a mask marks something in the frame."
         ),
     ] = "auto",
     json: Annotated[Path | None, typer.Option(help="File to write all numbers to.")] = None,

@@ -53,7 +53,8 @@ def with_flags(
         if values.get("method", "").endswith(".py"):
             values["method"] = str(whole_path(values["method"]))
         machine = {name: values.pop(name) for name in Machine.model_fields}
-        # A default may depend on other settings, so the model itself fills in the fields that were not given.
+        # A default may depend on other settings, so the model itself fills in the fields that were not given. The
+        # segmenter may have come from --labels.
         defaults = {name for name in values if _source(context, name) == "DEFAULT" and name != "segmenter"}
         given = {name: value for name, value in values.items() if name not in defaults}
 

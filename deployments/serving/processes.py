@@ -177,7 +177,7 @@ class Service:
 
 
 @contextlib.contextmanager
-def standing(workspace: Workspace) -> Iterator[Service]:
+def serving_alone(workspace: Workspace) -> Iterator[Service]:
     """Serve a workspace as the only process; first end the processes that a killed desra serve has left.
 
     Raises:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from deployments.serving import schedules
 from deployments.serving.connection import CONSOLE, check_server, connected, watch_at
 from deployments.serving.guarded import report_server
-from deployments.serving.processes import Child, RestlessError, Served, end_marked, for_other_folder, standing
+from deployments.serving.processes import Child, RestlessError, Served, end_marked, for_other_folder, serving_alone
 from deployments.serving.server import Server, check_temporary, end_leftover_server, forget_results
 from desra_core.errors import DesraError, UsageError, printable
 from desra_core.gate.comparison import check_training, mining_of
@@ -71,7 +71,7 @@ def serve(serving: Serving, machine: Machine) -> int:
     deployments = schedules.deployments_of(serving, machine)
     pool = deployments[0].work_pool
     with stoppable(), contextlib.ExitStack() as stack:
-        service = stack.enter_context(standing(workspace))
+        service = stack.enter_context(serving_alone(workspace))
         with workspace.locked():
             end_leftover_server(workspace)
             if not is_new:

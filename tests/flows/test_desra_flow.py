@@ -44,7 +44,7 @@ PATHS = {name: f"/data/{name}" for name in ("photos", "workspace", "mse_model", 
 class Ended(NamedTuple):
     in_one_line: str
     problem: TransientError | None = None
-    lacking: bool = False
+    to_look_at: bool = False
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_how_a_run_went_is_a_line_on_stderr(url, by_itself, capsys) -> None:
     @desra_flow
     def inner(flawed: bool) -> Ended:
         """Is called."""
-        return Ended("all is well", lacking=flawed)
+        return Ended("all is well", to_look_at=flawed)
 
     @desra_flow
     def night(detection: Detection, machine: Machine, flawed: bool) -> Ended:

@@ -19,7 +19,7 @@ from websockets.sync.client import connect
 
 from deployments.serving.connection import watch_at
 from deployments.serving.guarded import report_server
-from deployments.serving.processes import Served, standing
+from deployments.serving.processes import Served, serving_alone
 from deployments.serving.server import HISTORY, Server, prefect_server
 from desra_core.errors import UsageError
 from desra_core.files import write_secret
@@ -118,6 +118,13 @@ def test_only_a_terminal_shows_the_key(guarded: Guarded, on_a_terminal: str, mon
 
 
 def test_a_browser_gets_in_by_the_page_that_is_printed(guarded: Guarded, on_a_terminal: str, tmp_path: Path) -> None:
+    with opened(on_a_terminal, tmp_path / "browser") as page:
+        page.wait_for("Dashboard")
+        assert not any(guarded.key.partition(":")[2] in request for request in page.requests)
+
+
+@pytest.mark.slow
+def test_a_browser_gets_in_by_the_key_and_stays_in(guarded: Guarded, on_a_terminal: str, tmp_path: Path) -> None:
     httpx.post(f"{guarded.keyed}/flows/", json={"name": "0-flow"}).raise_for_status()
     ui = guarded.url.removesuffix("/api")
     with opened(f"{ui}/flows", tmp_path / "browser") as page:
@@ -144,7 +151,7 @@ def test_a_key_of_another_user_is_an_error(tmp_path: Path, monkeypatch: pytest.M
     workspace.create()
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     (workspace.prefect_home / "key").mkdir(parents=True)  # root may read any file
-    with standing(workspace) as own, workspace.locked():
+    with serving_alone(workspace) as own, workspace.locked():
         own.announce(Served("http://127.0.0.1:9/api", own=True), timedelta(days=1))
         told = r"prefect/key: the key of the Prefect server cannot be read \(.+\); run as the one who has started desra"
         with pytest.raises(UsageError, match=told), prefect_server(workspace):
@@ -162,7 +169,7 @@ def test_a_served_workspace_tells_its_server_for_the_length_of_a_run(
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "of:another server")
     write_secret(workspace.prefect_home / "key", STALE_KEY)
     served = Served("http://prefect.example/api", own)
-    with standing(workspace) as standing_, workspace.locked():
+    with serving_alone(workspace) as standing_, workspace.locked():
         standing_.announce(served, timedelta(days=1))
         with prefect_server(workspace) as url:
             assert url == os.environ["PREFECT_API_URL"] == served.url

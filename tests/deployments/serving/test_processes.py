@@ -25,7 +25,7 @@ from deployments.serving.processes import (
     history_of,
     new_mark,
     served_at,
-    standing,
+    serving_alone,
 )
 from deployments.serving.server import end_leftover_server
 from desra_core.errors import LockedError, UsageError
@@ -107,9 +107,9 @@ import sys, time
 from pathlib import Path
 from datetime import timedelta
 
-from deployments.serving.processes import Served, standing
+from deployments.serving.processes import Served, serving_alone
 from desra_core.workspace import Workspace
-with standing(Workspace(Path(sys.argv[1]))) as own:
+with serving_alone(Workspace(Path(sys.argv[1]))) as own:
     own.announce(Served("http://127.0.0.1:1/api", own=True), timedelta(days=1))
     print(own.mark["DESRA_SERVE"], flush=True)
     time.sleep(60)
@@ -125,41 +125,41 @@ def end(process: subprocess.Popen) -> None:
 
 def test_one_process_serves_and_others_find_its_server(workspace) -> None:
     assert served_at(workspace) is history_of(workspace) is None
-    with standing(workspace) as own:
+    with serving_alone(workspace) as own:
         assert served_at(workspace) is None  # it has not said where yet
         served = Served("http://127.0.0.1:4200/api", own=True)
         own.announce(served, timedelta(days=700))
         assert served_at(workspace) == served
         with (
             pytest.raises(LockedError, match=f"served by process {os.getpid()} already; stop that one first"),
-            standing(workspace),
+            serving_alone(workspace),
         ):
             pass
         assert served_at(workspace) == served
     assert served_at(workspace) is None
     assert history_of(workspace) == timedelta(days=700)  # a run by hand meanwhile is not to shorten it
     with (
-        standing(workspace),
+        serving_alone(workspace),
         pytest.raises(LockedError, match=f"served by process {os.getpid()} already"),
-        standing(workspace),
+        serving_alone(workspace),
     ):
         pass
 
 
 def test_a_look_at_the_lock_does_not_keep_others_from_serving(workspace) -> None:
-    with standing(workspace):
+    with serving_alone(workspace):
         pass
     with (workspace.prefect_home / "serve.lock").open() as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)
         looks_away = threading.Timer(0.3, fcntl.flock, [looking, fcntl.LOCK_UN])
         looks_away.start()
-        with standing(workspace):
+        with serving_alone(workspace):
             pass
         looks_away.join()
 
 
 def test_the_processes_of_desra_serve_end_with_it(workspace) -> None:
-    with contextlib.suppress(KeyboardInterrupt), standing(workspace) as own:
+    with contextlib.suppress(KeyboardInterrupt), serving_alone(workspace) as own:
         left = sleeping(own.mark)
         raise KeyboardInterrupt
     assert is_gone(left)
@@ -167,7 +167,7 @@ def test_the_processes_of_desra_serve_end_with_it(workspace) -> None:
 
 @contextlib.contextmanager
 def serving_again(workspace: Workspace) -> Iterator[None]:
-    with standing(workspace):
+    with serving_alone(workspace):
         yield
 
 

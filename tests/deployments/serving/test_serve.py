@@ -20,7 +20,7 @@ import pytest
 from distributed import Client
 
 from deployments.serving import serve
-from deployments.serving.processes import new_mark, standing
+from deployments.serving.processes import new_mark, serving_alone
 from deployments.serving.schedules import Endings
 from deployments.serving.serve import Worker, alarm_at_the_end, look_after, stoppable
 from deployments.serving.server import HISTORY, Server
@@ -276,7 +276,7 @@ def test_a_bad_setting_is_an_error_before_anything_starts(given, line, config, d
 def test_a_workspace_is_served_by_one_process(config, desra_here, tmp_path) -> None:
     workspace = Workspace(tmp_path / "ws")
     workspace.create()
-    with standing(workspace):
+    with serving_alone(workspace):
         assert f"is served by process {os.getpid()} already" in refusal(desra_here("serve", config()))
     with held(workspace) as holder:
         assert f"is in use by process {holder}" in refusal(desra_here("serve", config()))

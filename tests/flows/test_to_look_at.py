@@ -29,7 +29,7 @@ def test_a_benchmark_lacks_the_images_that_cannot_be_judged(failures, tmp_path: 
     monkeypatch.setattr(module, "run_detectors", MagicMock())
     monkeypatch.setattr(module, "publish_benchmark", lambda _: SimpleNamespace(judged=3, failures=failures))
     ended = module.benchmark(Benchmarking(dataset=str(tmp_path / "pairs"), output=tmp_path / "out"))
-    assert (ended.in_one_line, ended.lacking) == ("3 images judged", bool(failures))
+    assert (ended.in_one_line, ended.to_look_at) == ("3 images judged", bool(failures))
 
 
 @pytest.mark.parametrize(("failed_before", "uncounted"), [(False, 0), (True, 0), (False, 2)])
@@ -37,7 +37,7 @@ def test_a_calibration_lacks_the_images_that_cannot_be_compared_or_counted(
     failed_before, uncounted, tmp_path: Path, monkeypatch
 ) -> None:
     module = import_module("flows.calibrate")
-    found = SimpleNamespace(in_one_line="nothing new", lacking=failed_before, problem=None)
+    found = SimpleNamespace(in_one_line="nothing new", to_look_at=failed_before, problem=None)
     weights = SimpleNamespace(rows=[SimpleNamespace(state="calibrated")], histogram=SimpleNamespace(seen=3))
     stand_ins = {
         "corpus_of": SimpleNamespace(workspace=tmp_path / "ws"),
@@ -54,4 +54,4 @@ def test_a_calibration_lacks_the_images_that_cannot_be_compared_or_counted(
     Workspace(tmp_path / "ws").create()
     ended = module.calibrate(Calibrating(workspace=tmp_path / "ws", output=tmp_path / "weights.toml"))
     assert ended.in_one_line == "1 class calibrated from 3 images; nothing new"
-    assert ended.lacking == (failed_before or uncounted > 0)
+    assert ended.to_look_at == (failed_before or uncounted > 0)
