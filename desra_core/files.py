@@ -14,6 +14,7 @@ import stat
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
@@ -162,6 +163,19 @@ def reading_errors(subject: object) -> Iterator[None]:
             raise
         reason = f"cannot be read ({os.strerror(error.errno)})"
         raise TransientError(subject, reason, "check the disk and run again") from None
+
+
+def paths_in(folder: Path, pattern: str) -> list[Path]:
+    """List the entries of a folder whose names match a pattern, sorted; none where there is no such folder.
+
+    `Path.glob` would return nothing, too, where the folder cannot be read now (from Python 3.12 on).
+
+    Raises:
+        TransientError: The folder cannot be read.
+    """
+    with reading_errors(folder), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return sorted(folder / name for name in os.listdir(folder) if fnmatchcase(name, pattern))
+    return []
 
 
 def content_key(path: Path) -> str:

@@ -158,6 +158,15 @@ def refusal(run: subprocess.CompletedProcess[str], *, server: bool = False) -> s
     return errors[0]
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Let PyTorch use one thread during a test."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @contextlib.contextmanager
 def held(workspace: Workspace) -> Iterator[int]:
     """Lock a workspace in another process; yield the pid of that process."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -15,6 +16,8 @@ from typing import Any
 
 import httpx
 import psutil
+from distributed.comm import connect
+from distributed.security import Security
 
 from deployments.serving.processes import MARK, Child
 from desra_core.errors import UsageError
@@ -113,6 +116,20 @@ def until(condition: Callable[[], Any]) -> Any:
 
 
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
+
+
+def knock(scheduler: str, security: Security | None = None) -> None:
+    """Try to connect to a scheduler; raise `OSError` or `TypeError` where it lets nobody in.
+
+    A ``Client`` that fails to connect can deadlock when it is collected as garbage.
+    """
+
+    async def once() -> None:
+        arguments = (security or Security()).get_connection_args("client")
+        comm = await connect(scheduler, timeout=5, **arguments)
+        await comm.close()
+
+    asyncio.run(once())
 
 
 def sleeping(mark: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -22,7 +22,7 @@ from desra_core.annotations.labelme import LabelMeFile, draw_shapes, read_labelm
 from desra_core.detection.mask import Components, assemble_pseudo_gt
 from desra_core.errors import DesraError, ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask, read_coco
-from desra_core.files import digest, read_bytes, storage_errors
+from desra_core.files import digest, paths_in, read_bytes, storage_errors
 from desra_core.images.codec import decode, decode_mask, encode_mask
 from desra_core.images.scanning import ImageNames, normalized
 from desra_core.planning.plan import done_images, load_settings, publish_tables
@@ -190,7 +190,7 @@ def publish_corrections(workspace: Workspace, corrections: Sequence[Correction])
         masks |= dict.fromkeys(names[one.id], one.png)
         rows |= {name: row | {"name": name} for name in names[one.id]}
     renewed = _replace_masks(workspace, target, masks, rows)
-    *earlier, unfinished = sorted(workspace.imports.glob("*.parquet"))
+    *earlier, unfinished = paths_in(workspace.imports, "*.parquet")
     number = int(earlier[-1].stem) + 1 if earlier else 1
     with storage_errors(unfinished):
         unfinished.rename(unfinished.with_name(f"{number:06d}.parquet"))
@@ -212,7 +212,7 @@ def undo_import(workspace: Workspace) -> UndoSummary:
         TransientError: The disk is full or failed. A second call completes the work.
     """
     _, target = load_settings(workspace)
-    latest = max(workspace.imports.glob("*.parquet"), default=None)
+    latest = max(paths_in(workspace.imports, "*.parquet"), default=None)
     if latest is None:
         raise UsageError(workspace.root, "holds no import that could be taken back", "bring masks with desra import")
     replaced = read_table(latest, _REPLACED).to_pylist()

@@ -296,8 +296,8 @@ def _colour_shift(levels: Levels, inside: Mask, contrast: float, rng: np.random.
         # The share of the tint that each pixel can take. Smoothed by the least share within 7 px and the mean of these
         # within 7 px, it is nowhere above the pixel's own share.
         shares = np.where(tint > 0, 255 - levels, levels) / np.maximum(np.abs(tint), 1e-9)
-        least = cv2.erode(np.minimum(1.0, shares.min(axis=2)), np.ones((15, 15), np.uint8))
-        smooth = cv2.blur(least, (15, 15), borderType=cv2.BORDER_REPLICATE)[:, :, np.newaxis]
+        least = cv2.erode(np.minimum(1.0, shares.min(axis=2)), _ROOM)
+        smooth = cv2.blur(least, _ROOM.shape, borderType=cv2.BORDER_REPLICATE)[:, :, np.newaxis]
         change = tint * (fade * smooth)
         if _rms(change[inside]) > _rms(best[inside]):
             best = change

@@ -116,9 +116,8 @@ class Verdict:
     scores: tuple[Score, ...]  # of the candidates in the given order
     control: Score
     thresholds: dict[str, float]  # ``min_removal`` and ``max_detail_loss`` of the gate
-    undecided: bool = (
-        False  # the best candidate misses no criterion, but no judged image can show whether it meets one of them
-    )
+    # The best candidate misses no criterion, but no judged image can show whether it meets one of them.
+    undecided: bool = False
 
     @property
     def outcome(self) -> Literal["passed", "failed", "undecided"]:

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from desra_core.errors import TransientError, UsageError
-from desra_core.files import content_key, holder, is_unfinished, read_document, read_json
+from desra_core.files import content_key, holder, is_unfinished, paths_in, read_document, read_json
 from desra_core.gate.model_registry import history
 from desra_core.housekeeping import contents
 from desra_core.housekeeping.contents import EMPTY, KEY, UNKNOWN, Item, entries, item, table_of
@@ -278,7 +279,11 @@ def _old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[I
     whole = {key for key, run in runs.items() if key == latest or _stays_whole(run, model)}
     notes, new_notes = _comparisons(workspace)
     # A finetune stays if a document of the workspace, or of another finetune that stays, names it.
-    paths = [workspace.settings, workspace.verdict, *workspace.models.glob("*/*.json")]
+    paths = [
+        workspace.settings,
+        workspace.verdict,
+        *chain.from_iterable(paths_in(entry, "*.json") for entry in paths_in(workspace.models, "*")),
+    ]
     documents = [_text(path) for path in (*paths, *(runs[key].document for key in whole))]
     documents += [notes[name]["after"] for name in new_notes]
     named_candidates = set(_CANDIDATE.findall("\n".join(documents)))

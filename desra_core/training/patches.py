@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from desra_core.detection.mask import assemble_pseudo_gt
 from desra_core.errors import ImageError, UsageError
-from desra_core.files import read_bytes, replace_file
+from desra_core.files import paths_in, read_bytes, replace_file
 from desra_core.images.codec import Mask, Pixels, decode
 from desra_core.settings.models import Training
 
@@ -99,7 +99,7 @@ def freeze(folder: Path, images: tuple[Pixels, Pixels, Mask]) -> None:
 def open_frozen(folder: Path) -> list[TrainingPair]:
     """Open the images that `freeze` wrote to the subfolders of a folder, sorted by subfolder (raises `UsageError`)."""
     pairs = []
-    for part in sorted(folder.glob("*/")):
+    for part in paths_in(folder, "[0-9]*"):
         try:
             lr, pseudo_gt, mask = (np.load(part / f"{name}.npy", mmap_mode="r") for name in ("lr", "pseudo_gt", "mask"))
             scale = mask.shape[0] // lr.shape[0]

@@ -25,7 +25,17 @@ from typing import Any, NamedTuple
 
 from desra_core import __version__, files
 from desra_core.errors import ImageError, LockedError, UsageError
-from desra_core.files import content_key, digest, fingerprint, locked, read_bytes, read_document, read_json, write_json
+from desra_core.files import (
+    content_key,
+    digest,
+    fingerprint,
+    locked,
+    paths_in,
+    read_bytes,
+    read_document,
+    read_json,
+    write_json,
+)
 from desra_core.planning.plan import load_settings
 from desra_core.settings.models import Finetuning, Training
 from desra_core.training.patches import Sample, freeze, read_sample
@@ -61,7 +71,7 @@ class RunFolder:
 
     def models(self) -> list[Path]:
         """List all saved models, the oldest first."""
-        return sorted((self.root / "models").glob("iteration_??????.pth"))
+        return paths_in(self.root / "models", "iteration_??????.pth")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

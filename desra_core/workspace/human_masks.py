@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from desra_core.files import digest, fingerprint, read_bytes, replace_file
+from desra_core.files import digest, fingerprint, paths_in, read_bytes, replace_file
 from desra_core.images.codec import Mask, decode_mask
 from desra_core.workspace import Workspace, read_table
 
@@ -95,7 +95,7 @@ def exported_masks(workspace: Workspace, ids: Iterable[str]) -> frozenset[tuple[
     """Read the image id and the `mask_key` of each detector mask of some images that was ever exported."""
     wanted = pa.array(set(ids), pa.string())
     found: set[tuple[str, str]] = set()
-    for path in sorted(workspace.exported.glob("*.parquet")):
+    for path in paths_in(workspace.exported, "*.parquet"):
         table = read_table(path, EXPORTED, remedy="delete it: the folder of its export still has its masks")
         table = table.filter(pc.is_in(table["id"], wanted))
         found.update(zip(table["id"].to_pylist(), table["mask"].to_pylist(), strict=True))

@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 
 from desra_core.detection.detectors import DEFAULT
 from desra_core.errors import ImageError
-from desra_core.files import fingerprint, reading_errors
+from desra_core.files import fingerprint, paths_in, reading_errors
 from desra_core.workspace import DATASET, Workspace, read_table
 from desra_core.workspace.human_masks import human_mask_rows
 
@@ -298,9 +298,7 @@ def read_shard(workspace: Workspace, shard: int) -> dict[str, Record]:
     rows = read_table(workspace.shard_records(shard), SCHEMA).to_pylist()
     records = {row["id"]: _from_row(row) for row in rows}
     journal = workspace.shard_journal(shard)
-    with reading_errors(journal):
-        paths = sorted(journal.glob("*.json"))
-    for path in paths:
+    for path in paths_in(journal, "*.json"):
         try:
             with reading_errors(path):
                 data = path.read_bytes()
@@ -352,7 +350,7 @@ def read_records(workspace: Workspace, columns: list[str] | None = None) -> pa.T
 
 def finished_shards(workspace: Workspace) -> list[int]:
     """List the shards that have a table, sorted."""
-    return sorted(int(path.stem) for path in workspace.records.glob(f"{_NUMBER}.parquet"))
+    return sorted(int(path.stem) for path in paths_in(workspace.records, f"{_NUMBER}.parquet"))
 
 
 def to_table(records: Iterable[Record]) -> pa.Table:
@@ -367,7 +365,7 @@ def flags_of(values: pa.Array) -> Flags:
 
 
 def _journaled_shards(workspace: Workspace) -> list[int]:
-    return sorted(int(folder.name) for folder in workspace.journal.glob(_NUMBER))
+    return sorted(int(folder.name) for folder in paths_in(workspace.journal, _NUMBER))
 
 
 def _as_row(record: Record) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -111,7 +112,7 @@ def test_a_finetune_leaves_models_losses_and_pictures(mined, finetuned, undistur
     assert re.fullmatch("[0-9a-f]{32}", document["data"])
     assert document["training"]["patch"] == 64
     assert document["training"]["perceptual"] == "off"
-    assert document["versions"]["torch"] == torch.__version__
+    assert document["versions"]["torch"] == version("torch")
     pools = {row["id"]: row["pool"] for row in pq.read_table(Workspace(mined.ws).split).to_pylist()}
     assert {pools[image["id"]] for image in document["images"]} == {"training"}
     severities = [image["severity"] for image in document["images"]]

@@ -21,7 +21,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from desra_core.errors import TransientError, UsageError
-from desra_core.files import content_key, digest, holder, locked, read_document, replace_file, sweep, write_secret
+from desra_core.files import (
+    content_key,
+    digest,
+    holder,
+    locked,
+    paths_in,
+    read_document,
+    replace_file,
+    sweep,
+    write_secret,
+)
 from desra_core.workspace import Workspace
 
 # Holds a lock, and has a child that outlives it.
@@ -306,6 +316,21 @@ def test_a_folder_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), locked(tmp_path / "no" / "lock"):
         pass
     assert holder(tmp_path / "no" / "lock") is None
+
+
+def test_a_folder_is_listed_or_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else records of a folder that cannot be read now would be taken for missing, and computed or deleted."""
+    for name in ("b.json", "a.json", "c.txt", ".hidden.json"):
+        (tmp_path / name).touch()
+    assert [path.name for path in paths_in(tmp_path, "*.json")] == [".hidden.json", "a.json", "b.json"]
+    assert paths_in(tmp_path / "no", "*") == paths_in(tmp_path / "c.txt", "*") == []
+
+    def refuse(folder: object) -> list[str]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("os.listdir", refuse)
+    with pytest.raises(TransientError, match=r"cannot be read \(Too many open files\); check the disk and run again"):
+        paths_in(tmp_path, "*")
 
 
 def test_a_disk_without_file_locks_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import httpx
 import pytest
 from dask import config as dask_config
-from distributed import Client
 from distributed.security import Security
 
 import desra_core
@@ -31,7 +30,7 @@ from tasks.dask_cluster import (
     visible_gpus,
 )
 from tests.browser import opened
-from tests.served import until
+from tests.served import knock, until
 
 SMALL = Machine(workers=1, memory="3GB")
 # How long after a worker has gone Dask looks whether it is back, and else gives it up for good.
@@ -81,7 +80,7 @@ def test_other_users_of_the_machine_are_kept_out(cluster, monkeypatch) -> None:
         for address in (cluster.served.address, own.client.scheduler.address):
             for stranger, plain in ((None, address.replace("tls://", "tcp://")), (Security.temporary(), address)):
                 with pytest.raises((OSError, TypeError)):
-                    Client(plain, security=stranger, timeout=1)
+                    knock(plain, stranger)
     with connected(cluster.served.address, str(key)) as owner:
         assert owner.submit(os.getpid).result() != os.getpid()
 

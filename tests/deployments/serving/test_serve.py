@@ -17,7 +17,6 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from distributed import Client
 
 from deployments.serving import serve
 from deployments.serving.processes import new_mark, serving_alone
@@ -32,7 +31,7 @@ from flows import desra_flow as webhooks
 from tasks.dask_cluster import ServedCluster
 from tests.conftest import client_of, desra_command, held, refusal
 from tests.in_process import process
-from tests.served import FINAL, PATIENCE, Failing, until
+from tests.served import FINAL, PATIENCE, Failing, knock, until
 
 
 @pytest.fixture
@@ -192,7 +191,7 @@ def test_others_on_the_machine_get_nowhere(serve, make_photos, tmp_path) -> None
     assert guarded.startswith("tls://")
     for address in (guarded, guarded.replace("tls://", "tcp://")):
         with pytest.raises((OSError, TypeError)):
-            Client(address, timeout=5)
+            knock(address)
     secrets = {path: path.read_text() for path in (home / "key", home / "report", home / "dask.pem")}
     assert {path.stat().st_mode & 0o777 for path in secrets} == {0o600}
     deployment = httpx.get(f"{served.url}/deployments/name/mine/ws").json()["id"]

@@ -47,6 +47,17 @@ def words(page: str) -> str:
     return " ".join(Elements(page).text.split())
 
 
+def stands_alone(page: Page) -> None:
+    """Check that a page of regions asks for nothing, shows all its pictures, fits, and enlarges a picture."""
+    assert page.requests == []
+    assert page.complaints == []
+    broken = "[...document.images].filter((image) => image.getAttribute('src') && !image.naturalWidth).length"
+    assert page.evaluate(broken) == 0
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.evaluate("document.querySelector('.region img').click()")
+    assert page.evaluate("document.querySelector('#viewer').open")
+
+
 def viewer(page: Page) -> list[object]:
     """Whether the viewer is open, the first words of its title and of its picture, and whether that shows."""
     shown = page.evaluate("""(() => {
