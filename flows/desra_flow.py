@@ -173,10 +173,14 @@ class DesraFlow(Flow[P, R]):
             reason = "is missing" if first["type"] == "missing" else reason
             raise UsageError(".".join(map(str, first["loc"])), reason, _REMEDY) from None
         for name, settings in validated.items():
+            raw = parameters.get(name)
             for field, value in settings if isinstance(settings, BaseModel) else ():
-                if isinstance(value, Path) and not value.is_absolute():
+                given = raw.get(field) if isinstance(raw, dict) else None
+                # Settings that may be a word make other texts whole paths.
+                made_whole = isinstance(given, str) and given != value == str(Path(given).absolute())
+                if made_whole or (isinstance(value, Path) and not value.is_absolute()):
                     # A relative path would lie in the folder of the run, which is deleted at its end.
-                    reason = f"{printable(value)} is not accepted (a run needs the whole path)"
+                    reason = f"{printable(given if made_whole else value)} is not accepted (a run needs the whole path)"
                     raise UsageError(f"{name}.{field}", reason, "begin it with /")
         return validated
 

@@ -17,7 +17,7 @@ from desra_core.annotations.export import count_human_masks
 from desra_core.errors import TransientError
 from desra_core.evaluation.table import counted
 from desra_core.images.scanning import kinds_in_words
-from desra_core.planning.plan import Plan, Prepared, load_settings, publish_tables, worst_regions
+from desra_core.planning.plan import Plan, Prepared, load_settings, publish_tables, settings_document, worst_regions
 from desra_core.report import write_report
 from desra_core.report.document import stage_name
 from desra_core.report.results import read_results, stage_times
@@ -82,6 +82,8 @@ def show_corpus(settings: CorpusSettings, prepared: Prepared, dask: Dask | None 
         facts.insert(0, f"since the last scan: {new}, {changed}; vanished so far: {vanished}, whose outputs stay")
         if others := kinds_in_words(scanned.passed_over):
             facts.append(f"passed over: {others}")
+    if reference := settings_document(prepared.workspace).get("reference"):
+        facts.append(f"masks rest on {reference}")
     show_overview(f"**desra {settings.verb}** of `{settings.sources.main}` into `{settings.workspace}`", facts, dask)
 
 

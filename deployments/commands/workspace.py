@@ -19,7 +19,7 @@ from desra_core.gate.model_registry import current_model, history, rollback
 from desra_core.housekeeping.contents import UNKNOWN, sizes
 from desra_core.housekeeping.garbage import find_garbage, sweep
 from desra_core.images.scanning import kinds_in_words
-from desra_core.planning.plan import load_settings, make_plan
+from desra_core.planning.plan import load_settings, make_plan, settings_document
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.manifest import read_manifest, read_passed_over
 from desra_core.workspace.matching import FAILURES
@@ -52,6 +52,8 @@ def status(
     typer.echo(f"run        {f'going on: {owner}' if owner else 'none at present'}")
     if model := current_model(place):
         typer.echo(f"model      {model}, current by {history(place)[-1]['kind']} {history(place)[-1]['time']}")
+    if reference := settings_document(place).get("reference"):
+        typer.echo(f"reference  {printable(reference)}")
     also = f", and {vanished} vanished ones, whose outputs stay" if vanished else ""
     typer.echo(f"images     {plan.images + unscanned.num_rows}{also}")
     typer.echo(f"done       {plan.done}")

@@ -27,7 +27,7 @@ from desra_core.evaluation.mask_files import decode_any_mask
 from desra_core.files import content_key, digest, fingerprint, read_bytes
 from desra_core.images.codec import Mask, check_size
 from desra_core.images.scanning import image_files, normalized
-from desra_core.planning.plan import check_kind, load_settings, target_of
+from desra_core.planning.plan import check_kind, load_settings, reference_key, target_of
 from desra_core.settings import CorpusSettings, Detection, Mining, detector_of
 from desra_core.settings.models import Calibrating
 from desra_core.stages import read_content, read_labels
@@ -331,8 +331,8 @@ def derive_calibration(calibrating: Calibrating, corpus: CorpusSettings, countin
         models = {role: str(getattr(corpus, role)) for role in ("mse_sr", "gan_sr")}
     else:
         models = {
-            "mse_model": str(corpus.mse_model),
-            "mse_model_key": content_key(corpus.mse_model),
+            "mse_model": corpus.mse_model,
+            "mse_model_key": reference_key(corpus.mse_model),
             "gan_model": str(corpus.gan_model),
             "gan_model_key": content_key(corpus.gan_model),
             "photos": str(corpus.photos),

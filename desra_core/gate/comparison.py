@@ -17,8 +17,16 @@ from desra_core.files import content_key, fingerprint, read_document, read_json,
 from desra_core.gate.criteria import Verdict, VerdictDocument, decide, score
 from desra_core.gate.judge import CONTROL, Candidate, ComparedModels, read_judgement, worst_regions
 from desra_core.gate.model_registry import current_model, rolled_back
-from desra_core.networks.checkpoints import KEPT_BYTES, Precision, load_model, load_pair, read_kinds, save_torch
-from desra_core.planning.plan import load_settings, result_key
+from desra_core.networks.checkpoints import (
+    BICUBIC,
+    KEPT_BYTES,
+    Precision,
+    load_model,
+    load_pair,
+    read_kinds,
+    save_torch,
+)
+from desra_core.planning.plan import load_settings, reference_key, result_keys
 from desra_core.settings import CorpusSettings, Mining, detector_of
 from desra_core.settings.models import Comparing, Cycling, Finetuning
 from desra_core.training.plan import RunFolder, check_networks
@@ -62,7 +70,7 @@ class Comparison(ComparedModels):
         """
         missing = self.missing()
         sizes = [candidate.model.stat().st_size for candidate in self.candidates if candidate.model]
-        pair = sum(path.stat().st_size for path in (self.before, self.mse_model) if path)
+        pair = sum(Path(model).stat().st_size for model in (self.before, self.mse_model) if model and model != BICUBIC)
         count = max(1, (KEPT_BYTES - pair) // max(sizes, default=1))
         names = [candidate.name for candidate in self.candidates]
         groups = [names[start : start + count] for start in range(0, len(names), count)]
@@ -105,15 +113,15 @@ def plan_comparison(settings: Comparing) -> Comparison:
         reason = f"was searched with {target.method}, but the gate judges by DeSRA"
         raise UsageError(workspace.root, reason, "use a workspace of desra mine, or of desra detect without --method")
 
-    def recorded(role: str) -> Path:
-        model: Path | None = getattr(corpus, role, None)
+    def recorded(role: str) -> str:
+        model = getattr(corpus, role, None)
         if model is None:
             reason = f"records no {role.replace('_', ' ')}: it belongs to desra detect"
             flag = "--before" if role == "gan_model" else "--mse-model"
             raise UsageError(corpus.workspace, reason, f"give {flag}")
-        return model
+        return str(model)
 
-    before = settings.before or recorded("gan_model")
+    before = settings.before or Path(recorded("gan_model"))
     mse_model = None if corpus.sources.gan_sr else settings.mse_model or recorded("mse_model")
     pools = Pools(workspace, corpus, target, settings.group_by, settings.lr)
     # The order by content hash gives a fair sample of the held-out images, and the same sample in every run.
@@ -123,7 +131,7 @@ def plan_comparison(settings: Comparing) -> Comparison:
     )
 
     def judge_key(candidate: str) -> str:
-        models = [content_key(model) if model else None for model in (before, mse_model, settings.lpips)]
+        models = [reference_key(str(model)) if model else None for model in (before, mse_model, settings.lpips)]
         detection = [target.similarity_key, target.weighting_key, target.threshold, target.min_area]
         return fingerprint("judge", JUDGE_VERSION, models, detection, candidate)
 
@@ -138,15 +146,14 @@ def plan_comparison(settings: Comparing) -> Comparison:
     workspace.publish(workspace.compared(settings.after), document.encode(), durable=True)
     precision: Precision = corpus.precision if isinstance(corpus, Mining) else "float32"
 
-    def key_of_stored(model: Path | None, known: str | None) -> str | None:
-        return known if model and result_key(model, precision) == known else None
-
+    keys = zip(result_keys(mse_model, before, precision), (target.mse_sr_key, target.gan_sr_key), strict=True)
+    mse_sr_key, before_key = (key if key == stored else None for key, stored in keys)
     return Comparison(
         candidates=candidates,
         before=before,
-        before_key=key_of_stored(before, target.gan_sr_key),
+        before_key=before_key,
         mse_model=mse_model,
-        mse_sr_key=key_of_stored(mse_model, target.mse_sr_key),
+        mse_sr_key=mse_sr_key,
         precision=precision,
         lpips=settings.lpips,
         settings=settings,
@@ -181,9 +188,9 @@ def decide_and_publish(comparison: Comparison) -> Verdict:
     judged = comparison.judged()
     verdict = verdict_of(comparison, judged)
     run, best = RunFolder(comparison.settings.after), comparison.best(verdict)
-    checkpoints = {"before": comparison.before, "mse_model": comparison.mse_model, "best": best and best.source}
+    models = {"before": comparison.before, "mse_model": comparison.mse_model, "best": best and best.source}
     documents = {
-        role: {"path": str(path), "key": content_key(path)} if path else None for role, path in checkpoints.items()
+        role: {"path": str(path), "key": reference_key(str(path))} if path else None for role, path in models.items()
     }
     if best and documents["best"]:
         documents["best"] |= {"weights": best.weights, "file": str(best.model)}
@@ -282,7 +289,7 @@ def _split_checkpoints(workspace: Workspace, after: Path, judge_key: Callable[[s
 
 
 def _check_scales(
-    candidates: Sequence[Candidate], before: Path, mse_model: Path | None, *, loaded_before: set[str]
+    candidates: Sequence[Candidate], before: Path, mse_model: str | None, *, loaded_before: set[str]
 ) -> None:
     """Check that all models can be used and have one scale; skip candidates that an earlier plan has checked."""
     old = load_model(before)

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,7 +33,7 @@ from desra_core.evaluation.fidelity import load_lpips, lpips_distance
 from desra_core.gate.criteria import Judgement, NewRegion, OldRegion
 from desra_core.images.codec import Labels, Mask, Pixels, bgr8
 from desra_core.images.parts import encode_webp, fitted, row_strips, window_around
-from desra_core.networks.checkpoints import Precision, load_model
+from desra_core.networks.checkpoints import Model, Precision, load_model, load_reference
 from desra_core.networks.segmentation import load_segmenter, segment
 from desra_core.networks.super_resolution import super_resolve
 from desra_core.settings import min_area_pixels
@@ -72,7 +72,7 @@ class ComparedModels:
     candidates: tuple[Candidate, ...]
     before: Path  # the old model
     before_key: str | None  # the cache key of its stored results; None where stored results are of another model
-    mse_model: Path | None  # None where MSE results are files
+    mse_model: str | None  # a checkpoint or the word bicubic; None where MSE results are files
     mse_sr_key: str | None  # as ``before_key``, of the MSE model
     precision: Precision
     lpips: Path | None  # a file of weights
@@ -101,11 +101,11 @@ def judge_stage(
     scale = load_model(models.before, job.device, models.precision).scale
     lr = read_photo(image.lr, job.max_pixels // scale**2).pixels
 
-    def result_of(path: Path, role: str = "", key: str | None = None) -> Pixels:
+    def result_of(load: Callable[[str, Precision], Model], role: str = "", key: str | None = None) -> Pixels:
         stored: Pixels | None = find_array(workspace, image.id, role, key=key) if key else None
         if stored is not None:
             return stored
-        model = load_model(path, job.device, models.precision)
+        model = load(job.device, models.precision)
         try:
             return super_resolve(model, lr).pixels
         except UsageError as error:
@@ -116,8 +116,8 @@ def judge_stage(
         mse_sr = read_photo(image.mse_sr, job.max_pixels).pixels
     else:
         assert models.mse_model is not None
-        mse_sr = result_of(models.mse_model, "mse_sr", models.mse_sr_key)
-    old = result_of(models.before, "gan_sr", models.before_key)
+        mse_sr = result_of(partial(load_reference, models.mse_model, scale), "mse_sr", models.mse_sr_key)
+    old = result_of(partial(load_model, models.before), "gan_sr", models.before_key)
     try:
         before = _artifacts(image, mse_sr, old, job)
         for candidate in models.candidates:
@@ -127,7 +127,7 @@ def judge_stage(
                 after = noisy(before.pixels, image.id)
                 pictures = {"lr": lr, "mse_sr": mse_sr, "before": before.pixels}
             else:
-                after = result_of(candidate.model)
+                after = result_of(partial(load_model, candidate.model))
                 pictures = {"after": after}
             lpips = _kept_lpips(models.lpips) if models.lpips else None
             judgement = judge(image.names[0], image.id, candidate.name, before,

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 Precision = Literal["float32", "bfloat16"]
 
+# The word for a reference without a checkpoint: bicubic enlargement by the scale of the GAN model.
+BICUBIC = "bicubic"
+
 # Memory for all networks that a process keeps: about 12 networks like RRDBNet.
 KEPT_BYTES = 800_000_000
 # Threads of a worker that need the same model wait until one thread has loaded it.
@@ -64,7 +67,7 @@ _RESAVE = "load it with torch.load(path, weights_only=False) and torch.save its 
 class Model:
     """A super-resolution network, and how to run it on windows of an image."""
 
-    path: Path  # the checkpoint
+    path: Path  # the checkpoint; of bicubic enlargement the word
     network: nn.Module  # in evaluation mode, its weights float32 and in channels-last format
     architecture: str  # spandrel's name of the architecture
     scale: int  # by how much the network enlarges
@@ -112,18 +115,34 @@ def load_model(path: Path, device: str = "cpu", precision: Precision = "float32"
 
 
 def load_pair(
-    mse_model: Path, gan_model: Path, device: str = "cpu", precision: Precision = "float32"
+    mse_model: Path | str, gan_model: Path, device: str = "cpu", precision: Precision = "float32"
 ) -> tuple[Model, Model]:
-    """Load an MSE-trained network and its GAN-trained twin; parameters as for `load_model`.
+    """Load a GAN-trained network and the reference that it is compared with, in the order reference, GAN.
+
+    Args:
+        mse_model: A checkpoint, best of the GAN model's MSE-trained twin; or the word `BICUBIC`.
+        gan_model, device, precision: As for `load_model`.
 
     Raises:
         UsageError: As `load_model`, or their scales differ.
     """
-    mse, gan = (load_model(path, device, precision) for path in (mse_model, gan_model))
+    gan = load_model(gan_model, device, precision)
+    mse = load_reference(mse_model, gan.scale, device, precision)
     if mse.scale != gan.scale:
         reason = f"enlarges by {gan.scale}, but {mse_model} by {mse.scale}"
         raise UsageError(gan_model, reason, "give two models of the same scale")
     return mse, gan
+
+
+def load_reference(mse_model: Path | str, scale: int, device: str = "cpu", precision: Precision = "float32") -> Model:
+    """Load the reference of a GAN model of this scale; otherwise as `load_pair`, but scales are not compared."""
+    if mse_model != BICUBIC:
+        return load_model(Path(mse_model), device, precision)
+    import torch
+
+    from desra_core.networks.bicubic import REACH, Bicubic
+
+    return Model(Path(BICUBIC), Bicubic(scale), BICUBIC, scale, Traits(REACH, tile=512), device, torch.float32)
 
 
 @cached(LRUCache(KEPT_BYTES, getsizeof=lambda model: model.kept_bytes), info=True)

@@ -1,13 +1,14 @@
 """RLFN, a small network that is trained without a GAN and that spandrel lacks, in spandrel's form.
 
 Kong et al., "Residual Local Feature Network for Efficient Super-Resolution" (2022). Files name their tensors in two
-ways: as the winner of NTIRE 2022 (``fea_conv``, ``B1``, ``LR_conv``) or as the authors' first release (``conv_1``,
+ways: as the winner of NTIRE 2022 (``fea_conv``, ``B1``, ``LR_conv``) or as the authors' release (``conv_1``,
 ``block_1``, ``conv_2``).
 """
 
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from typing import cast
 
 import torch
@@ -16,29 +17,28 @@ from spandrel.util import KeyCondition, get_scale_and_output_channels
 from torch import nn
 from torch.nn import functional
 
+LEAST_SIDE = 15  # the attention halves an image, and then takes maxima of 7 x 7 pixels
+_RANGE = 255  # of the values that the weights were trained with
 _SLOPE = 0.05
-# The attention halves an image, and then takes maxima of 7 x 7 pixels.
-_LEAST_SIDE = 15
+# The beginnings of names, and those of this module.
+_NAMES = {r"(fea_conv|conv_1)\.": "first.", r"(B|block_)(\d+)\.": r"blocks.\2.", r"(LR_conv|conv_2)\.": "last."}
 
 
 class RLFN(nn.Module):
-    """Map ``(N, 3, h, w)`` to ``(N, 3, h * scale, w * scale)``, both in 0..1."""
+    """Map ``(N, C, h, w)`` to ``(N, C, h * scale, w * scale)``, both in 0..1."""
 
     def __init__(self, channels: int, features: int, inner: int, attention: int, blocks: int, scale: int) -> None:
         super().__init__()
-        self.conv_1 = nn.Conv2d(channels, features, 3, padding=1)
-        for number in range(1, blocks + 1):
-            self.add_module(f"block_{number}", _Block(features, inner, attention))
-        self.blocks = blocks
-        self.conv_2 = nn.Conv2d(features, features, 3, padding=1)
+        self.first = nn.Conv2d(channels, features, 3, padding=1)
+        numbered = {str(number): _Block(features, inner, attention) for number in range(1, blocks + 1)}
+        self.blocks = nn.Sequential(OrderedDict(numbered))
+        self.last = nn.Conv2d(features, features, 3, padding=1)
         self.upsampler = nn.Sequential(nn.Conv2d(features, channels * scale**2, 3, padding=1), nn.PixelShuffle(scale))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Enlarge images."""
-        first = values = self.conv_1(image)
-        for number in range(1, self.blocks + 1):
-            values = self.get_submodule(f"block_{number}")(values)
-        return cast(torch.Tensor, self.upsampler(self.conv_2(values) + first))
+        values = self.first(image * _RANGE)
+        return cast(torch.Tensor, self.upsampler(self.last(self.blocks(values)) + values)) / _RANGE
 
 
 class _Block(nn.Module):
@@ -81,36 +81,30 @@ class RLFNArch(Architecture[RLFN]):  # type: ignore[misc]
     """Recognise and load RLFN."""
 
     def __init__(self) -> None:
-        first = KeyCondition.has_all("fea_conv.weight", "B1.esa.conv_f.weight", "LR_conv.weight", "upsampler.0.weight")
-        second = KeyCondition.has_all(
-            "conv_1.weight", "block_1.esa.conv_f.weight", "conv_2.weight", "upsampler.0.weight"
-        )
-        super().__init__(id="RLFN", detect=KeyCondition.has_any(first, second))
+        kinds = ("fea_conv", "B1.esa.conv_f", "LR_conv"), ("conv_1", "block_1.esa.conv_f", "conv_2")
+        names = [[f"{module}.weight" for module in (*kind, "upsampler.0")] for kind in kinds]
+        super().__init__(id="RLFN", detect=KeyCondition.has_any(*(KeyCondition.has_all(*kind) for kind in names)))
 
     def load(self, state_dict: StateDict) -> ImageModelDescriptor[RLFN]:
         """Load the network of some weights."""
-        names = (("fea_conv.", "conv_1."), ("LR_conv.", "conv_2."), (r"B(\d+)\.", r"block_\1."))
-        state = {}
-        for name, values in state_dict.items():
-            for pattern, own in names:
-                name = re.sub(f"^{pattern}", own, name)
-            state[name] = values
-        features, channels = state["conv_1.weight"].shape[:2]
-        scale, _ = get_scale_and_output_channels(state["upsampler.0.weight"].shape[0], channels)
-        inner, attention = state["block_1.c1_r.weight"].shape[0], state["block_1.esa.conv1.weight"].shape[0]
-        blocks = len({name.partition(".")[0] for name in state if name.startswith("block_")})
+        for pattern, own in _NAMES.items():
+            state_dict = {re.sub(f"^{pattern}", own, name): values for name, values in state_dict.items()}
+        features, channels = state_dict["first.weight"].shape[:2]
+        scale, _ = get_scale_and_output_channels(state_dict["upsampler.0.weight"].shape[0], channels)
+        inner, attention = (state_dict[f"blocks.1.{name}.weight"].shape[0] for name in ("c1_r", "esa.conv1"))
+        blocks = len({name.split(".")[1] for name in state_dict if name.startswith("blocks.")})
         return ImageModelDescriptor(
             RLFN(channels, features, inner, attention, blocks, scale),
-            state,
+            state_dict,
             architecture=self,
             purpose="SR",
             tags=[f"{features}nf", f"{blocks}nb"],
-            supports_half=True,
+            supports_half=False,
             supports_bfloat16=True,
             scale=scale,
             input_channels=channels,
             output_channels=channels,
-            size_requirements=SizeRequirements(minimum=_LEAST_SIDE),
+            size_requirements=SizeRequirements(minimum=LEAST_SIDE),
         )
 
 

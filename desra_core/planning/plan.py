@@ -25,8 +25,9 @@ from desra_core.detection.detectors import DEFAULT, NEEDED_INPUTS, AppliedDetect
 from desra_core.errors import Failure, UsageError
 from desra_core.files import content_key, fingerprint, read_document
 from desra_core.images.codec import most_pixels
-from desra_core.networks.checkpoints import load_pair
+from desra_core.networks.checkpoints import BICUBIC, load_pair
 from desra_core.networks.segmentation import segmenter_key, try_segmenter
+from desra_core.planning.reference import describe_reference
 from desra_core.settings import CorpusSettings, Detection, Mining, detector_of, min_area_pixels
 from desra_core.workspace import DATASET, Workspace, products, read_table
 from desra_core.workspace.human_masks import read_human_masks
@@ -37,6 +38,7 @@ from desra_core.workspace.products import REGION_FIELDS, SCHEMA, Flags, Held, Ta
 # Raise a version when the meaning or a bit of that product changes: all products that depend on it are made again.
 DECODING_VERSION = 2
 SUPER_RESOLUTION_VERSION = 1
+BICUBIC_VERSION = 1
 MASK_VERSION = 1
 
 _KINDS: dict[str, type[CorpusSettings]] = {kind.verb: kind for kind in (Detection, Mining)}
@@ -75,8 +77,7 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
     weights = load_weights(_origin_of_weights(settings, detector))
     mse_sr_key = gan_sr_key = None
     if isinstance(settings, Mining):
-        mse_sr_key = result_key(settings.mse_model, settings.precision)
-        gan_sr_key = result_key(settings.gan_model, settings.precision)
+        mse_sr_key, gan_sr_key = result_keys(settings.mse_model, settings.gan_model, settings.precision)
         if mse_sr_key == gan_sr_key:
             reason = f"is the same as {settings.mse_model}"
             raise UsageError(settings.gan_model, reason, "give the GAN-trained twin of it")
@@ -132,11 +133,30 @@ def result_key(model: Path, precision: str) -> str:
     return fingerprint("super_resolution", SUPER_RESOLUTION_VERSION, DECODING_VERSION, content_key(model), precision)
 
 
+def result_keys(mse_model: str | None, gan_model: Path, precision: str) -> tuple[str | None, str]:
+    """Return the cache keys of the results of a reference, None without one, and of a GAN model.
+
+    The key of bicubic results covers the GAN model, because its scale is theirs.
+
+    Raises:
+        UsageError: A checkpoint cannot be read.
+    """
+    mse_sr_key = None if mse_model in (None, BICUBIC) else result_key(Path(mse_model), precision)
+    gan_sr_key = result_key(gan_model, precision)
+    return fingerprint(reference_key(BICUBIC), gan_sr_key) if mse_model == BICUBIC else mse_sr_key, gan_sr_key
+
+
+def reference_key(mse_model: str) -> str:
+    """Identify a reference: the content of a checkpoint, or bicubic enlargement as this version defines it."""
+    return fingerprint(BICUBIC, BICUBIC_VERSION) if mse_model == BICUBIC else content_key(Path(mse_model))
+
+
 def save_settings(workspace: Workspace, settings: CorpusSettings, target: Target) -> None:
-    """Write the settings and keys of a run, and the versions of packages that results depend on."""
+    """Write the settings and keys of a run, its reference in words, and the versions that results depend on."""
     document = {
         "verb": settings.verb,
         "settings": settings.model_dump(mode="json"),
+        "reference": describe_reference(settings),
         "target": asdict(target),
         "versions": {"desra": __version__, "python": platform.python_version()}
         | {name: version(name) for name in _PACKAGES},
@@ -184,7 +204,7 @@ def load_settings(workspace: Workspace) -> tuple[CorpusSettings, Target]:
 
 
 def settings_document(workspace: Workspace) -> dict[str, Any]:
-    """Read the document of `save_settings`: verb, settings, target, versions; empty where it cannot be read."""
+    """Read the document of `save_settings`: verb, settings, reference, target, versions; empty if it cannot be read."""
     document = read_document(workspace.settings)
     return document if isinstance(document.get("settings"), dict) else {}
 

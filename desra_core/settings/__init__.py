@@ -8,10 +8,19 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from desra_core.detection.detectors import DEFAULT, METHODS, AppliedDetector, applied
-from desra_core.networks.checkpoints import Precision
+from desra_core.networks.checkpoints import BICUBIC, Precision
 from desra_core.workspace.matching import Sources
 
 
@@ -23,6 +32,18 @@ def at_home(path: str | Path) -> Path:
 def whole_path(path: str | Path) -> Path:
     """Make a path absolute, for workers that run in other folders; ``~`` is the home folder."""
     return at_home(path).absolute()
+
+
+def path_unless(*words: str | None) -> BeforeValidator:
+    """Return a validator that makes a text an absolute path, unless the text is one of these words.
+
+    A file of such a name is named as ``./word``.
+    """
+
+    def validated(value: object) -> object:
+        return str(whole_path(value)) if isinstance(value, str | Path) and value not in words else value
+
+    return BeforeValidator(validated)
 
 
 def _not_above_all(min_area: str) -> str:
@@ -153,7 +174,9 @@ class Mining(CorpusSettings):
     verb: ClassVar[str] = "mine"
 
     photos: Path = Field(description="Folder of low-resolution photos; or one photo, or a glob in quotes.")
-    mse_model: Path = Field(description="Checkpoint of the MSE-trained model.")
+    mse_model: Annotated[str, path_unless(BICUBIC)] = Field(
+        description="Checkpoint of the MSE-trained model, or of another network of the scale; or the word bicubic."
+    )
     gan_model: Path = Field(description="Checkpoint of the GAN-trained model, finetuned from the MSE one.")
     precision: Precision = Field(
         "float32", description="Number format of inference; bfloat16 is faster and changes results a little."

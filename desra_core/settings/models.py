@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from tzlocal import get_localzone_name
 
 from desra_core.detection.detectors import METHODS
 from desra_core.errors import UsageError
-from desra_core.settings import Frozen, MinArea, Mining, whole_path
+from desra_core.networks.checkpoints import BICUBIC
+from desra_core.settings import Frozen, MinArea, Mining, path_unless, whole_path
 
 PERCENTILE = 85.0
 RATE = 0.001
@@ -43,11 +44,6 @@ _CRON_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
 _SHORTEST_PERIOD = timedelta(seconds=10)  # with shorter periods, a server is busy with planning runs
 _SHORTEST_HISTORY = timedelta(days=1)  # Prefect keeps no run for less
 _LONGEST_SPAN = timedelta(days=36500)  # longer spans lead to dates that Python does not have
-
-
-def _path_unless(*words: str | None) -> AfterValidator:
-    """Return a validator that makes a text an absolute path, unless the text is one of these words."""
-    return AfterValidator(lambda text: text if text in words else str(whole_path(text)))
 
 
 class Gate(Frozen):
@@ -132,7 +128,7 @@ class Training(Optimising):
     keep_weight: float = Field(
         0.0, ge=0, description="Weight of the L1 distance to the old model's result outside the masks."
     )
-    perceptual: Annotated[str, _path_unless("vgg19", "off")] = Field(
+    perceptual: Annotated[str, path_unless("vgg19", "off")] = Field(
         "vgg19",
         description="Weights of the perceptual loss: vgg19 (torchvision gets them), a local file, or off. By default "
         "vgg19, or off with preset cpu.",
@@ -223,8 +219,8 @@ class Comparing(Gate):
     before: Path | None = Field(
         None, description="Checkpoint of the old model; by default what the latest desra mine used."
     )
-    mse_model: Path | None = Field(
-        None, description="Checkpoint of the MSE-trained model; by default what the latest desra mine used."
+    mse_model: Annotated[str | None, path_unless(BICUBIC)] = Field(
+        None, description="Checkpoint of the MSE-trained model, or bicubic; by default what the latest desra mine used."
     )
     lr: Path | None = Field(None, description=_PHOTOS)
     group_by: str = Field("duplicates", description="Images that stay together, as for the finetune.")
@@ -298,7 +294,7 @@ class Benchmarking(Frozen):
 
     verb: ClassVar[str] = "benchmark"
 
-    dataset: Annotated[str, _path_unless(SYNTHETIC)] = Field(
+    dataset: Annotated[str, path_unless(SYNTHETIC)] = Field(
         description="Folder with MSE-SR, GAN-SR and GT-Mask in it, a folder of such folders, or a COCO file; or the "
         "word synthetic: artifacts are injected into the clean results of --mse-sr and --gan-sr; no masks needed."
     )
@@ -316,7 +312,7 @@ class Benchmarking(Frozen):
         pattern=r"^(none|mmseg:.+,.+)$",
         description="Segmenter for class labels that are not given: none or mmseg:CONFIG,CHECKPOINT.",
     )
-    weights: Annotated[str | None, _path_unless(None, "published", "none")] = Field(
+    weights: Annotated[str | None, path_unless("published", "none")] = Field(
         None,
         description="Class weights of desra: published, none, or a file. By default published when there are labels.",
     )

@@ -6,9 +6,9 @@ from typing import Any
 
 from desra_core.errors import ImageError, TransientError, UsageError
 from desra_core.images.codec import Pixels
-from desra_core.networks.checkpoints import load_pair
+from desra_core.networks.checkpoints import BICUBIC, load_pair
 from desra_core.networks.super_resolution import super_resolve
-from desra_core.planning.plan import result_key
+from desra_core.planning.plan import result_keys
 from desra_core.settings import Mining
 from desra_core.stages import StageJob, read_photo
 from desra_core.stages.similarity import compare, is_suspect, proven_clean
@@ -62,13 +62,15 @@ def _inferred(
     assert image.lr is not None
     models = load_pair(mining.mse_model, mining.gan_model, job.device, mining.precision)
     photo = read_photo(image.lr, job.max_pixels // models[0].scale ** 2)
+    found_keys = result_keys(mining.mse_model, mining.gan_model, mining.precision)
     results: dict[str, Pixels] = {}
     tiles = [] if len(keys) == len(models) else [record.tile]  # the stored result was made with that tile
     seconds = 0.0
     for role, key in keys.items():
         model = models[role == "gan_sr"]
-        if result_key(model.path, mining.precision) != key:
-            raise TransientError(model.path, "changed after the run had started", "run again")
+        if found_keys[role == "gan_sr"] != key:
+            checkpoint = model.path if mining.mse_model != BICUBIC else mining.gan_model
+            raise TransientError(checkpoint, "changed after the run had started", "run again")
         started = time.perf_counter()
         try:
             results[role], tile = super_resolve(model, photo.pixels)

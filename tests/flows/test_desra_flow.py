@@ -303,11 +303,13 @@ def test_a_run_within_a_run_is_tried_again_with_the_one_around_it(url, by_itself
     assert len(tries) == 3
 
 
-@pytest.mark.parametrize("workspace", ["ws", ""])
-def test_a_path_that_depends_on_where_the_run_is_is_refused(workspace, url) -> None:
+@pytest.mark.parametrize(
+    ("field", "path"), [("workspace", "ws"), ("workspace", ""), ("mse_model", "mse.pth"), ("mse_model", "./bicubic")]
+)
+def test_a_path_that_depends_on_where_the_run_is_is_refused(field, path, url) -> None:
     with pytest.raises(UsageError):
-        mine(mining=PATHS | {"workspace": workspace})
-    told = f"mining.workspace: {workspace or '.'} is not accepted (a run needs the whole path); begin it with /"
+        mine(mining=PATHS | {field: path})
+    told = f"mining.{field}: {path or '.'} is not accepted (a run needs the whole path); begin it with /"
     assert latest(url, "mine")["state"]["message"].endswith(told)
 
 

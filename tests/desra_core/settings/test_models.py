@@ -1,4 +1,4 @@
-"""Times and lengths of time in words."""
+"""Times and lengths of time in words, and paths that may be words."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from desra_core.errors import UsageError
-from desra_core.settings import models
-from desra_core.settings.models import Period, Serving, local_timezone, parse_period, parse_span, workspace_of
+from desra_core.settings import Mining, models
+from desra_core.settings.models import (
+    Comparing,
+    Period,
+    Serving,
+    local_timezone,
+    parse_period,
+    parse_span,
+    workspace_of,
+)
 
 CORPUS = {"photos": "p", "mse_model": "m", "gan_model": "g", "workspace": "/data/ws"}
 
@@ -109,3 +118,32 @@ def test_the_workspace_of_parameters() -> None:
     settings = {"photos": "/p", "workspace": "/ws"}
     assert workspace_of({"machine": {}, "mining": settings, "rescan": True}) == "/ws"
     assert workspace_of({"machine": {}}) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("bicubic", "bicubic"),
+        ("/m/mse.pth", "/m/mse.pth"),
+        (Path("/m/mse.pth"), "/m/mse.pth"),
+        ("mse.pth", "HERE/mse.pth"),
+        ("./bicubic", "HERE/bicubic"),
+        (Path("bicubic"), "HERE/bicubic"),
+        ("~/bicubic", "HERE/home/bicubic"),
+    ],
+)
+def test_the_word_for_a_reference_stays_and_paths_become_whole(given, kept, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    kept = kept.replace("HERE", str(tmp_path))
+    mining = Mining(**CORPUS | {"mse_model": given})
+    assert mining.mse_model == Serving(**CORPUS | {"mse_model": given}).mse_model == kept
+    assert Mining.model_validate_json(mining.model_dump_json()) == mining
+    assert Comparing(workspace="/ws", after="/a", mse_model=given).mse_model == kept
+    assert Comparing(workspace="/ws", after="/a").mse_model is None
+
+
+@pytest.mark.parametrize("given", [3, None, ["mse.pth"]])
+def test_other_values_are_no_reference(given) -> None:
+    with pytest.raises(ValidationError):
+        Mining(**CORPUS | {"mse_model": given})

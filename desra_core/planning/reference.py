@@ -1,0 +1,42 @@
+"""Say which reference the masks of a run rest on, and how far to trust them."""
+
+from pathlib import Path
+
+from desra_core.files import content_key, read_document, read_json
+from desra_core.networks.checkpoints import BICUBIC
+from desra_core.settings import CorpusSettings, Mining
+
+_LOOK = "look at the worst regions before you trust the masks"
+
+
+def describe_reference(settings: CorpusSettings) -> str | None:
+    """Describe the reference of a run in one line; None where results are files, whose origin is unknown.
+
+    The JSON file that desra twin writes beside a checkpoint says from which GAN model it was trained.
+
+    Raises:
+        UsageError: A checkpoint cannot be read.
+    """
+    if not isinstance(settings, Mining):
+        return None
+    if settings.mse_model == BICUBIC:
+        return f"bicubic enlargement, which draws no texture, so that texture which is right is marked too: {_LOOK}"
+    path = Path(settings.mse_model)
+    document = read_document(path.with_suffix(".json"))
+    try:
+        parent, psnr = document["parent"]["key"], document["verdict"]["psnr"]
+        passed, scores = psnr["twin"] > psnr["gan"], f"{psnr['twin']:.2f} dB against {psnr['gan']:.2f} dB"
+    except (KeyError, TypeError, ValueError):
+        return f"{path.name}, a network that desra did not train: unless the GAN model was finetuned from it, {_LOOK}"
+    if not passed:
+        return f"{path.name}, a twin that is no better than its GAN model ({scores} PSNR): do not trust the masks"
+    gan_model = settings.gan_model
+    # A promoted model lies beside the history of all models before it.
+    past = [event.get("model") for event in read_json(gan_model.with_name("history.json")) or []]
+    if content_key(gan_model) != parent and parent not in past:
+        return f"{path.name}, a twin that desra trained from another GAN model: {_LOOK}, or train one from this model"
+    origin = "this GAN model" if content_key(gan_model) == parent else "the GAN model that this one was finetuned from"
+    return (
+        f"{path.name}, the MSE twin that desra trained from {origin} ({scores} PSNR on held-out photos): trust the "
+        "masks as far as those photos are of this corpus's kind"
+    )
