@@ -102,9 +102,11 @@ def _swinir(network: Any) -> Traits:
     return Traits(halo=48 * network.start_unshuffle, tile=256, multiple=multiple, last=last)
 
 
-def _rlfn(_: Any) -> Traits:
+def _rlfn(network: Any) -> Traits:
     """RLFN: its attention stretches a coarse map over the whole window, so results depend on windows: large ones."""
-    return Traits(halo=32, tile=1024, minimum=15)
+    from desra_core.networks.rlfn import LEAST_SIDE
+
+    return Traits(halo=32, tile=1024, minimum=LEAST_SIDE, last=network.upsampler[0])
 
 
 def _convolutions(network: Any) -> int:

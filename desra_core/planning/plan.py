@@ -141,9 +141,13 @@ def result_keys(mse_model: str | None, gan_model: Path, precision: str) -> tuple
     Raises:
         UsageError: A checkpoint cannot be read.
     """
-    mse_sr_key = None if mse_model in (None, BICUBIC) else result_key(Path(mse_model), precision)
+    mse_sr_key: str | None = None
+    if mse_model and mse_model != BICUBIC:
+        mse_sr_key = result_key(Path(mse_model), precision)
     gan_sr_key = result_key(gan_model, precision)
-    return fingerprint(reference_key(BICUBIC), gan_sr_key) if mse_model == BICUBIC else mse_sr_key, gan_sr_key
+    if mse_model == BICUBIC:
+        mse_sr_key = fingerprint(reference_key(mse_model), gan_sr_key)
+    return mse_sr_key, gan_sr_key
 
 
 def reference_key(mse_model: str) -> str:

@@ -31,8 +31,8 @@ def describe_reference(settings: CorpusSettings) -> str | None:
     if not passed:
         return f"{path.name}, a twin that is no better than its GAN model ({scores} PSNR): do not trust the masks"
     gan_model = settings.gan_model
-    # A promoted model lies beside the history of all models before it.
-    past = [event.get("model") for event in read_json(gan_model.with_name("history.json")) or []]
+    events = read_json(gan_model.with_name("history.json"))  # beside a promoted model: all models before it
+    past = [event.get("model") for event in events if isinstance(event, dict)] if isinstance(events, list) else []
     if content_key(gan_model) != parent and parent not in past:
         return f"{path.name}, a twin that desra trained from another GAN model: {_LOOK}, or train one from this model"
     origin = "this GAN model" if content_key(gan_model) == parent else "the GAN model that this one was finetuned from"

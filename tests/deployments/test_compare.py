@@ -18,7 +18,7 @@ import torch
 from pydantic import TypeAdapter
 
 from deployments.demo.__main__ import make_photos as make_demo_photos
-from desra_core.files import content_key
+from desra_core.files import content_key, read_document
 from desra_core.gate.comparison import decide_and_publish, plan_comparison
 from desra_core.gate.criteria import Verdict
 from desra_core.gate.model_registry import current_model, history
@@ -209,6 +209,22 @@ def test_another_model_before_leaves_the_workspace_alone(place, copied, make_mod
     verdict, _ = compare(copied, place.gan, mse_model=other)
     assert verdict.control.regions == 4
     assert everything(copied / "maps") | everything(copied / "masks") | everything(copied / "dataset") == before
+
+
+def test_bicubic_enlargement_in_place_of_an_mse_model(place, copied, compare, make_models, tmp_path) -> None:
+    verdict, document = compare(copied, place.run.root, mse_model="bicubic")
+    assert document["mse_model"]["path"] == "bicubic"
+    assert document["mse_model"]["key"] != document["before"]["key"]
+    assert verdict.control.regions == 4
+    assert judged(verdict)["000008 raw"][1] > 0
+    # Mined with it, its stored results are those that judge.
+    ws = tmp_path / "bicubic"
+    process(Mining(photos=place.photos, mse_model="bicubic", gan_model=place.gan, workspace=ws))
+    same, document = compare(ws, place.run.root)
+    assert document["mse_model"]["path"] == "bicubic"
+    assert judged(same) == judged(verdict)
+    run = train(Finetuning(workspace=ws, output=tmp_path / "run", **TINY))
+    assert read_document(run.document)["parent"]["path"] == str(place.gan)
 
 
 @pytest.mark.slow

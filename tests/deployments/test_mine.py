@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -85,6 +86,24 @@ def test_awkward_photos_and_detect_on_the_exports(mine, desra, tmp_path) -> None
                               for ws in (workspace.root, tmp_path / "detected"))  # fmt: skip
     assert mined_regions.num_rows >= 6
     assert mined_regions.equals(regions)
+
+
+def test_bicubic_enlargement_needs_no_second_checkpoint(mine, desra, make_photos, tmp_path) -> None:
+    names = make_photos(tmp_path / "photos", 4)
+    (tmp_path / "bicubic").write_text("a file of that name is another thing")
+    mined = mine(mse="bicubic")
+    assert mined.returncode == 0, mined.stderr
+    assert "4 of 4 images done, 0 failed" in mined.stdout
+    workspace = Workspace(tmp_path / "ws")
+    marked = [name for index, name in enumerate(names) if index % 3]
+    assert set(pq.read_table(workspace.dataset_manifest)["image"].to_pylist()) == set(marked)
+    assert "nothing to do" in mine(mse="bicubic").stdout
+    sentence = "bicubic enlargement, which draws no texture"
+    assert f"reference  {sentence}" in desra("status", "--workspace", workspace.root).stdout
+    assert f"<dt>masks rest on</dt><dd>{sentence}" in workspace.report.read_text()
+    settings = json.loads(workspace.settings.read_bytes())["settings"]
+    assert settings["mse_model"] == "bicubic"
+    assert "bicubic: is not a checkpoint" in refusal(mine(mse=tmp_path / "bicubic"))
 
 
 @pytest.mark.slow

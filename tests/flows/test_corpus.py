@@ -65,6 +65,7 @@ def test_the_server_shows_a_run(
     assert "7 images: 0 done before, 0 failed for good, 7 to do" in overview
     assert "- shards to do: 2 (00000–00001)\n- shards with nothing to do, which are not submitted: none\n" in overview
     assert "[Dask dashboard](http://" in overview
+    assert ("- masks rest on mse.pth, a network that desra did not train" in overview) == (verb == "mine")
     corpus = {"detect": "gan_sr", "mine": "photos"}[verb]
     assert re.fullmatch(rf"{verb} {corpus} \d{{4}}-\d\d-\d\d \d\d:\d\d", flow_run["name"])
     assert set(flow_run["tags"]) == {verb, corpus, "ws"}

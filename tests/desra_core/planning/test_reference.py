@@ -48,6 +48,9 @@ def test_a_twin_of_this_gan_model_of_its_parent_and_of_another(mining: Mining, t
     history.write_text(json.dumps([{"model": "0" * 32}, {"model": key}]))
     assert "from the GAN model that this one was finetuned from (25.00 dB" in twin(mining, "0" * 32)
     assert "from another GAN model" in twin(mining, "1" * 32)
+    for text in ('{"loss": [1, 2]}', "[1, 2]"):  # of another tool
+        history.write_text(text)
+        assert "from another GAN model" in twin(mining, "0" * 32)
 
 
 def test_a_twin_that_failed(mining: Mining) -> None:

@@ -78,6 +78,16 @@ def test_the_page_has_numbers_failures_and_settings(page: str) -> None:
     assert "LR photo: none of this name" in text
 
 
+def test_the_page_says_what_its_masks_rest_on(mined: Workspace) -> None:
+    document = json.loads(mined.settings.read_bytes())
+    assert "masks rest on" not in write_report(mined).read_text()
+    del document["reference"]  # as earlier versions wrote it
+    for reference in ({}, {"reference": "a <b>network</b>"}):
+        mined.settings.write_text(json.dumps(document | reference))
+        text = write_report(mined).read_text()
+        assert ("<dt>masks rest on</dt><dd>a &lt;b&gt;network&lt;/b&gt;</dd>" in text) == bool(reference)
+
+
 def test_pictures_are_those_of_the_region(page: str) -> None:
     rows = page.split('<article class="region">')[1:]
     assert len(rows) == 8  # two of the ten are copies

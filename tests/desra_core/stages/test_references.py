@@ -39,7 +39,7 @@ def test_bicubic_results_are_compared_and_kept(make_models, make_photos, tmp_pat
         lr = cv2.imread(str(tmp_path / "photos" / f"{name}.png"))[:, :, ::-1]
         expected = cv2.resize(lr.astype(np.float64), None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC).clip(0, 255)
         mse_sr, gan_sr = (dataset(workspace, kind, name) for kind in ("mse_sr", "gan_sr"))
-        assert np.abs(mse_sr - expected).max() <= 0.501
+        assert np.abs(mse_sr - expected).max() <= 0.51
         mask = artifact_mask(variance_similarity(mse_sr, gan_sr), min_area=300)
         np.testing.assert_array_equal(dataset(workspace, "mask", name)[:, :, 0] > 0, mask)
     with workspace.locked():
