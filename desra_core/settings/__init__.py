@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from desra_core.detection.detectors import DEFAULT, METHODS, AppliedDetector, applied
 from desra_core.networks.checkpoints import Precision
+from desra_core.workspace import Workspace
 from desra_core.workspace.matching import Sources
 
 
@@ -153,8 +154,12 @@ class Mining(CorpusSettings):
     verb: ClassVar[str] = "mine"
 
     photos: Path = Field(description="Folder of low-resolution photos; or one photo, or a glob in quotes.")
-    mse_model: Path = Field(description="Checkpoint of the MSE-trained model.")
-    gan_model: Path = Field(description="Checkpoint of the GAN-trained model, finetuned from the MSE one.")
+    gan_model: Path = Field(description="Checkpoint of the GAN-trained model.")
+    mse_model: Path = Field(
+        default_factory=lambda given: Workspace(given["workspace"]).twin,
+        description="Checkpoint of the MSE-trained model that the GAN model was finetuned from, or of its twin; by "
+        "default the workspace's twin.",
+    )
     precision: Precision = Field(
         "float32", description="Number format of inference; bfloat16 is faster and changes results a little."
     )
