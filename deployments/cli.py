@@ -35,7 +35,8 @@ def main() -> None:
     """Run the command line.
 
     Exit codes: 0 done, 1 some images failed, 2 bad usage or input, 3 no model passes the gate (or only one that was
-    rolled back, or the gate is undecided for lack of held-out images), 130 interrupted, 143 terminated.
+    rolled back, or the gate is undecided for lack of held-out images) or a twin is no better than the GAN model, 130
+    interrupted, 143 terminated.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:

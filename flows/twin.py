@@ -34,4 +34,4 @@ def twin(twinning: Twinning, machine: Machine = Machine()) -> Twinned:  # noqa: 
         train(plan, machine)
         verdict = judge_and_publish_twin(plan)
     line = f"{verdict.psnr['twin']:.2f} dB on held-out photos, the GAN model {verdict.psnr['gan']:.2f} dB"
-    return Twinned(in_one_line=line, task_runs=3, lacking=not verdict.passed, verdict=verdict)
+    return Twinned(in_one_line=line, task_runs=3, to_look_at=not verdict.passed, verdict=verdict)

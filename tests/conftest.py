@@ -249,6 +249,25 @@ def make_photos() -> Callable[[Path, int], list[str]]:
     return make
 
 
+@pytest.fixture(scope="session")
+def sharp_photos() -> Callable[..., Path]:
+    """Write photos with edges and texture."""
+
+    def make(folder: Path, count: int = 5, side: int = 120, blur: float = 0.0) -> Path:
+        folder.mkdir(exist_ok=True)
+        for index in range(count):
+            rng = np.random.default_rng(index)
+            coarse = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            smooth = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
+            photo = np.clip(smooth + rng.normal(0, 12, (side, side, 3)), 0, 255).astype(np.uint8)
+            cv2.rectangle(photo, (20, 20), (60, 90), (250, 20, 20), 2)
+            photo = cv2.GaussianBlur(photo, (0, 0), blur) if blur else photo
+            assert cv2.imwrite(str(folder / f"photo{index}.png"), photo)
+        return folder
+
+    return make
+
+
 def photo(seed: int, *, bright: bool, height: int = 50, width: int = 60) -> np.ndarray:
     """Make a photo, ``(H, W, 3)`` uint8: dark and smooth, with a bright patch where asked for."""
     rng = np.random.default_rng(seed)

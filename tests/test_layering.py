@@ -43,7 +43,7 @@ ARROWS = {
     "annotations": "images detection workspace planning evaluation",
     "calibration": "images detection workspace settings planning stages evaluation",
     "benchmarking": "images detection networks workspace settings stages evaluation",
-    "training": "images detection networks workspace settings planning",
+    "training": "images detection networks workspace settings planning evaluation",
     "gate": "images detection networks workspace settings planning stages evaluation training",
     "housekeeping": "workspace settings planning calibration training gate",
     "report": "images detection workspace settings planning stages evaluation calibration benchmarking gate",

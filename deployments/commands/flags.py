@@ -109,6 +109,8 @@ def _field_parameter(name: str, field: FieldInfo, *, positional: bool = False) -
     # Typer's type for a flag that may be given several times.
     annotation: Any = list[str] if field.annotation == tuple[str, ...] else field.annotation
     default = inspect.Parameter.empty if field.is_required() else field.default
+    if field.default_factory:  # the model fills it in
+        annotation, default = annotation | None, None
     return _parameter(name, Annotated[annotation, info], default)
 
 

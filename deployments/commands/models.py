@@ -17,8 +17,7 @@ from desra_core.gate.model_registry import current_model
 from desra_core.settings import Machine
 from desra_core.settings.models import Comparing, Cycling, Finetuning, Twinning
 from desra_core.training.plan import RunFolder, check_networks, plan_finetune
-from desra_core.training.twin import Verdict as TwinVerdict
-from desra_core.training.twin import plan_twin
+from desra_core.training.twin import plan_twin, twinning_of
 from desra_core.workspace import Workspace
 from tasks.logs import say
 
@@ -50,14 +49,13 @@ def run_twin(settings: Twinning, machine: Machine) -> int:
     """Train a twin, if there is anything to do, and print its scores; return the exit code."""
     plan = plan_twin(settings)
     workspace = Workspace(plan.run.root.parent)
-    check_networks(plan.gan_model, plan.training)
-    with workspace.opened():
-        end_leftover_server(workspace)
-        scores = settings.output.with_suffix(".json")
-        if plan.ended and settings.output.exists() and scores.exists():
-            typer.echo("nothing to do: this twin was trained before")
-            verdict = TwinVerdict(**read_json(scores)["verdict"])
-        else:
+    verdict = plan.verdict
+    if verdict:
+        typer.echo("nothing to do: this twin was trained before")
+    else:
+        check_networks(plan.gan_model, plan.training)
+        with workspace.opened():
+            end_leftover_server(workspace)
             verdict = runs.run_flow(workspace, settings, machine).verdict
     rows = [
         {"model": model, "PSNR dB": f"{verdict.psnr[model]:.2f}", "SSIM": f"{verdict.ssim[model]:.4f}"}
@@ -65,12 +63,21 @@ def run_twin(settings: Twinning, machine: Machine) -> int:
     ]
     typer.echo(as_text(rows))
     typer.echo(f"texture  mean similarity of twin and sharp photo {verdict.similarity:.3f}")
-    typer.echo(f"twin     {settings.output}")
     if not verdict.passed:
-        typer.echo("failed   the twin is no better than the GAN model in PSNR: train longer, or on more photos")
+        typer.echo(f"failed   the twin is no better than the GAN model in PSNR, so {settings.output} is not written")
+        typer.echo("next     train longer (--iterations) or on more photos, with another --output")
         return GATE_FAILED
-    typer.echo(f"next     desra mine PHOTOS --mse-model {settings.output} --gan-model {settings.gan_model}")
+    typer.echo(f"twin     {settings.output}")
     return 0
+
+
+def twin_first(settings: Cycling, machine: Machine) -> int:
+    """Train the workspace's own twin where no other MSE model is given and there is none; return the exit code."""
+    twinning = twinning_of(settings)
+    if twinning is None:
+        return 0
+    say(f"training the MSE twin of {settings.gan_model} first, since there is none")
+    return run_twin(twinning, machine)
 
 
 def run_compare(settings: Comparing, machine: Machine) -> int:
@@ -101,6 +108,8 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
     lost: ServerLostError | None = None
     with workspace.opened():
         end_leftover_server(workspace)
+        if code := twin_first(settings, machine):
+            return code
         mining = gate.mining_of(settings)
         which = "the workspace's current model" if mining.gan_model != settings.gan_model else "--gan-model"
         say(f"finding the artifacts of {which}, {mining.gan_model}")

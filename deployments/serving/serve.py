@@ -27,6 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from deployments.commands.models import twin_first
 from deployments.serving import schedules
 from deployments.serving.connection import CONSOLE, check_server, connected, watch_at
 from deployments.serving.guarded import report_server
@@ -63,6 +64,8 @@ def serve(serving: Serving, machine: Machine) -> int:
     if not serving.photos.is_dir():
         reason = "is no folder" if serving.photos.exists() else "does not exist"
         raise UsageError(serving.photos, reason, "name the folder that photos come to")
+    if code := twin_first(serving, machine):
+        return code
     workspace = Workspace(serving.workspace)
     is_new = not workspace.exists()
     if is_new:

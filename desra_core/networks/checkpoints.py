@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from cachetools import LRUCache, cached
 
-from desra_core import third_party
 from desra_core.errors import TransientError, UsageError, described
 from desra_core.files import content_key, replace_file
 from desra_core.gpu import exact_on, is_broken, is_unusable
@@ -171,10 +170,8 @@ def _loaded(path: Path, _key: str, device: str, precision: Precision) -> Model:
 
 def spandrel() -> Any:
     """Import spandrel, and add the architectures of this package that it lacks."""
-    third_party.mend_torchvision()
-    module = import_module("spandrel")
     import_module("desra_core.networks.rlfn")
-    return module
+    return import_module("spandrel")
 
 
 def recognised(path: Path, precision: Precision = "float32") -> Any:

@@ -12,10 +12,15 @@ from collections import OrderedDict
 from typing import cast
 
 import torch
-from spandrel import MAIN_REGISTRY, Architecture, ArchSupport, ImageModelDescriptor, SizeRequirements, StateDict
-from spandrel.util import KeyCondition, get_scale_and_output_channels
-from torch import nn
-from torch.nn import functional
+
+from desra_core.third_party import mend_torchvision
+
+mend_torchvision()
+
+from spandrel import MAIN_REGISTRY, Architecture, ArchSupport, ImageModelDescriptor, SizeRequirements, StateDict  # noqa: E402
+from spandrel.util import KeyCondition, get_scale_and_output_channels  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
 
 LEAST_SIDE = 15  # the attention halves an image, and then takes maxima of 7 x 7 pixels
 _RANGE = 255  # of the values that the weights were trained with

@@ -70,13 +70,15 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
     """Resolve settings to keys and class weights.
 
     Raises:
-        UsageError: Weights without labels, one model in both roles, a method that lacks its inputs, or an unreadable
-            file of weights, config, checkpoint or detector.
+        UsageError: Weights without labels, no MSE model, one model in both roles, a method that lacks its inputs, or an
+            unreadable file of weights, config, checkpoint or detector.
     """
     detector = detector_of(settings)
     weights = load_weights(_origin_of_weights(settings, detector))
     mse_sr_key = gan_sr_key = None
     if isinstance(settings, Mining):
+        if lacks_twin(settings):
+            raise no_twin(settings)
         mse_sr_key, gan_sr_key = result_keys(settings.mse_model, settings.gan_model, settings.precision)
         if mse_sr_key == gan_sr_key:
             reason = f"is the same as {settings.mse_model}"
@@ -153,6 +155,18 @@ def result_keys(mse_model: str | None, gan_model: Path, precision: str) -> tuple
 def reference_key(mse_model: str) -> str:
     """Identify a reference: the content of a checkpoint, or bicubic enlargement as this version defines it."""
     return fingerprint(BICUBIC, BICUBIC_VERSION) if mse_model == BICUBIC else content_key(Path(mse_model))
+
+
+def lacks_twin(mining: Mining) -> bool:
+    """Check whether no MSE model is given and the workspace has no twin."""
+    return mining.mse_model == str(Workspace(mining.workspace).twin) and not Path(mining.mse_model).exists()
+
+
+def no_twin(mining: Mining) -> UsageError:
+    """Make the error for a run without an MSE model."""
+    train = f"desra twin SHARP_PHOTOS --gan-model {mining.gan_model} --output {mining.mse_model}"
+    remedy = f"train one: {train}, or let desra cycle do it with --twin-photos SHARP_PHOTOS or --self"
+    return UsageError("--mse-model", "is not given, and the workspace has no twin of the GAN model", remedy)
 
 
 def save_settings(workspace: Workspace, settings: CorpusSettings, target: Target) -> None:

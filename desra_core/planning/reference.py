@@ -25,11 +25,9 @@ def describe_reference(settings: CorpusSettings) -> str | None:
     document = read_document(path.with_suffix(".json"))
     try:
         parent, psnr = document["parent"]["key"], document["verdict"]["psnr"]
-        passed, scores = psnr["twin"] > psnr["gan"], f"{psnr['twin']:.2f} dB against {psnr['gan']:.2f} dB"
+        scores = f"{psnr['twin']:.2f} dB against {psnr['gan']:.2f} dB"
     except (KeyError, TypeError, ValueError):
         return f"{path.name}, a network that desra did not train: unless the GAN model was finetuned from it, {_LOOK}"
-    if not passed:
-        return f"{path.name}, a twin that is no better than its GAN model ({scores} PSNR): do not trust the masks"
     gan_model = settings.gan_model
     events = read_json(gan_model.with_name("history.json"))  # beside a promoted model: all models before it
     past = [event.get("model") for event in events if isinstance(event, dict)] if isinstance(events, list) else []

@@ -21,6 +21,7 @@ from pydantic import (
 
 from desra_core.detection.detectors import DEFAULT, METHODS, AppliedDetector, applied
 from desra_core.networks.checkpoints import BICUBIC, Precision
+from desra_core.workspace import Workspace
 from desra_core.workspace.matching import Sources
 
 
@@ -174,10 +175,12 @@ class Mining(CorpusSettings):
     verb: ClassVar[str] = "mine"
 
     photos: Path = Field(description="Folder of low-resolution photos; or one photo, or a glob in quotes.")
+    gan_model: Path = Field(description="Checkpoint of the GAN-trained model.")
     mse_model: Annotated[str, path_unless(BICUBIC)] = Field(
-        description="Checkpoint of the MSE-trained model, or of another network of the scale; or the word bicubic."
+        default_factory=lambda given: str(Workspace(given["workspace"]).twin),
+        description="Checkpoint of the MSE-trained model that the GAN model was finetuned from, of its twin, or of "
+        "another network of the scale; or the word bicubic. By default the workspace's twin.",
     )
-    gan_model: Path = Field(description="Checkpoint of the GAN-trained model, finetuned from the MSE one.")
     precision: Precision = Field(
         "float32", description="Number format of inference; bfloat16 is faster and changes results a little."
     )

@@ -172,7 +172,10 @@ class Twinning(Optimising):
     degradation: Literal["real", "mild", "bicubic"] = Field(
         "real", description="Degradation of the photos: as of real photos, mild, or plain bicubic shrinking."
     )
-    pixel: Literal["l1", "l2"] = Field("l1", description="Pixel loss: absolute or squared differences.")
+    self: bool = Field(
+        False, description="PHOTOS are those to mine: take the sharpest, shrunk by half or more, as sharp photos."
+    )
+    loss: Literal["l1", "l2"] = Field("l1", description="Absolute or squared differences.")
     iterations: int = Field(
         5000, ge=1, le=999_999, description="Steps of the training. By default 5000, or 250 with preset cpu."
     )
@@ -182,7 +185,14 @@ class Twinning(Optimising):
     def training(self) -> Training:
         """The settings of the loop: those of a finetune by the pixel loss alone."""
         shared = {name: getattr(self, name) for name in Training.model_fields if hasattr(self, name)}
-        return Training(**shared, gan_weight=0.0, perceptual="off", warmup=0)
+        return Training(**shared, pixel=self.loss, gan_weight=0.0, perceptual="off", warmup=0)
+
+    @field_validator("self")
+    @classmethod
+    def _without_lr(cls, chosen: bool, info: ValidationInfo) -> bool:
+        if chosen and info.data.get("lr"):
+            raise ValueError("--lr is given, too")
+        return chosen
 
     @field_validator("output")
     @classmethod
@@ -233,6 +243,10 @@ class Cycling(Mining, Training, Gate):
 
     verb: ClassVar[str] = "cycle"
 
+    twin_photos: Path | None = Field(
+        None, description="Folder of sharp photos, to train the workspace's twin on first, where there is no MSE model."
+    )
+    self: bool = Field(False, description="Train the workspace's twin on PHOTOS themselves, as desra twin --self.")
     lpips: Path | None = Field(None, description=_LPIPS)
     keep_mse: bool = Field(
         True, description="Keep the MSE model's result of every image: a promoted GAN model then needs only its own."

@@ -1,4 +1,4 @@
-"""Finetune a GAN model on pseudo-GTs of the training pool, in a loop that may be killed at any moment.
+"""Finetune a GAN model on pseudo-GTs, or train its MSE twin, in a loop that may be killed at any moment.
 
-Gives `training.pools.Pools`, `training.plan.plan_finetune` and `training.loop.finetune`.
+Gives `training.pools.Pools`, `training.plan.plan_finetune`, `training.twin.plan_twin` and `training.loop.finetune`.
 """

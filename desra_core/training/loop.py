@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -26,7 +25,7 @@ from desra_core.settings.models import Training, Twinning
 from desra_core.training import networks
 from desra_core.training.patches import Batch, draw_batch, open_frozen
 from desra_core.training.plan import RunFolder, settle_precision
-from desra_core.training.twin import draw_degraded
+from desra_core.training.twin import draw_degraded, open_crops
 
 BETAS = (0.9, 0.99)
 SAVE_SECONDS = 60.0
@@ -114,9 +113,9 @@ def _drawing(data: Path, training: Training, scale: int, twinning: Twinning | No
     The purposes are 0 for steps, 1 for the warm-up, 2 for pictures, and 3 for the held-out loss of a twin.
     """
     if twinning:
-        pools = {name: np.load(data / f"{name}.npy", mmap_mode="r") for name in ("training", "held_out")}
+        pools = [open_crops(data, pool) for pool in ("training", "held_out")]
         return lambda purpose, step: draw_degraded(
-            pools["held_out" if purpose >= 2 else "training"], twinning, scale, (training.seed, purpose, step)
+            *pools[purpose >= 2], twinning, scale, (training.seed, purpose, step)
         )
     pairs = open_frozen(data)
     return lambda purpose, step: draw_batch(pairs, training, scale, (training.seed, purpose, step))

@@ -3,8 +3,9 @@
 ::
 
     TWIN.training/run/      see `desra_core.training.plan`
-      data/training.npy     crops of sharp photos, (N, S, S, 3) uint8
+      data/training.npy     crops of sharp photos, (N, S, S, 3) uint8; training_lr.npy, with --lr, is of their LR photos
       data/held_out.npy     the same of other photos: they stop the training and judge the twin
+      verdict.json          the scores of the twin at the end
 """
 
 import json
@@ -13,7 +14,7 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -23,12 +24,23 @@ from desra_core import __version__
 from desra_core.detection import variance_similarity
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.fidelity import psnr, squared_error, structural_similarity
-from desra_core.files import content_key, digest, fingerprint, read_bytes, read_json, replace_file, write_json
+from desra_core.evaluation.table import counted
+from desra_core.files import (
+    content_key,
+    digest,
+    fingerprint,
+    read_bytes,
+    read_document,
+    read_json,
+    replace_file,
+    write_json,
+)
 from desra_core.images.codec import Pixels, bgr8, decode
-from desra_core.images.scanning import image_files, no_images
+from desra_core.images.scanning import Found, image_files, no_images, root_of
 from desra_core.networks import load_model, super_resolve
 from desra_core.networks.checkpoints import read_kinds, save_torch
-from desra_core.settings.models import Training, Twinning
+from desra_core.planning.plan import lacks_twin, no_twin
+from desra_core.settings.models import Cycling, Training, Twinning
 from desra_core.training.degradation import degrade
 from desra_core.training.patches import Batch
 from desra_core.training.plan import RunFolder
@@ -38,24 +50,42 @@ Crops = npt.NDArray[np.uint8]
 # One of this many photos is held out, at least one.
 HELD_OUT = 8
 LEAST_PHOTOS = 4
-_CROPS, _HELD_OUT_CROPS = 2000, 32
+# At most so many photos are read, and so many crops cut.
+_PHOTOS, _CROPS, _HELD_OUT_CROPS = 1000, 2000, 32
 # A crop is larger than a patch by this on each side, so that patches lie away from the borders of a degradation.
 _MARGIN = 32
 # A photo that differs less than this from itself, halved and enlarged again, has no fine detail. In dB.
 _BLURRED = 48.0
+# With --self, photos are shrunk by one of these to be sharp, and this share of them is taken, the sharpest.
+_SHRINKING, _SHARPEST = (2, 3, 4), 0.5
 # The models that a verdict compares.
 MODELS = ("twin", "gan", "bicubic")
 _PACKAGES = ("torch", "spandrel", "basicsr", "numpy", "opencv-python")
 
 
 class TwinPlan(NamedTuple):
-    """A training of a twin that may begin or go on. ``ended`` says that nothing is left to do but to judge it."""
+    """A training of a twin that may begin or go on."""
 
     run: RunFolder
     gan_model: Path
     training: Training
     twinning: Twinning
-    ended: bool
+
+    @property
+    def verdict(self) -> "Verdict | None":
+        """The verdict, if the training has ended and all that it publishes is there."""
+        found = read_document(self.run.root / "verdict.json")
+        verdict = Verdict(**found) if found.keys() == set(Verdict._fields) else None
+        return verdict if verdict and (self.twinning.output.exists() or not verdict.passed) else None
+
+
+class Sharp(NamedTuple):
+    """Crops of a sharp photo, each with that of the LR photo where one was given."""
+
+    path: Path
+    key: str
+    detail: float  # see `_detail`
+    crops: list[tuple[Crops, Crops | None]]
 
 
 class Verdict(NamedTuple):
@@ -71,6 +101,26 @@ class Verdict(NamedTuple):
         return self.psnr["twin"] > self.psnr["gan"]
 
 
+def twinning_of(cycling: Cycling) -> Twinning | None:
+    """Make the settings of the twin that a cycle must train first; None where the MSE model is there.
+
+    Raises:
+        UsageError: There is no MSE model, and no photos to train one on are named.
+    """
+    if not lacks_twin(cycling):
+        return None
+    if not (cycling.twin_photos or cycling.self):
+        raise no_twin(cycling)
+    return Twinning(
+        photos=cycling.twin_photos or cycling.photos,
+        self=cycling.twin_photos is None,
+        gan_model=cycling.gan_model,
+        output=Path(cycling.mse_model),
+        preset=cycling.preset,
+        seed=cycling.seed,
+    )
+
+
 def plan_twin(twinning: Twinning) -> TwinPlan:
     """Find the run of a twin beside its output (raises `UsageError` where that run has other settings)."""
     run = RunFolder(twinning.output.with_suffix(".training") / "run")
@@ -80,8 +130,9 @@ def plan_twin(twinning: Twinning) -> TwinPlan:
             if document.get(name) != value:
                 reason = f"holds the training of another twin ({name} differs)"
                 raise UsageError(run.root, reason, "name another --output, or delete that folder")
-    ended = document is not None and run.reached(twinning.iterations, twinning.patience)
-    return TwinPlan(run, twinning.gan_model, twinning.training, twinning, ended)
+    else:
+        _photos_in(twinning.photos)
+    return TwinPlan(run, twinning.gan_model, twinning.training, twinning)
 
 
 def freeze_photos(plan: TwinPlan, scale: int) -> tuple[int, list[ImageError]]:
@@ -94,47 +145,79 @@ def freeze_photos(plan: TwinPlan, scale: int) -> tuple[int, list[ImageError]]:
         UsageError: The folder has too few photos that can be used.
         TransientError: The disk is full or failed.
     """
-    found = image_files(plan.twinning.photos, plan.run.root)
-    if not found.files.num_rows:
-        raise no_images(plan.twinning.photos, "name a folder of sharp photos", found.passed_over)
-    paths = [plan.twinning.photos / path for path in found.files["path"].to_pylist()]
-    side, least = patch_side(plan.twinning, scale) + 2 * _MARGIN, patch_side(plan.twinning, scale)
+    twinning = plan.twinning
+    photos, errors = _sharp_photos(plan, scale)
+    if len(photos) < LEAST_PHOTOS:
+        others = f", and {len(errors)} cannot be used, the first: {errors[0]}" if errors else ""
+        reason = f"has {counted(len(photos), 'different photo')} to train on{others}"
+        raise UsageError(twinning.photos, reason, f"give at least {LEAST_PHOTOS} sharp photos, better a hundred")
+    held_out = photos[: max(1, len(photos) // HELD_OUT)]
+    few = max(1, _HELD_OUT_CROPS // len(held_out))
+    for pool, chosen, count in (("held_out", held_out, few), ("training", photos[len(held_out) :], _CROPS)):
+        cut = [crops for photo in chosen for crops in photo.crops[:count]]
+        _write_crops(plan.run.data / f"{pool}.npy", [sharp for sharp, _ in cut])
+        if twinning.lr:
+            _write_crops(plan.run.data / f"{pool}_lr.npy", [lr for _, lr in cut if lr is not None])
+    pools = ["held_out" if number < len(held_out) else "training" for number in range(len(photos))]
+    document = _identity(twinning) | {
+        "photos": [
+            {"path": str(photo.path), "key": photo.key, "pool": pool} for photo, pool in zip(photos, pools, strict=True)
+        ],
+        "data": fingerprint([photo.key for photo in photos]),
+        "seed": twinning.seed,
+        "versions": {"desra": __version__, "python": platform.python_version()}
+        | {name: version(name) for name in _PACKAGES},
+    }
+    write_json(plan.run.document, document, durable=True)
+    return len(photos), errors
+
+
+def _sharp_photos(plan: TwinPlan, scale: int) -> tuple[list[Sharp], list[ImageError]]:
+    """Read the photos that can be used, each once, in the order of their content keys; list why others are left out."""
+    twinning = plan.twinning
+    found = _photos_in(twinning.photos)
     errors = list(found.problems)
-    used: list[dict[str, str]] = []
-    crops: dict[str, list[Crops]] = {}
-    each = max(1, _CROPS // len(paths))
-    for path in paths:
+    rows = found.files.to_pylist()
+    if len(rows) > _PHOTOS:
+        rows = [rows[index] for index in np.random.default_rng(twinning.seed).permutation(len(rows))[:_PHOTOS]]
+    lr_of: dict[str, Path] = {}
+    if twinning.lr:
+        lr_files = _photos_in(twinning.lr).files.to_pylist()
+        lr_of = {row["name"]: root_of(twinning.lr) / row["path"] for row in lr_files}
+    least = patch_side(twinning, scale)
+    window = (least + 2 * _margin(scale)) // scale
+    photos: dict[str, Sharp] = {}
+    for row in rows:
+        path = root_of(twinning.photos) / row["path"]
         try:
             data = read_bytes(path)
-            photo = _checked(decode(data, path).pixels, path, least)
+            photo = _rgb(data, path)
+            if twinning.self:
+                photo = _shrunk(photo, least)
+            detail = _checked_detail(photo, path, least)
+            lr = _lr_of(photo, lr_of.get(row["name"]), path, twinning.lr, scale) if twinning.lr else None
         except ImageError as error:
             errors.append(error)
             continue
         key = digest(data)
-        used.append({"path": str(path), "key": key})
-        if key not in crops:
-            crops[key] = [crop.copy() for crop in _cut(photo, side, each, (plan.twinning.seed, int(key[:8], 16)))]
-    if len(crops) < LEAST_PHOTOS:
-        others = f", and {len(errors)} cannot be used, the first: {errors[0]}" if errors else ""
-        reason = f"has {len(crops)} different photos to train on{others}"
-        raise UsageError(plan.twinning.photos, reason, f"give at least {LEAST_PHOTOS} sharp photos, better a hundred")
-    keys = sorted(crops)  # by content, which is as good as random
-    held_out = keys[: max(1, len(keys) // HELD_OUT)]
-    few = max(1, _HELD_OUT_CROPS // len(held_out))
-    pools = {"held_out": [crop for key in held_out for crop in crops[key][:few]],
-             "training": [crop for key in keys[len(held_out) :] for crop in crops[key]]}  # fmt: skip
-    for pool, cut in pools.items():
-        array = np.stack(cut)
-        replace_file(plan.run.data / f"{pool}.npy", lambda file, array=array: np.save(file, array))  # type: ignore[misc]
-    versions = {"desra": __version__, "python": platform.python_version()}
-    document = _identity(plan.twinning) | {
-        "photos": [row | {"pool": "held_out" if row["key"] in held_out else "training"} for row in used],
-        "data": fingerprint([row["key"] for row in used]),
-        "seed": plan.twinning.seed,
-        "versions": versions | {name: version(name) for name in _PACKAGES},
-    }
-    write_json(plan.run.document, document, durable=True)
-    return len(keys), errors
+        seed = (twinning.seed, int(key[:8], 16))
+        photos[key] = Sharp(path, key, detail, _cut(photo, lr, scale, window, max(1, _CROPS // len(rows)), seed))
+    if twinning.self:
+        count = max(LEAST_PHOTOS, round(_SHARPEST * len(photos)))
+        photos = {sharp.key: sharp for sharp in sorted(photos.values(), key=lambda sharp: sharp.detail)[:count]}
+    return [photos[key] for key in sorted(photos)], errors  # by content, which is as good as random
+
+
+def _photos_in(folder: Path) -> Found:
+    """List the photos of a folder; raise `UsageError` where there is none."""
+    found = image_files(folder)
+    if not found.files.num_rows:
+        raise no_images(folder, "name a folder of photos", found.passed_over)
+    return found
+
+
+def _margin(scale: int) -> int:
+    return -(-_MARGIN // scale) * scale
 
 
 def patch_side(twinning: Twinning, scale: int) -> int:
@@ -143,11 +226,12 @@ def patch_side(twinning: Twinning, scale: int) -> int:
     return max(1, twinning.patch // step) * step
 
 
-def draw_degraded(crops: Crops, twinning: Twinning, scale: int, seed: Sequence[int]) -> Batch:
-    """Cut patches of a step out of crops, degrade the crops, and mirror the patches left to right or not.
+def draw_degraded(crops: Crops, lr_crops: Crops | None, twinning: Twinning, scale: int, seed: Sequence[int]) -> Batch:
+    """Cut the patches of a step out of crops and their LR photos, and mirror them left to right or not.
 
     Args:
         crops: ``(N, S, S, 3)`` uint8 RGB, each drawn with the same probability.
+        lr_crops: ``(N, S / scale, S / scale, 3)`` uint8 RGB, their LR photos; None to degrade the crops.
         twinning: ``batch`` is the number of patches, ``patch`` their side in SR pixels.
         scale: The side of an LR pixel in SR pixels.
         seed: The same seed gives the same patches.
@@ -157,7 +241,10 @@ def draw_degraded(crops: Crops, twinning: Twinning, scale: int, seed: Sequence[i
     lr, sharp = [], []
     for number, index in enumerate(rng.integers(len(crops), size=twinning.batch)):
         crop = np.asarray(crops[index], np.float32) / np.float32(255)
-        photo = degrade(crop, scale, twinning.degradation, (*seed, number))
+        if lr_crops is None:
+            photo = degrade(crop, scale, twinning.degradation, (*seed, number))
+        else:
+            photo = np.asarray(lr_crops[index], np.float32) / np.float32(255)
         top, left = (int(rng.integers((crop.shape[0] - side) // scale + 1)) for _ in range(2))
         step = -1 if rng.random() < 0.5 else 1
         lr.append(photo[top : top + side // scale, left : left + side // scale][:, ::step])
@@ -167,33 +254,97 @@ def draw_degraded(crops: Crops, twinning: Twinning, scale: int, seed: Sequence[i
     return Batch(stacked[0], stacked[1], np.zeros((twinning.batch, 1, side, side), np.float32))
 
 
-def _checked(pixels: Pixels, path: Path, side: int) -> Crops:
-    """Return a photo as ``(H, W, 3)`` RGB; raise `ImageError` where it is smaller than a patch, or blurred."""
-    rgb = np.ascontiguousarray(bgr8(pixels)[:, :, ::-1])
-    height, width = rgb.shape[:2]
+def open_crops(plan_data: Path, pool: str) -> tuple[Crops, Crops | None]:
+    """Open the crops of a pool, ``training`` or ``held_out``, and those of their LR photos where they have some."""
+    lr = plan_data / f"{pool}_lr.npy"
+    return np.load(plan_data / f"{pool}.npy", mmap_mode="r"), np.load(lr, mmap_mode="r") if lr.exists() else None
+
+
+def _rgb(data: bytes, path: Path) -> Crops:
+    return np.ascontiguousarray(bgr8(decode(data, path).pixels)[:, :, ::-1])
+
+
+def _resized(photo: Crops, width: int, height: int, interpolation: int) -> Crops:
+    return np.asarray(cv2.resize(photo, (width, height), interpolation=interpolation), np.uint8)
+
+
+def _shrunk(photo: Crops, least: int) -> Crops:
+    """Shrink a photo by the factor of `_SHRINKING` that leaves the most detail and at least a patch."""
+    height, width = photo.shape[:2]
+    factors = [factor for factor in _SHRINKING if min(height, width) // factor >= least] or _SHRINKING[:1]
+    shrunk = [_resized(photo, width // f or 1, height // f or 1, cv2.INTER_AREA) for f in factors]
+    return min(shrunk, key=_detail)
+
+
+def _lr_of(photo: Crops, lr: Path | None, path: Path, folder: Path, scale: int) -> Crops:
+    """Read the LR photo of a photo; raise `ImageError` where there is none, or one of another size."""
+    if lr is None:
+        raise ImageError(path, f"has no LR photo of its name in {folder}", "add one, or leave this photo out")
+    pixels = _rgb(read_bytes(lr), lr)
+    if pixels.shape[:2] != (photo.shape[0] // scale, photo.shape[1] // scale):
+        sizes = f"is {pixels.shape[1]}x{pixels.shape[0]}, and its sharp photo {photo.shape[1]}x{photo.shape[0]}"
+        raise ImageError(lr, sizes, f"give pairs of the scale {scale}")
+    return pixels
+
+
+def _detail(photo: Crops) -> float:
+    """Measure how close a photo is to itself, halved and enlarged again: the PSNR in dB, less for sharper photos."""
+    height, width = photo.shape[:2]
+    half = _resized(photo, width // 2 or 1, height // 2 or 1, cv2.INTER_AREA)
+    again = _resized(half, width, height, cv2.INTER_CUBIC)
+    error = float(np.square(photo.astype(np.float32) - again).mean())
+    return 10 * math.log10(255**2 / error) if error else math.inf
+
+
+def _checked_detail(photo: Crops, path: Path, side: int) -> float:
+    """Return `_detail`; raise `ImageError` for a photo that is smaller than a patch, or blurred."""
+    height, width = photo.shape[:2]
     if min(height, width) < side:
         reason = f"is {width}x{height}, smaller than a patch of {side} px"
         raise ImageError(path, reason, "give larger photos, or a smaller --patch")
-    half = cv2.resize(rgb, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
-    again = cv2.resize(half, (width, height), interpolation=cv2.INTER_CUBIC)
-    error = float(np.square(rgb.astype(np.float32) - again).mean())
-    if error == 0 or 10 * math.log10(255**2 / error) > _BLURRED:
+    detail = _detail(photo)
+    if detail > _BLURRED:
         raise ImageError(path, "is blurred: halved and enlarged again it stays the same", "give sharp photos")
-    return rgb
+    return detail
 
 
-def _cut(photo: Crops, side: int, count: int, seed: Sequence[int]) -> list[Crops]:
-    """Cut random crops out of a photo; a smaller photo is extended by reflection."""
+def _cut(
+    photo: Crops, lr: Crops | None, scale: int, window: int, count: int, seed: tuple[int, ...]
+) -> list[tuple[Crops, Crops | None]]:
+    """Cut random crops out of a photo and out of its LR photo, both extended by mirroring where they are smaller.
+
+    Crops begin at whole LR pixels; ``window`` is their side in LR pixels.
+    """
     rng = np.random.default_rng(list(seed))
-    missing = [max(0, side - extent) for extent in photo.shape[:2]]
-    if any(missing):
-        photo = np.pad(photo, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="reflect")
-    height, width = photo.shape[:2]
-    most = max(1, 4 * height * width // side**2)
-    places = [
-        (int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))) for _ in range(min(count, most))
-    ]
-    return [photo[top : top + side, left : left + side] for top, left in places]
+    height, width = (extent // scale for extent in photo.shape[:2])
+    missing = [max(0, window - extent) for extent in (height, width)]
+
+    def part(pixels: Crops, unit: int, top: int, left: int) -> Crops:
+        return pixels[top * unit : (top + window) * unit, left * unit : (left + window) * unit].copy()
+
+    def extended(pixels: Crops, unit: int) -> Crops:
+        rows, columns = missing
+        inner = pixels[: height * unit, : width * unit]
+        return np.pad(inner, ((0, rows * unit), (0, columns * unit), (0, 0)), mode="symmetric")
+
+    photo, lr = extended(photo, scale), None if lr is None else extended(lr, 1)
+    crops: list[tuple[Crops, Crops | None]] = []
+    for _ in range(min(count, max(1, 4 * height * width // window**2))):
+        top, left = (int(rng.integers(max(0, extent - window) + 1)) for extent in (height, width))
+        crops.append((part(photo, scale, top, left), None if lr is None else part(lr, 1, top, left)))
+    return crops
+
+
+def _write_crops(path: Path, crops: Sequence[Crops]) -> None:
+    """Write crops as one array, without a second copy of them in memory."""
+
+    def write(file: IO[bytes]) -> None:
+        shape = (len(crops), *crops[0].shape)
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for crop in crops:
+            file.write(crop.tobytes())
+
+    replace_file(path, write)
 
 
 def _identity(twinning: Twinning) -> dict[str, Any]:
@@ -206,46 +357,48 @@ def _identity(twinning: Twinning) -> dict[str, Any]:
 
 
 def publish_twin(plan: TwinPlan) -> Verdict:
-    """Judge the trained twin on the held-out photos, and write it with a JSON file of its origin and its scores.
+    """Judge the trained twin on the held-out photos; write one that passes, and beside it its origin and scores.
 
     Raises:
         TransientError: The disk is full or failed.
     """
     latest = plan.run.models()[-1]
-    weights = read_kinds(latest)["ema"]
     verdict = judge_twin(plan, latest)
-    save_torch(plan.twinning.output, {"params": weights, "params_ema": weights})
-    document = read_json(plan.run.document) | {
-        "iterations": int(latest.stem.rpartition("_")[2]),
-        "verdict": verdict._asdict(),
-    }
-    write_json(plan.twinning.output.with_suffix(".json"), document, durable=True)
+    if verdict.passed:
+        weights = list(read_kinds(latest).values())[-1]
+        iterations = int(latest.stem.rpartition("_")[2])
+        document = read_json(plan.run.document) | {"iterations": iterations, "verdict": verdict._asdict()}
+        save_torch(plan.twinning.output, {"params": weights, "params_ema": weights})
+        write_json(plan.twinning.output.with_suffix(".json"), document, durable=True)
+    write_json(plan.run.root / "verdict.json", verdict._asdict(), durable=True)
     return verdict
 
 
 def judge_twin(plan: TwinPlan, checkpoint: Path) -> Verdict:
-    """Compare a twin with the GAN model and with bicubic enlargement, on degraded held-out photos."""
-    twin, gan = load_model(checkpoint), load_model(plan.twinning.gan_model)
-    crops = np.load(plan.run.data / "held_out.npy", mmap_mode="r")
-    outside = np.zeros(crops.shape[1:3], np.bool_)
-    outside[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN] = True
+    """Compare a twin with the GAN model and with bicubic enlargement, on LR photos of held-out photos."""
+    twin, gan = load_model(checkpoint), load_model(plan.gan_model)
+    crops, lr_crops = open_crops(plan.run.data, "held_out")
+    margin = _margin(twin.scale)
+    inner = (slice(margin, -margin), slice(margin, -margin))
+    judged = np.zeros(crops.shape[1:3], np.bool_)
+    judged[inner] = True
     errors = dict.fromkeys(MODELS, 0.0)
     ssim = dict.fromkeys(MODELS, 0.0)
     similarity = 0.0
     for index, crop in enumerate(crops):
-        values = degrade(
-            np.asarray(crop, np.float32) / np.float32(255), twin.scale, plan.twinning.degradation, (index,)
-        )
-        lr = np.rint(values * 255).astype(np.uint8)
+        if lr_crops is None:
+            sharp = np.asarray(crop, np.float32) / np.float32(255)
+            lr = np.rint(degrade(sharp, twin.scale, plan.twinning.degradation, (index,)) * 255).astype(np.uint8)
+        else:
+            lr = np.asarray(lr_crops[index])
         results: dict[str, Pixels] = {
             "twin": super_resolve(twin, lr).pixels,
             "gan": super_resolve(gan, lr).pixels,
-            "bicubic": np.asarray(cv2.resize(lr, crop.shape[1::-1], interpolation=cv2.INTER_CUBIC), np.uint8),
+            "bicubic": _resized(lr, crop.shape[1], crop.shape[0], cv2.INTER_CUBIC),
         }
         for model, sr in results.items():
-            errors[model] += squared_error(crop, sr, outside)
-            ssim[model] += structural_similarity(crop, sr, outside) / len(crops)
-        inner = (slice(_MARGIN, -_MARGIN), slice(_MARGIN, -_MARGIN))
+            errors[model] += squared_error(crop, sr, judged)
+            ssim[model] += structural_similarity(crop, sr, judged) / len(crops)
         similarity += float(variance_similarity(results["twin"][inner], crop[inner]).mean()) / len(crops)
-    pixels = len(crops) * int(outside.sum())
+    pixels = len(crops) * int(judged.sum())
     return Verdict({model: psnr(error, pixels) for model, error in errors.items()}, ssim, similarity)

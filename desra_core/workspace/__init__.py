@@ -93,6 +93,7 @@ class Workspace:
     pages = _Below("pages")  # NAME.html: about single images (desra report --pages)
     calibration = _Named("calibration/{}")  # by key: histograms of similarity by class, one per shard (desra calibrate)
 
+    twin = _Below("twin/twin.pth")  # the MSE twin that the GAN model is compared with, where none is given
     split = _Below("split.parquet")  # the pool of each image that was ever asked for: training or held-out
     gathered = _Below("gathered.json")  # the images with artifacts that the latest finetune could choose from
     finetune = _Named("finetunes/{}")  # by key: the finetunes of desra cycle, and those without an --output
@@ -142,7 +143,8 @@ class Workspace:
 
     def exists(self) -> bool:
         """Check whether the folder is a workspace; an empty folder is not."""
-        return any(os.path.exists(path) for path in (self.lock, self.settings, self.manifest))  # never raises OSError
+        signs = (self.lock, self.settings, self.manifest, self.twin, self.twin.with_suffix(".training"))
+        return any(os.path.exists(path) for path in signs)  # never raises OSError
 
     def create(self) -> None:
         """Make the workspace, or check that an existing folder may serve as one.

@@ -1,4 +1,4 @@
-"""Runs a finetune once undisturbed and once killed again and again. For a process of its own, which forks.
+"""Trains a model once undisturbed and once killed again and again. For a process of its own, which forks.
 
 It takes JSON: the folder of the whole run, that of the killed one, the model and the settings. It prints JSON: the
 steps (warmed up, iterations) that were saved whenever the run was killed.
@@ -22,7 +22,7 @@ import torch
 import torch._dynamo
 import torch.utils.tensorboard
 
-from desra_core.settings.models import Training
+from desra_core.settings.models import Training, Twinning
 from desra_core.third_party import mend_basicsr, mend_torchvision
 from desra_core.training import loop
 from desra_core.training.plan import RunFolder
@@ -34,15 +34,18 @@ import basicsr.archs.discriminator_arch  # noqa: E402, F401
 import spandrel  # noqa: E402, F401
 
 
-def start(run: RunFolder, model: Path, training: Training, save_seconds: float) -> int:
-    """Finetune in a fork; returns its process id. This process never computes itself, so that forks can."""
+def start(run: RunFolder, model: Path, settings: Training | Twinning, save_seconds: float) -> int:
+    """Train in a fork; returns its process id. This process never computes itself, so that forks can."""
     pid = os.fork()
     if pid:
         return pid
     loop.SAVE_SECONDS, loop.PROGRESS_SECONDS = save_seconds, 0.02
     status = 1
     try:
-        loop.finetune(run, model, training, "cpu", 1)
+        if isinstance(settings, Twinning):
+            loop.finetune(run, model, settings.training, "cpu", 1, settings)
+        else:
+            loop.finetune(run, model, settings, "cpu", 1)
         status = 0
     finally:
         if status:
@@ -55,14 +58,14 @@ def saved(run: RunFolder) -> int | None:
     return run.state.stat().st_ino if run.state.exists() else None
 
 
-def kill_again_and_again(run: RunFolder, model: Path, training: Training) -> list[tuple[int, int]]:
+def kill_again_and_again(run: RunFolder, model: Path, settings: Training | Twinning) -> list[tuple[int, int]]:
     """Kill a finetune a while after some saves, until one ends by itself; returns what was saved each time."""
     moments: list[tuple[int, int]] = []
     while True:
         # The first two times after one save, the first as soon as it is there: quick as a step is, some are left.
         save_seconds, saves = (0.0, 1) if len(moments) < 2 else (random.choice([0, 0.02]), random.randint(1, 3))
         delay = random.expovariate(100) if moments else 0.0
-        before, pid = saved(run), start(run, model, training, save_seconds)
+        before, pid = saved(run), start(run, model, settings, save_seconds)
         ended = (0, 0)
         for _ in range(saves):
             while saved(run) == before and not ended[0]:
@@ -80,12 +83,12 @@ def kill_again_and_again(run: RunFolder, model: Path, training: Training) -> lis
         moments.append((state["warmed"], state["iteration"]))
 
 
-def main(whole: str, killed: str, model: str, settings: dict[str, Any]) -> list[tuple[int, int]]:
+def main(whole: str, killed: str, model: str, values: dict[str, Any]) -> list[tuple[int, int]]:
     """Run both; returns the steps that were saved at each kill."""
     random.seed(0)
-    training = Training(**settings)
-    assert os.waitpid(start(RunFolder(Path(whole)), Path(model), training, 60), 0)[1] == 0
-    return kill_again_and_again(RunFolder(Path(killed)), Path(model), training)
+    settings = Twinning(**values) if "photos" in values else Training(**values)
+    assert os.waitpid(start(RunFolder(Path(whole)), Path(model), settings, 60), 0)[1] == 0
+    return kill_again_and_again(RunFolder(Path(killed)), Path(model), settings)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Finetunes that are killed again and again, and end with the same weights as an undisturbed one."""
+"""Finetunes and a twin that are killed again and again, and end with the same weights as an undisturbed one."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from desra_core.files import read_json
-from desra_core.settings.models import Training
+from desra_core.settings.models import Training, Twinning
 from desra_core.third_party import mend_basicsr
 from desra_core.training.plan import RunFolder
+from desra_core.training.twin import freeze_photos, plan_twin
 
 mend_basicsr()
 
@@ -26,8 +27,9 @@ CASES: dict[str, dict[str, Any]] = {
     "l1": {"gan_weight": 0, "iterations": 14, "checkpoint_every": 5},
     "gan": {"warmup": 4, "iterations": 11, "checkpoint_every": 5, "accumulate": 2},
     "swinir": {"gan_weight": 0, "iterations": 11, "checkpoint_every": 5},
+    "twin": {"iterations": 11, "checkpoint_every": 5, "patch": 32, "batch": 2, "ema": 0.5},
 }
-MODELS = {"l1": [5, 10, 14], "gan": [5, 10, 11], "swinir": [5, 10, 11]}
+MODELS = {"l1": [5, 10, 14], "gan": [5, 10, 11], "swinir": [5, 10, 11], "twin": [5, 10, 11]}
 SLOW = pytest.mark.slow
 
 
@@ -53,18 +55,30 @@ def swinir(path: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=[pytest.param("l1", marks=SLOW), "gan", pytest.param("swinir", marks=SLOW)])
+@pytest.fixture(scope="module", params=["gan", *(pytest.param(name, marks=SLOW) for name in ("l1", "swinir", "twin"))])
 def runs(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     prepared: Callable[[Path], RunFolder],
     training: Callable[..., Training],
+    sharp_photos: Callable[..., Path],
     gan_model: Path,
 ) -> Runs:
     case, folder = request.param, tmp_path_factory.mktemp("killed")
-    killed, whole = prepared(folder / "killed"), prepared(folder / "whole")
     model = swinir(folder / "swinir.pth") if case == "swinir" else gan_model
-    settings = training(**CASES[case]).model_dump(mode="json")
+    if case == "twin":
+        photos = sharp_photos(folder / "photos")
+        twinnings = [
+            Twinning(photos=photos, gan_model=model, output=folder / f"{name}.pth", **CASES[case])
+            for name in ("killed", "whole")
+        ]
+        for plan in map(plan_twin, twinnings):
+            freeze_photos(plan, 4)
+        killed, whole = (plan_twin(twinning).run for twinning in twinnings)
+        settings = twinnings[0].model_dump(mode="json")
+    else:
+        killed, whole = prepared(folder / "killed"), prepared(folder / "whole")
+        settings = training(**CASES[case]).model_dump(mode="json")
     asked = json.dumps([str(whole.root), str(killed.root), str(model), settings])
     command = [sys.executable, str(Path(__file__).with_name("killing.py")), asked]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

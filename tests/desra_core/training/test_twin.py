@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +16,12 @@ from desra_core.files import read_json
 from desra_core.networks import load_model
 from desra_core.settings.models import Twinning
 from desra_core.training.loop import finetune
-from desra_core.training.twin import Verdict, draw_degraded, freeze_photos, plan_twin, publish_twin
-
-
-def write_photos(folder: Path, count: int = 5, side: int = 120, blur: float = 0.0) -> Path:
-    """Write photos with edges and texture."""
-    folder.mkdir(exist_ok=True)
-    for index in range(count):
-        rng = np.random.default_rng(index)
-        coarse = cv2.resize(
-            rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), (side, side), interpolation=cv2.INTER_CUBIC
-        )
-        photo = np.clip(coarse + rng.normal(0, 12, (side, side, 3)), 0, 255).astype(np.uint8)
-        cv2.rectangle(photo, (20, 20), (60, 90), (250, 20, 20), 2)
-        photo = cv2.GaussianBlur(photo, (0, 0), blur) if blur else photo
-        assert cv2.imwrite(str(folder / f"photo{index}.png"), photo)
-    return folder
+from desra_core.training.twin import Verdict, draw_degraded, freeze_photos, open_crops, plan_twin, publish_twin
 
 
 @pytest.fixture
-def twinning(tmp_path: Path, gan_model: Path) -> Twinning:
-    return Twinning(photos=write_photos(tmp_path / "photos"), gan_model=gan_model, output=tmp_path / "twin.pth",
+def twinning(tmp_path: Path, gan_model: Path, sharp_photos: Callable[..., Path]) -> Twinning:
+    return Twinning(photos=sharp_photos(tmp_path / "photos"), gan_model=gan_model, output=tmp_path / "twin.pth",
                     preset="cpu", iterations=6, checkpoint_every=3, patch=32, batch=2)  # fmt: skip
 
 
@@ -45,7 +31,7 @@ def changed(twinning: Twinning, **values: Any) -> Twinning:
 
 def test_held_out_photos_are_not_trained_on(twinning: Twinning) -> None:
     plan = plan_twin(twinning)
-    assert not plan.ended
+    assert plan.verdict is None
     count, errors = freeze_photos(plan, 4)
     assert (count, errors) == (5, [])
     training, held_out = (np.load(plan.run.data / f"{pool}.npy") for pool in ("training", "held_out"))
@@ -71,24 +57,25 @@ def test_patches_show_one_place(twinning: Twinning) -> None:
     """Bicubic LR patches, enlarged, are near the sharp patches, mirrored together."""
     plan = plan_twin(twinning)
     freeze_photos(plan, 4)
-    crops = np.load(plan.run.data / "training.npy")
+    crops, none = open_crops(plan.run.data, "training")
+    assert none is None
     plain = changed(twinning, degradation="bicubic", batch=8)
-    batch = draw_degraded(crops, plain, 4, (0, 0, 1))
+    batch = draw_degraded(crops, None, plain, 4, (0, 0, 1))
     assert [part.shape for part in batch] == [(8, 3, 8, 8), (8, 3, 32, 32), (8, 1, 32, 32)]
     for lr, sharp in zip(batch.lr, batch.pseudo_gt, strict=True):
         shrunk = cv2.resize(sharp.transpose(1, 2, 0), (8, 8), interpolation=cv2.INTER_AREA)
         assert np.abs(shrunk - lr.transpose(1, 2, 0)).mean() < 0.03
-    again = draw_degraded(crops, plain, 4, (0, 0, 1))
+    again = draw_degraded(crops, None, plain, 4, (0, 0, 1))
     assert all(np.array_equal(a, b) for a, b in zip(batch, again, strict=True))
-    assert not np.array_equal(draw_degraded(crops, plain, 4, (0, 0, 2)).lr, batch.lr)
+    assert not np.array_equal(draw_degraded(crops, None, plain, 4, (0, 0, 2)).lr, batch.lr)
 
 
 def test_a_twin_is_trained_judged_and_written(twinning: Twinning) -> None:
     plan = plan_twin(twinning)
     freeze_photos(plan, 4)
     assert finetune(plan.run, plan.gan_model, plan.training, "cpu", 1, twinning) == 6
-    assert plan_twin(twinning).ended
     verdict = publish_twin(plan)
+    assert plan_twin(twinning).verdict == verdict
     assert verdict.psnr.keys() == verdict.ssim.keys() == {"twin", "gan", "bicubic"}
     assert 0 < verdict.similarity <= 1
     document = read_json(twinning.output.with_suffix(".json"))
@@ -110,12 +97,18 @@ def test_a_twin_is_trained_judged_and_written(twinning: Twinning) -> None:
     ],
 )
 def test_photos_that_are_of_no_use(
-    twinning: Twinning, tmp_path: Path, count: int, side: int, blur: float, reason: str
+    twinning: Twinning,
+    sharp_photos: Callable[..., Path],
+    tmp_path: Path,
+    count: int,
+    side: int,
+    blur: float,
+    reason: str,
 ) -> None:
-    other = changed(twinning, photos=write_photos(tmp_path / "others", count, side, blur))
+    other = changed(twinning, photos=sharp_photos(tmp_path / "others", count, side, blur))
     with pytest.raises(UsageError, match=reason):
         freeze_photos(plan_twin(other), 4)
-    assert not plan_twin(other).run.document.exists()
+    assert not list(other.output.parent.rglob("run.json"))
 
 
 def test_another_twin_in_its_place_is_refused(twinning: Twinning) -> None:
@@ -125,7 +118,77 @@ def test_another_twin_in_its_place_is_refused(twinning: Twinning) -> None:
         plan_twin(changed(twinning, degradation="mild"))
 
 
-def test_a_twin_must_beat_the_gan_model() -> None:
+def test_a_twin_that_is_no_better_than_the_gan_model_is_not_written(twinning: Twinning) -> None:
+    """Here the parent is the demo's MSE model, and the steps are too small."""
+    bad = changed(twinning, gan_model=twinning.gan_model.with_name("mse.pth"), learning_rate=1e-12)
+    plan = plan_twin(bad)
+    freeze_photos(plan, 4)
+    finetune(plan.run, plan.gan_model, plan.training, "cpu", 1, bad)
+    verdict = publish_twin(plan)
+    assert not verdict.passed
+    assert verdict.psnr["twin"] <= verdict.psnr["gan"]
+    assert not bad.output.exists()
+    assert not bad.output.with_suffix(".json").exists()
+    assert plan_twin(bad).verdict == verdict
+
+
+def test_equal_scores_are_no_better() -> None:
     scores = {"twin": 24.0, "gan": 24.0, "bicubic": 20.0}
     assert not Verdict(scores, scores, 0.7).passed
     assert Verdict(scores | {"twin": 24.1}, scores, 0.7).passed
+
+
+def test_real_pairs_are_cut_at_one_place(twinning: Twinning, tmp_path: Path) -> None:
+    """LR photos of other pixels than the degraded ones; one is missing, one has another size, one is small."""
+    (tmp_path / "lr").mkdir()
+    for path in twinning.photos.iterdir():
+        shrunk = cv2.resize(cv2.imread(str(path)), (30, 30), interpolation=cv2.INTER_AREA)
+        assert cv2.imwrite(str(tmp_path / "lr" / path.name), shrunk // 2 + 40)
+    small = cv2.imread(str(twinning.photos / "photo0.png"))[:60, :70]
+    for name, lr in (("small", (17, 15)), ("other", (16, 15)), ("alone", None)):
+        assert cv2.imwrite(str(twinning.photos / f"{name}.png"), small)
+        small = 255 - small[:, ::-1]
+        if lr:
+            whole = cv2.imread(str(twinning.photos / f"{name}.png"))[:, :68]
+            shrunk = cv2.resize(whole, lr, interpolation=cv2.INTER_AREA)
+            assert cv2.imwrite(str(tmp_path / "lr" / f"{name}.png"), shrunk // 2 + 40)
+    paired = changed(twinning, lr=tmp_path / "lr", batch=8)
+    plan = plan_twin(paired)
+    count, errors = freeze_photos(plan, 4)
+    assert count == 6
+    assert {str(error).partition("; ")[0] for error in errors} == {
+        f"{twinning.photos / 'alone.png'}: has no LR photo of its name in {tmp_path / 'lr'}",
+        f"{tmp_path / 'lr/other.png'}: is 16x15, and its sharp photo 70x60",
+    }
+    for pool in ("training", "held_out"):
+        crops, lr_crops = open_crops(plan.run.data, pool)
+        assert lr_crops is not None
+        assert (len(crops), crops.shape[1:], lr_crops.shape[1:]) == (len(lr_crops), (96, 96, 3), (24, 24, 3))
+        batch = draw_degraded(crops, lr_crops, paired, 4, (0, 0, 1))
+        for lr, sharp in zip(batch.lr, batch.pseudo_gt, strict=True):
+            shrunk = cv2.resize(sharp.transpose(1, 2, 0), (8, 8), interpolation=cv2.INTER_AREA)
+            assert np.abs(shrunk / 2 + 40 / 255 - lr.transpose(1, 2, 0)).max() < 0.01
+    assert finetune(plan.run, plan.gan_model, plan.training, "cpu", 1, paired) == 6
+    assert publish_twin(plan).psnr["gan"] < 20  # the GAN model is judged on the LR photos that were given
+
+
+def test_photos_of_the_corpus_itself_are_shrunk_and_the_sharpest_are_taken(
+    twinning: Twinning, sharp_photos: Callable[..., Path], tmp_path: Path
+) -> None:
+    photos = sharp_photos(tmp_path / "corpus", 6, 240, 2.0)
+    for index, path in enumerate(sorted(sharp_photos(tmp_path / "sharp", 6, 240).iterdir())):
+        path.rename(photos / f"sharp{index}.png")
+    plan = plan_twin(changed(twinning, photos=photos, self=True))
+    count, errors = freeze_photos(plan, 4)
+    assert (count, errors) == (6, [])
+    used = [Path(row["path"]) for row in read_json(plan.run.document)["photos"]]
+    assert sorted(path.name for path in used) == [f"sharp{index}.png" for index in range(6)]
+    halved = [cv2.resize(cv2.imread(str(path)), (120, 120), interpolation=cv2.INTER_AREA) for path in used]
+    for pool in ("training", "held_out"):
+        for crop in open_crops(plan.run.data, pool)[0]:
+            assert any(is_part(crop, photo[:, :, ::-1]) for photo in halved)
+
+
+def test_settings_that_contradict_each_other(twinning: Twinning) -> None:
+    with pytest.raises(ValueError, match="--lr is given, too"):
+        Twinning(**(twinning.model_dump() | {"lr": twinning.photos, "self": True}))
