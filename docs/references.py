@@ -35,7 +35,7 @@ REFERENCES = {
     "bicubic": "bicubic",
 }
 THRESHOLD, MIN_AREAS = 0.7, (4000, 400)
-THRESHOLDS = [round(0.02 * step, 2) for step in range(10, 50)]  # 0.2 to 0.98
+THRESHOLDS = [round(0.05 * step, 2) for step in range(4, 20)]  # 0.2 to 0.95
 
 
 def main(folder: Path) -> None:
