@@ -20,7 +20,10 @@ def describe_reference(settings: CorpusSettings) -> str | None:
     if not isinstance(settings, Mining):
         return None
     if settings.mse_model == BICUBIC:
-        return f"bicubic enlargement, which draws no texture, so that texture which is right is marked too: {_LOOK}"
+        return (
+            "bicubic enlargement, which draws no texture and removes no noise, so that good texture is marked and "
+            f"artifacts are missed: {_LOOK}"
+        )
     path = Path(settings.mse_model)
     document = read_document(path.with_suffix(".json"))
     try:
