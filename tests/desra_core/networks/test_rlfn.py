@@ -60,12 +60,12 @@ def plain(state, pixels, names=None):
     return functional.pixel_shuffle(sums, scale)[0].permute(1, 2, 0).numpy()
 
 
-def check(path, state, pixels, names=None):
+def check(path, state, pixels, names, share):
     result = super_resolve(load_model(path), pixels).pixels
     expected = np.rint(plain(state, pixels, names).clip(0, 255))
     error = np.abs(result - expected)
     assert error.max() <= 1
-    assert (error > 0).mean() < 0.01
+    assert (error > 0).mean() < share
     assert len(np.unique(expected)) > 50
 
 
@@ -78,7 +78,7 @@ def test_both_ways_to_name_the_tensors(names, features, inner, blocks, scale, tm
     torch.save({"params": state}, tmp_path / "rlfn.pth")
     model = load_model(tmp_path / "rlfn.pth")
     assert (model.architecture, model.scale, model.traits.minimum) == ("RLFN", scale, 15)
-    check(model.path, state, PHOTO[100:131, 200:240], names)
+    check(model.path, state, PHOTO[100:131, 200:240], names, share=0.05)  # random weights amplify rounding
 
 
 def test_the_wider_kind_has_the_published_size(tmp_path):
@@ -95,7 +95,7 @@ def test_the_winner_of_ntire_is_better_than_bicubic_enlargement(shared_data):
     lr = torch.from_numpy(sharp.copy()).permute(2, 0, 1)[None].float()
     lr = functional.interpolate(lr, scale_factor=0.25, mode="bicubic", antialias=True).clamp(0, 255).round()
     lr = lr[0].permute(1, 2, 0).numpy().astype(np.uint8)
-    check(path, state, lr, NTIRE)
+    check(path, state, lr, NTIRE, share=1e-3)
     everywhere = np.ones(sharp.shape[:2], np.bool_)
     results = (super_resolve(load_model(path), lr).pixels, cv2.resize(lr, (160, 160), interpolation=cv2.INTER_CUBIC))
     network, bicubic = (psnr(squared_error(sharp, result, everywhere), everywhere.sum()) for result in results)
