@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from desra_core.settings import Machine
 from desra_core.settings.models import Twinning
-from desra_core.training.twin import Verdict, plan_twin
+from desra_core.training.twin import TwinVerdict, plan_twin
 from desra_core.workspace import Workspace
 from flows.desra_flow import desra_flow
 from tasks.finetuning import freeze_sharp_photos, judge_and_publish_twin, train
@@ -15,7 +15,7 @@ from tasks.run_end import RunEnd
 class Twinned(RunEnd):
     """How the training of a twin ended."""
 
-    verdict: Verdict
+    verdict: TwinVerdict
 
 
 @desra_flow

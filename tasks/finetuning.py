@@ -23,7 +23,7 @@ from desra_core.settings import Machine
 from desra_core.settings.models import FinetuneTrigger
 from desra_core.training.plan import FinetunePlan, begin, check_networks, settle_precision, usual_precision
 from desra_core.training.pools import count_new
-from desra_core.training.twin import TwinPlan, Verdict, freeze_photos, publish_twin
+from desra_core.training.twin import TwinPlan, TwinVerdict, freeze_photos, publish_twin
 from desra_core.workspace import Workspace
 from tasks.dask_cluster import gpus_wanted, open_dask, release_served, visible_gpus
 from tasks.dask_map import Dask, device_of
@@ -66,7 +66,7 @@ def freeze_sharp_photos(plan: TwinPlan) -> None:
 
 
 @task(task_run_name="twin", cache_policy=NO_CACHE)
-def judge_and_publish_twin(plan: TwinPlan) -> Verdict:
+def judge_and_publish_twin(plan: TwinPlan) -> TwinVerdict:
     """Judge the twin on held-out photos, write it, and show the scores in the UI."""
     verdict = publish_twin(plan)
     rows = [

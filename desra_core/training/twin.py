@@ -72,10 +72,10 @@ class TwinPlan(NamedTuple):
     twinning: Twinning
 
     @property
-    def verdict(self) -> "Verdict | None":
+    def verdict(self) -> "TwinVerdict | None":
         """The verdict, if the training has ended and all that it publishes is there."""
         found = read_document(self.run.root / "verdict.json")
-        verdict = Verdict(**found) if found.keys() == set(Verdict._fields) else None
+        verdict = TwinVerdict(**found) if found.keys() == set(TwinVerdict._fields) else None
         return verdict if verdict and (self.twinning.output.exists() or not verdict.passed) else None
 
 
@@ -88,7 +88,7 @@ class Sharp(NamedTuple):
     crops: list[tuple[Crops, Crops | None]]
 
 
-class Verdict(NamedTuple):
+class TwinVerdict(NamedTuple):
     """Scores of a twin on held-out patches, with those of the GAN model and of bicubic enlargement."""
 
     psnr: dict[str, float]  # by model: twin, gan, bicubic; in dB
@@ -356,7 +356,7 @@ def _identity(twinning: Twinning) -> dict[str, Any]:
     }
 
 
-def publish_twin(plan: TwinPlan) -> Verdict:
+def publish_twin(plan: TwinPlan) -> TwinVerdict:
     """Judge the trained twin on the held-out photos; write one that passes, and beside it its origin and scores.
 
     Raises:
@@ -374,7 +374,7 @@ def publish_twin(plan: TwinPlan) -> Verdict:
     return verdict
 
 
-def judge_twin(plan: TwinPlan, checkpoint: Path) -> Verdict:
+def judge_twin(plan: TwinPlan, checkpoint: Path) -> TwinVerdict:
     """Compare a twin with the GAN model and with bicubic enlargement, on LR photos of held-out photos."""
     twin, gan = load_model(checkpoint), load_model(plan.gan_model)
     crops, lr_crops = open_crops(plan.run.data, "held_out")
@@ -401,4 +401,4 @@ def judge_twin(plan: TwinPlan, checkpoint: Path) -> Verdict:
             ssim[model] += structural_similarity(crop, sr, judged) / len(crops)
         similarity += float(variance_similarity(results["twin"][inner], crop[inner]).mean()) / len(crops)
     pixels = len(crops) * int(judged.sum())
-    return Verdict({model: psnr(error, pixels) for model, error in errors.items()}, ssim, similarity)
+    return TwinVerdict({model: psnr(error, pixels) for model, error in errors.items()}, ssim, similarity)

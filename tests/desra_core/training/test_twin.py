@@ -16,7 +16,7 @@ from desra_core.files import read_json
 from desra_core.networks import load_model
 from desra_core.settings.models import Twinning
 from desra_core.training.loop import finetune
-from desra_core.training.twin import Verdict, draw_degraded, freeze_photos, open_crops, plan_twin, publish_twin
+from desra_core.training.twin import TwinVerdict, draw_degraded, freeze_photos, open_crops, plan_twin, publish_twin
 
 
 @pytest.fixture
@@ -134,8 +134,8 @@ def test_a_twin_that_is_no_better_than_the_gan_model_is_not_written(twinning: Tw
 
 def test_equal_scores_are_no_better() -> None:
     scores = {"twin": 24.0, "gan": 24.0, "bicubic": 20.0}
-    assert not Verdict(scores, scores, 0.7).passed
-    assert Verdict(scores | {"twin": 24.1}, scores, 0.7).passed
+    assert not TwinVerdict(scores, scores, 0.7).passed
+    assert TwinVerdict(scores | {"twin": 24.1}, scores, 0.7).passed
 
 
 def test_real_pairs_are_cut_at_one_place(twinning: Twinning, tmp_path: Path) -> None:
