@@ -36,6 +36,7 @@ TEXTS = {
     "methods": "desra,~/detector.py",
     "dataset": "~/set",
     "perceptual": "~/vgg.pth",
+    "mse_model": "~/mse.pth",
 }
 NO_PATHS = {"group_by", "min_area", "name", "mine_at", "cycle_at", "timezone", "webhook", "history", "exclude"}
 DETECTOR = """class Own:
