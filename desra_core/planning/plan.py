@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -141,7 +142,8 @@ def lacks_twin(mining: Mining) -> bool:
 
 def no_twin(mining: Mining) -> UsageError:
     """Make the error for a run without an MSE model."""
-    train = f"desra twin SHARP_PHOTOS --gan-model {mining.gan_model} --output {mining.mse_model}"
+    gan_model, output = (shlex.quote(str(path)) for path in (mining.gan_model, mining.mse_model))
+    train = f"desra twin SHARP_PHOTOS --gan-model {gan_model} --output {output}"
     remedy = f"train one: {train}, or let desra cycle do it with --twin-photos SHARP_PHOTOS or --self"
     return UsageError("--mse-model", "is not given, and the workspace has no twin of the GAN model", remedy)
 
