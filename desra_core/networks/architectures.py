@@ -85,7 +85,7 @@ def _rrdb(network: Any) -> Traits:
 
     unshuffle, last = network.shuffle_factor or 1, network.model[-1]
     network.model = nn.Sequential(*network.model[:2], _in_strips(network.model[2:]))
-    return Traits(halo=64 * unshuffle, tile=512 * unshuffle, multiple=unshuffle, last=last)
+    return Traits(halo=64 * unshuffle, tile=640 * unshuffle, multiple=unshuffle, last=last)
 
 
 def _in_strips(layers: torch.nn.Sequential) -> torch.nn.Sequential:
@@ -131,7 +131,7 @@ def _swinir(network: Any) -> Traits:
 
 def _rlfn(_: Any) -> Traits:
     """RLFN: its attention stretches a coarse map over the whole window, so results depend on windows: large ones."""
-    return Traits(halo=32, tile=1024, minimum=15)
+    return Traits(halo=32, tile=832, minimum=15)
 
 
 def _convolutions(network: Any) -> int:
