@@ -92,7 +92,8 @@ def _in_strips(layers: torch.nn.Sequential) -> torch.nn.Sequential:
     """Have layers, of which a result pixel sees two pixels around it, compute strips of 32 rows."""
     import torch
 
-    forward, rows, halo = layers.forward, 32, 2
+    forward: Callable[[torch.Tensor], torch.Tensor] = layers.forward
+    rows, halo = 32, 2
 
     def by_strips(values: torch.Tensor) -> torch.Tensor:
         height, strips = values.shape[2], []
