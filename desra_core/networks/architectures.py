@@ -85,7 +85,7 @@ def _rrdb(network: Any) -> Traits:
 
     unshuffle, last = network.shuffle_factor or 1, network.model[-1]
     network.model = nn.Sequential(*network.model[:2], _in_strips(network.model[2:]))
-    return Traits(halo=64 * unshuffle, tile=640 * unshuffle, multiple=unshuffle, last=last)
+    return Traits(halo=64 * unshuffle, tile=608 * unshuffle, multiple=unshuffle, last=last)
 
 
 def _in_strips(layers: torch.nn.Sequential) -> torch.nn.Sequential:

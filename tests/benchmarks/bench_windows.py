@@ -48,7 +48,7 @@ TILES = (1024, 512, 256)
 # Half the default, so that small parts of photos have regions.
 MIN_AREA = 2000
 # Checkpoints, and sides of windows; the first is the default one.
-WINDOWS = {GAN: (640, 320), COMPACT: (768, 352, 1024), RLFN: (832, 512, 1024)}
+WINDOWS = {GAN: (608, 320), COMPACT: (768, 352, 1024), RLFN: (832, 512, 1024)}
 
 Samples = npt.NDArray[np.uint16]
 
