@@ -11,6 +11,7 @@ import platform
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +39,7 @@ from desra_core.workspace.products import REGION_FIELDS, SCHEMA, Flags, Held, Ta
 # Raise a version when the meaning or a bit of that product changes: all products that depend on it are made again.
 DECODING_VERSION = 2
 SUPER_RESOLUTION_VERSION = 1
+RRDB_VERSION = 2  # of results of an RRDBNet, which alone had another halo in version 1
 MASK_VERSION = 1
 
 _KINDS: dict[str, type[CorpusSettings]] = {kind.verb: kind for kind in (Detection, Mining)}
@@ -132,7 +134,15 @@ def _origin_of_weights(settings: CorpusSettings, detector: AppliedDetector) -> s
 
 def result_key(model: Path, precision: str) -> str:
     """Return the cache key of the results of a checkpoint (raises `UsageError` where it cannot be read)."""
-    return fingerprint("super_resolution", SUPER_RESOLUTION_VERSION, DECODING_VERSION, content_key(model), precision)
+    content = content_key(model)
+    return fingerprint("super_resolution", _result_version(model, content), DECODING_VERSION, content, precision)
+
+
+@lru_cache(maxsize=64)
+def _result_version(model: Path, _content: str) -> int:
+    """Find the version of a network's results by the names of its tensors, which every format stores as they are."""
+    data = model.read_bytes()
+    return RRDB_VERSION if b"rdb1.conv1" in data or b"RDB1.conv1" in data else SUPER_RESOLUTION_VERSION
 
 
 def lacks_twin(mining: Mining) -> bool:

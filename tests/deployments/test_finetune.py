@@ -106,6 +106,7 @@ def test_a_finetune_leaves_models_losses_and_pictures(mined, finetuned, undistur
             assert any(not torch.equal(kind[name], parent[name]) for name in kind)
         assert load_model(path).scale == 4
         record = json.loads(path.with_suffix(".json").read_bytes())
+        assert record.pop("loss") > 0
         assert record == document | {"iteration": number}
     assert document["parent"] == {"path": str(mined.gan), "key": content_key(mined.gan)}
     assert document["seed"] == 0
