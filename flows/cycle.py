@@ -3,15 +3,18 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from desra_core.errors import UsageError
 from desra_core.gate.comparison import check_training, comparing_of, finetuning_of, is_to_promote, mining_of
 from desra_core.settings import Machine
 from desra_core.settings.models import Cycling
 from desra_core.training.plan import FinetunePlan, plan_finetune
+from desra_core.training.twin import twinning_of
 from flows import handed_over, handing_over
 from flows.compare import Compared, compare
 from flows.desra_flow import desra_flow, opened_workspace, runs_by_itself
 from flows.finetune import finetune
 from flows.mine import mine
+from flows.twin import twin
 from tasks.judging import promote_best, publish_report
 from tasks.run_end import RunEnd, Summary
 
@@ -40,6 +43,8 @@ def cycle(cycling: Cycling, machine: Machine = Machine(), rescan: bool = True) -
         mining = mining_of(cycling)
         if runs_by_itself():
             check_training(cycling, mining)
+        if (twinning := twinning_of(cycling)) and not twin(twinning, machine).verdict.passed:
+            raise UsageError(twinning.output, "was not made: its training did not pass", "see desra twin")
         mined = mine(mining, machine, rescan)
         finetuning = finetuning_of(cycling, mining)
         plan = handed_over(finetuning, FinetunePlan) or plan_finetune(finetuning)

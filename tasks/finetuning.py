@@ -58,7 +58,7 @@ def freeze_images(plan: FinetunePlan) -> int:
 def freeze_sharp_photos(plan: TwinPlan) -> None:
     """Check the GAN model, and write crops of the photos to the folder of a new run."""
     scale = check_networks(plan.gan_model, plan.training)
-    if plan.run.document.exists():
+    if plan.run.document.exists() and (plan.run.data / "held_out.npy").exists():
         return
     photos, errors = freeze_photos(plan, scale)
     say_each("left out", errors)
@@ -97,7 +97,7 @@ def train(plan: FinetunePlan | TwinPlan, machine: Machine) -> int:
         where = "a GPU" if device == "cuda" else "the CPU"
         precision = settle_precision(plan.run, plan.training, device)
         if plan.training.amp == "auto" and precision != usual_precision(device):
-            _announce(f"this finetune was begun in {precision} and goes on in it, on {where} too")
+            _announce(f"this training was begun in {precision} and goes on in it, on {where} too")
         facts = [f"{plan.training.iterations} iterations on {where}, in {precision}"]
         verb = "twin" if isinstance(plan, TwinPlan) else "finetune"
         show_overview(f"**desra {verb}** of `{plan.gan_model}` into `{plan.run.root}`", facts, dask)
@@ -158,7 +158,7 @@ def training_slot(devices: Sequence[str], on_wait: Callable[[str], None]) -> Ite
                     yield device
                     return
         if not announced:
-            on_wait(f"another finetune is on {', '.join(devices)}: waiting until it has ended")
+            on_wait(f"another training is on {', '.join(devices)}: waiting until it has ended")
             announced = True
         time.sleep(_POLL_SECONDS)
 

@@ -65,7 +65,8 @@ def run_twin(settings: Twinning, machine: Machine) -> int:
     typer.echo(f"texture  mean similarity of twin and sharp photo {verdict.similarity:.3f}")
     if not verdict.passed:
         typer.echo(f"failed   the twin is no better than the GAN model in PSNR, so {settings.output} is not written")
-        typer.echo("next     train longer (--iterations) or on more photos, with another --output")
+        again = f"delete {workspace.root} or name another --output, and train longer (--iterations) or on more photos"
+        typer.echo(f"next     {again}")
         return GATE_FAILED
     typer.echo(f"twin     {settings.output}")
     return 0

@@ -76,9 +76,37 @@ def _span(network: Any) -> Traits:
 
 
 def _rrdb(network: Any) -> Traits:
-    """RRDBNet (ESRGAN, Real-ESRGAN, BSRGAN): 350 convolutions, but pixels beyond this halo have next to no weight."""
-    unshuffle = network.shuffle_factor or 1
-    return Traits(halo=32 * unshuffle, tile=320 * unshuffle, multiple=unshuffle, last=network.model[-1])
+    """RRDBNet (ESRGAN, Real-ESRGAN, BSRGAN): 350 convolutions, but pixels beyond this halo have little weight.
+
+    The layers after the blocks work at the size of the result and would take most of the memory, so they run strip by
+    strip: that leaves room for windows large enough for the halo.
+    """
+    from torch import nn
+
+    unshuffle, last = network.shuffle_factor or 1, network.model[-1]
+    network.model = nn.Sequential(*network.model[:2], _in_strips(network.model[2:]))
+    return Traits(halo=64 * unshuffle, tile=608 * unshuffle, multiple=unshuffle, last=last)
+
+
+def _in_strips(layers: torch.nn.Sequential) -> torch.nn.Sequential:
+    """Have layers, of which a result pixel sees two pixels around it, compute strips of 32 rows."""
+    import torch
+
+    forward: Callable[[torch.Tensor], torch.Tensor] = layers.forward
+    rows, halo = 32, 2
+
+    def by_strips(values: torch.Tensor) -> torch.Tensor:
+        height, strips = values.shape[2], []
+        for start in range(0, height, rows):
+            top, end = max(0, start - halo), min(height, start + rows)
+            part = values[:, :, top : end + halo]
+            strip = forward(part)
+            scale = strip.shape[2] // part.shape[2]
+            strips.append(strip[:, :, (start - top) * scale : (end - top) * scale])
+        return torch.cat(strips, dim=2)
+
+    layers.forward = by_strips  # type: ignore[method-assign]
+    return layers
 
 
 def _swinir(network: Any) -> Traits:
@@ -106,7 +134,7 @@ def _rlfn(network: Any) -> Traits:
     """RLFN: its attention stretches a coarse map over the whole window, so results depend on windows: large ones."""
     from desra_core.networks.rlfn import LEAST_SIDE
 
-    return Traits(halo=32, tile=1024, minimum=LEAST_SIDE, last=network.upsampler[0])
+    return Traits(halo=32, tile=832, minimum=LEAST_SIDE, last=network.upsampler[0])
 
 
 def _convolutions(network: Any) -> int:

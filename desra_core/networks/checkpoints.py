@@ -103,8 +103,9 @@ def load_model(path: Path, device: str = "cpu", precision: Precision = "float32"
             not run.
         device: A torch device, such as ``cpu`` or ``cuda:0``.
         precision: The number format in which the network computes. On a CPU with AVX512-BF16, bfloat16 takes about half
-            the time of float32. The results of Real-ESRGAN's three SRVGG networks then had a PSNR of 49 to 65 dB
-            against those in float32 (six photos; at most 12 levels of 255 apart).
+            the time of float32, with AMX a fifth. The results of Real-ESRGAN's three SRVGG networks then had a PSNR of
+            49 to 65 dB against those in float32 (six photos; at most 12 levels of 255 apart); docs/design.md has those
+            of RRDBNet.
 
     Raises:
         UsageError: The file or the device cannot be used.

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +41,7 @@ from desra_core.workspace.products import REGION_FIELDS, SCHEMA, Flags, Held, Ta
 DECODING_VERSION = 2
 SUPER_RESOLUTION_VERSION = 1
 BICUBIC_VERSION = 1
+RRDB_VERSION = 2  # of results of an RRDBNet, which alone had another halo in version 1
 MASK_VERSION = 1
 
 _KINDS: dict[str, type[CorpusSettings]] = {kind.verb: kind for kind in (Detection, Mining)}
@@ -132,7 +135,15 @@ def _origin_of_weights(settings: CorpusSettings, detector: AppliedDetector) -> s
 
 def result_key(model: Path, precision: str) -> str:
     """Return the cache key of the results of a checkpoint (raises `UsageError` where it cannot be read)."""
-    return fingerprint("super_resolution", SUPER_RESOLUTION_VERSION, DECODING_VERSION, content_key(model), precision)
+    content = content_key(model)
+    return fingerprint("super_resolution", _result_version(model, content), DECODING_VERSION, content, precision)
+
+
+@lru_cache(maxsize=64)
+def _result_version(model: Path, _content: str) -> int:
+    """Find the version of a network's results by the names of its tensors, which every format stores as they are."""
+    data = model.read_bytes()
+    return RRDB_VERSION if b"rdb1.conv1" in data or b"RDB1.conv1" in data else SUPER_RESOLUTION_VERSION
 
 
 def result_keys(mse_model: str | None, gan_model: Path, precision: str) -> tuple[str | None, str]:
@@ -164,7 +175,8 @@ def lacks_twin(mining: Mining) -> bool:
 
 def no_twin(mining: Mining) -> UsageError:
     """Make the error for a run without an MSE model."""
-    train = f"desra twin SHARP_PHOTOS --gan-model {mining.gan_model} --output {mining.mse_model}"
+    gan_model, output = (shlex.quote(str(path)) for path in (mining.gan_model, mining.mse_model))
+    train = f"desra twin SHARP_PHOTOS --gan-model {gan_model} --output {output}"
     remedy = f"train one: {train}, or let desra cycle do it with --twin-photos SHARP_PHOTOS or --self"
     return UsageError("--mse-model", "is not given, and the workspace has no twin of the GAN model", remedy)
 

@@ -71,7 +71,7 @@ class Optimising(Frozen):
     cpu_preset: ClassVar[dict[str, Any]] = {}
 
     preset: Literal["paper", "cpu"] = Field(
-        "paper", description="Defaults of the other flags: the authors', or what a CPU can do in minutes."
+        "paper", description="Defaults of the other flags: for a GPU, or what a CPU can do in minutes."
     )
     iterations: int = Field(1000, ge=1, le=999_999, description="Steps of the generator.")
     patch: int = Field(
@@ -79,20 +79,20 @@ class Optimising(Frozen):
         ge=32,
         description="Side of a patch in SR pixels, where the image is as large. By default 256, or 96 with preset cpu.",
     )
-    batch: int = Field(12, ge=1, description="Patches of a step. By default 12, or 8 with preset cpu.")
+    batch: int = Field(12, ge=1, description="Patches of a step. By default 12; with preset cpu 8, for a twin 3.")
     accumulate: int = Field(1, ge=1, description="Compute the patches of a step in this many parts, to save memory.")
-    learning_rate: float = Field(1e-4, gt=0, description="Learning rate of Adam, for generator and discriminator.")
+    learning_rate: float = Field(1e-4, gt=0, description="Learning rate of Adam, also for a discriminator.")
     ema: float = Field(0.999, ge=0, lt=1, description="Decay of the running mean of the weights.")
     amp: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="Number format of training; auto is bfloat16 on a GPU and float32 on a CPU. A run that goes on "
         "keeps to the one it began in.",
     )
-    checkpoint_every: int = Field(250, ge=1, description="Steps between saved models, which the gate compares.")
+    checkpoint_every: int = Field(250, ge=1, description="Steps between saved models, which are compared.")
     patience: int = Field(
-        4, ge=1, description="Stop when the mean pixel loss has not fallen by 1 % over this many checkpoints."
+        4, ge=1, description="Stop when the mean loss has not fallen by 1 % over this many checkpoints."
     )
-    seed: int = Field(0, ge=0, description="Seed of the patches, and of a discriminator that starts from nothing.")
+    seed: int = Field(0, ge=0, description="Seed of the patches, and of networks that start from nothing.")
 
     @model_validator(mode="before")
     @classmethod
@@ -175,6 +175,7 @@ class Twinning(Optimising):
     self: bool = Field(
         False, description="PHOTOS are those to mine: take the sharpest, shrunk by half or more, as sharp photos."
     )
+    exclude: tuple[str, ...] = Field((), description="Glob of photos to leave out, as for desra mine.")
     loss: Literal["l1", "l2"] = Field("l1", description="Absolute or squared differences.")
     iterations: int = Field(
         5000, ge=1, le=999_999, description="Steps of the training. By default 5000, or 250 with preset cpu."
@@ -247,6 +248,14 @@ class Cycling(Mining, Training, Gate):
         None, description="Folder of sharp photos, to train the workspace's twin on first, where there is no MSE model."
     )
     self: bool = Field(False, description="Train the workspace's twin on PHOTOS themselves, as desra twin --self.")
+
+    @field_validator("self")
+    @classmethod
+    def _without_sharp_photos(cls, chosen: bool, info: ValidationInfo) -> bool:
+        if chosen and info.data.get("twin_photos"):
+            raise ValueError("--twin-photos is given, too")
+        return chosen
+
     lpips: Path | None = Field(None, description=_LPIPS)
     keep_mse: bool = Field(
         True, description="Keep the MSE model's result of every image: a promoted GAN model then needs only its own."

@@ -1,4 +1,4 @@
-"""The finetune, top to bottom: load, warm up, step, save.
+"""The training of a finetune or of a twin, top to bottom: load, warm up, step, save.
 
 The saved state holds all that a run needs to go on, and the patches of a step depend only on the seed and the step. On
 a CPU, a run that is killed at any moment and started again ends with the same weights to the bit.
@@ -100,8 +100,8 @@ def finetune(
                     held_out = (trainer.enlarge(batch(3, step), ema=True) for step in range(_HELD_OUT_STEPS))
                     errors = [(sr - sharp).abs().mean().item() for _, sr, sharp in held_out]
                     state["since"] = {"pixel": sum(errors), "steps": len(errors)}
+                trainer.save_model(state["since"]["pixel"] / state["since"]["steps"])
                 compare_with_best(state)
-                trainer.save_model()
             trainer.save_now_and_then(checkpoint=checkpoint)
         trainer.write_progress()
         return int(state["iteration"])
@@ -219,11 +219,11 @@ class Trainer:
         self._check({}, sr, pseudo_gt)
         return lr, sr, pseudo_gt
 
-    def save_model(self) -> None:
+    def save_model(self, mean_loss: float) -> None:
         """Save raw and averaged weights as the usual training tools do, and beside them a JSON file of their origin."""
         path = self._run.model(self.state["iteration"])
         document = read_document(self._run.document)
-        write_json(path.with_suffix(".json"), document | {"iteration": self.state["iteration"]})
+        write_json(path.with_suffix(".json"), document | {"iteration": self.state["iteration"], "loss": mean_loss})
         if self._discriminator is not None:
             save_torch(path.with_suffix(".discriminator.pth"), {"params": self._discriminator.state_dict()})
         weights = {"params": self._network, "params_ema": self._ema}
@@ -257,7 +257,7 @@ class Trainer:
         try:
             state: State = torch.load(self._run.state, map_location="cpu", weights_only=True)
         except LOAD_ERRORS:
-            raise UsageError(self._run.state, "is damaged", "delete it to start this finetune again") from None
+            raise UsageError(self._run.state, "is damaged", "delete it to start this training again") from None
         for name, part in self._with_state().items():
             part.load_state_dict(state.pop(name))
         torch.set_rng_state(state.pop("rng"))

@@ -17,7 +17,7 @@ All files of the folder are written whole or not at all.
 import contextlib
 import platform
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -84,7 +84,7 @@ class RunFolder:
                 self.root.mkdir(parents=True, exist_ok=True)
                 other = stack.enter_context(locked(self.root / "lock"))
             if other is not None:
-                raise LockedError(self.root, "is in use by another finetune", "wait until it has ended")
+                raise LockedError(self.root, "is in use by another training", "wait until it has ended")
             for folder in (self.root, self.root / "models"):
                 files.sweep(folder)
             yield
@@ -162,7 +162,7 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
     identity = _identity(gan_model, training)
     document = read_document(run.document) or None
     if document is not None:
-        _check_same(run, document, identity)
+        check_same(run, document, identity)
     elif run.root.exists():
         # A run that was killed while it began leaves only data, lock and unfinished files.
         names = [path.name for path in run.root.iterdir()]
@@ -266,21 +266,33 @@ def _identity(gan_model: Path, training: Training) -> dict[str, Any]:
     return found | {"training": training.model_dump(mode="json"), "seed": training.seed}
 
 
-def _check_same(run: RunFolder, document: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Check that the run's folder holds the finetune that is asked for."""
+def check_same(
+    run: RunFolder, document: dict[str, Any], identity: dict[str, Any], may_differ: Container[str] = _MAY_DIFFER
+) -> None:
+    """Check that a folder holds the training that is asked for.
+
+    Args:
+        run: The folder.
+        document: What its ``run.json`` says.
+        identity: What is asked for: checkpoints by role, and settings as ``training``.
+        may_differ: Settings that may change when a run goes on.
+
+    Raises:
+        UsageError: A checkpoint or another setting differs.
+    """
     remedy = "name another --output, or give the same again"
     for role in ("parent", "discriminator", "perceptual"):
-        before, now = document.get(role) or {}, identity[role] or {}
+        before, now = document.get(role) or {}, identity.get(role) or {}
         if before.get("key") != now.get("key"):
-            raise UsageError(run.root, f"holds a finetune with another {role}, {before.get('path', 'none')}", remedy)
+            raise UsageError(run.root, f"holds a training with another {role}, {before.get('path', 'none')}", remedy)
     recorded = document.get("training", {})
     if "precision" in document:  # with --amp auto, a run goes on in any format that is recorded
         recorded = recorded | {"amp": "auto" if identity["training"]["amp"] == "auto" else document["precision"]}
     for name, value in identity["training"].items():
         before = recorded.get(name)
-        if name not in _MAY_DIFFER and value is not None and before != value:
+        if name not in may_differ and value is not None and before != value:
             flag = "--" + name.replace("_", "-")
-            raise UsageError(run.root, f"holds a finetune with {flag} {before}, not {value}", remedy)
+            raise UsageError(run.root, f"holds a training with {flag} {before}, not {value}", remedy)
 
 
 def _data_key(made_under: str, samples: Iterable[Sample]) -> str:

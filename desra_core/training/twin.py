@@ -8,9 +8,9 @@
       verdict.json          the scores of the twin at the end
 """
 
-import json
 import math
 import platform
+import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -43,7 +43,8 @@ from desra_core.planning.plan import lacks_twin, no_twin
 from desra_core.settings.models import Cycling, Training, Twinning
 from desra_core.training.degradation import degrade
 from desra_core.training.patches import Batch
-from desra_core.training.plan import RunFolder
+from desra_core.training.plan import RunFolder, check_same
+from desra_core.training.pools import nearest_group, signature
 
 Crops = npt.NDArray[np.uint8]
 
@@ -60,6 +61,8 @@ _BLURRED = 48.0
 _SHRINKING, _SHARPEST = (2, 3, 4), 0.5
 # The models that a verdict compares.
 MODELS = ("twin", "gan", "bicubic")
+# Settings that may change when a training goes on.
+_MAY_DIFFER = {"preset", "patience", "accumulate"}
 _PACKAGES = ("torch", "spandrel", "basicsr", "numpy", "opencv-python")
 
 
@@ -84,6 +87,7 @@ class Sharp(NamedTuple):
 
     path: Path
     key: str
+    group: str  # the key of the photo that it is a copy of, or its own
     detail: float  # see `_detail`
     crops: list[tuple[Crops, Crops | None]]
 
@@ -111,27 +115,37 @@ def twinning_of(cycling: Cycling) -> Twinning | None:
         return None
     if not (cycling.twin_photos or cycling.self):
         raise no_twin(cycling)
+    usual = {name: field.default for name, field in Cycling.model_fields.items()}
+    usual |= Cycling.cpu_preset if cycling.preset == "cpu" else {}
+    shared = {name: getattr(cycling, name) for name in ("patch", "batch", "accumulate", "amp")}
     return Twinning(
         photos=cycling.twin_photos or cycling.photos,
-        self=cycling.twin_photos is None,
+        self=cycling.self,
+        exclude=cycling.exclude if cycling.self else (),
         gan_model=cycling.gan_model,
         output=Path(cycling.mse_model),
         preset=cycling.preset,
         seed=cycling.seed,
+        **{name: value for name, value in shared.items() if value != usual[name]},
     )
 
 
 def plan_twin(twinning: Twinning) -> TwinPlan:
-    """Find the run of a twin beside its output (raises `UsageError` where that run has other settings)."""
+    """Find the run of a twin beside its output.
+
+    Raises:
+        UsageError: That run has other settings, a folder has no photos, or the output is there and of another run.
+    """
     run = RunFolder(twinning.output.with_suffix(".training") / "run")
     document = read_json(run.document)
     if document is not None:
-        for name, value in _identity(twinning).items():
-            if document.get(name) != value:
-                reason = f"holds the training of another twin ({name} differs)"
-                raise UsageError(run.root, reason, "name another --output, or delete that folder")
-    else:
-        _photos_in(twinning.photos)
+        check_same(run, document, _identity(twinning), _MAY_DIFFER)
+        return TwinPlan(run, twinning.gan_model, twinning.training, twinning)
+    for path in (twinning.output, twinning.output.with_suffix(".json")):
+        if path.exists():
+            raise UsageError(path, "exists, and no training of it is beside it", "name another --output")
+    for folder in filter(None, (twinning.photos, twinning.lr)):
+        _photos_in(folder, twinning)
     return TwinPlan(run, twinning.gan_model, twinning.training, twinning)
 
 
@@ -147,24 +161,27 @@ def freeze_photos(plan: TwinPlan, scale: int) -> tuple[int, list[ImageError]]:
     """
     twinning = plan.twinning
     photos, errors = _sharp_photos(plan, scale)
-    if len(photos) < LEAST_PHOTOS:
+    groups = sorted({photo.group for photo in photos})
+    if len(groups) < LEAST_PHOTOS:
         others = f", and {len(errors)} cannot be used, the first: {errors[0]}" if errors else ""
-        reason = f"has {counted(len(photos), 'different photo')} to train on{others}"
+        reason = f"has {counted(len(groups), 'different photo')} to train on{others}"
         raise UsageError(twinning.photos, reason, f"give at least {LEAST_PHOTOS} sharp photos, better a hundred")
-    held_out = photos[: max(1, len(photos) // HELD_OUT)]
-    few = max(1, _HELD_OUT_CROPS // len(held_out))
-    for pool, chosen, count in (("held_out", held_out, few), ("training", photos[len(held_out) :], _CROPS)):
-        cut = [crops for photo in chosen for crops in photo.crops[:count]]
+    chosen = set(groups[: max(1, len(groups) // HELD_OUT)])  # by content, which is as good as random
+    pools = {"training": [photo for photo in photos if photo.group not in chosen],
+             "held_out": [photo for photo in photos if photo.group in chosen]}  # fmt: skip
+    most = {"training": _CROPS, "held_out": _HELD_OUT_CROPS}
+    shutil.rmtree(plan.run.data, ignore_errors=True)  # what a killed run has left
+    for pool, of_pool in pools.items():
+        each = max(1, most[pool] // len(of_pool))
+        cut = [crops for photo in of_pool for crops in photo.crops[:each]][: most[pool]]
         _write_crops(plan.run.data / f"{pool}.npy", [sharp for sharp, _ in cut])
         if twinning.lr:
             _write_crops(plan.run.data / f"{pool}_lr.npy", [lr for _, lr in cut if lr is not None])
-    pools = ["held_out" if number < len(held_out) else "training" for number in range(len(photos))]
     document = _identity(twinning) | {
         "photos": [
-            {"path": str(photo.path), "key": photo.key, "pool": pool} for photo, pool in zip(photos, pools, strict=True)
+            {"path": str(photo.path), "key": photo.key, "pool": pool} for pool in pools for photo in pools[pool]
         ],
         "data": fingerprint([photo.key for photo in photos]),
-        "seed": twinning.seed,
         "versions": {"desra": __version__, "python": platform.python_version()}
         | {name: version(name) for name in _PACKAGES},
     }
@@ -175,42 +192,48 @@ def freeze_photos(plan: TwinPlan, scale: int) -> tuple[int, list[ImageError]]:
 def _sharp_photos(plan: TwinPlan, scale: int) -> tuple[list[Sharp], list[ImageError]]:
     """Read the photos that can be used, each once, in the order of their content keys; list why others are left out."""
     twinning = plan.twinning
-    found = _photos_in(twinning.photos)
+    found = _photos_in(twinning.photos, twinning)
     errors = list(found.problems)
-    rows = found.files.to_pylist()
-    if len(rows) > _PHOTOS:
-        rows = [rows[index] for index in np.random.default_rng(twinning.seed).permutation(len(rows))[:_PHOTOS]]
-    lr_of: dict[str, Path] = {}
+    files = found.files.sort_by("path")
+    order = np.random.default_rng(twinning.seed).permutation(files.num_rows)[:_PHOTOS]
+    lr_files: dict[str, list[Path]] = {}
     if twinning.lr:
-        lr_files = _photos_in(twinning.lr).files.to_pylist()
-        lr_of = {row["name"]: root_of(twinning.lr) / row["path"] for row in lr_files}
+        lr_found = _photos_in(twinning.lr, twinning)
+        errors += lr_found.problems
+        for row in lr_found.files.to_pylist():
+            lr_files.setdefault(row["name"], []).append(root_of(twinning.lr) / row["path"])
     least = patch_side(twinning, scale)
     window = (least + 2 * _margin(scale)) // scale
     photos: dict[str, Sharp] = {}
-    for row in rows:
+    signatures, groups = bytearray(), list[str]()
+    for row in files.take(np.sort(order)).to_pylist():
         path = root_of(twinning.photos) / row["path"]
         try:
             data = read_bytes(path)
             photo = _rgb(data, path)
+            seen = signature(photo)
             if twinning.self:
                 photo = _shrunk(photo, least)
-            detail = _checked_detail(photo, path, least)
-            lr = _lr_of(photo, lr_of.get(row["name"]), path, twinning.lr, scale) if twinning.lr else None
+            detail = _checked_detail(photo, path, least, shrunk=twinning.self)
+            lr = _lr_of(photo, lr_files.get(row["name"], []), path, twinning.lr, scale) if twinning.lr else None
         except ImageError as error:
             errors.append(error)
             continue
         key = digest(data)
-        seed = (twinning.seed, int(key[:8], 16))
-        photos[key] = Sharp(path, key, detail, _cut(photo, lr, scale, window, max(1, _CROPS // len(rows)), seed))
+        group = nearest_group(signatures, groups, seen) or key
+        signatures += seen
+        groups.append(group)
+        crops = _cut(photo, lr, scale, window, max(1, _CROPS // len(order)), (twinning.seed, int(key[:8], 16)))
+        photos[key] = Sharp(path, key, group, detail, crops)
     if twinning.self:
         count = max(LEAST_PHOTOS, round(_SHARPEST * len(photos)))
         photos = {sharp.key: sharp for sharp in sorted(photos.values(), key=lambda sharp: sharp.detail)[:count]}
-    return [photos[key] for key in sorted(photos)], errors  # by content, which is as good as random
+    return [photos[key] for key in sorted(photos)], errors
 
 
-def _photos_in(folder: Path) -> Found:
+def _photos_in(folder: Path, twinning: Twinning) -> Found:
     """List the photos of a folder; raise `UsageError` where there is none."""
-    found = image_files(folder)
+    found = image_files(folder, exclude=twinning.exclude)
     if not found.files.num_rows:
         raise no_images(folder, "name a folder of photos", found.passed_over)
     return found
@@ -242,7 +265,7 @@ def draw_degraded(crops: Crops, lr_crops: Crops | None, twinning: Twinning, scal
     for number, index in enumerate(rng.integers(len(crops), size=twinning.batch)):
         crop = np.asarray(crops[index], np.float32) / np.float32(255)
         if lr_crops is None:
-            photo = degrade(crop, scale, twinning.degradation, (*seed, number))
+            photo = degrade(crop, scale, twinning.degradation, (*seed, 1 + number))
         else:
             photo = np.asarray(lr_crops[index], np.float32) / np.float32(255)
         top, left = (int(rng.integers((crop.shape[0] - side) // scale + 1)) for _ in range(2))
@@ -276,10 +299,12 @@ def _shrunk(photo: Crops, least: int) -> Crops:
     return min(shrunk, key=_detail)
 
 
-def _lr_of(photo: Crops, lr: Path | None, path: Path, folder: Path, scale: int) -> Crops:
-    """Read the LR photo of a photo; raise `ImageError` where there is none, or one of another size."""
-    if lr is None:
-        raise ImageError(path, f"has no LR photo of its name in {folder}", "add one, or leave this photo out")
+def _lr_of(photo: Crops, files: list[Path], path: Path, folder: Path, scale: int) -> Crops:
+    """Read the LR photo of a photo; raise `ImageError` where there is none, or several, or one of another size."""
+    if len(files) != 1:
+        reason = f"has {len(files) or 'no'} LR photos of its name in {folder}"
+        raise ImageError(path, reason, "give one, or leave this photo out")
+    (lr,) = files
     pixels = _rgb(read_bytes(lr), lr)
     if pixels.shape[:2] != (photo.shape[0] // scale, photo.shape[1] // scale):
         sizes = f"is {pixels.shape[1]}x{pixels.shape[0]}, and its sharp photo {photo.shape[1]}x{photo.shape[0]}"
@@ -292,15 +317,15 @@ def _detail(photo: Crops) -> float:
     height, width = photo.shape[:2]
     half = _resized(photo, width // 2 or 1, height // 2 or 1, cv2.INTER_AREA)
     again = _resized(half, width, height, cv2.INTER_CUBIC)
-    error = float(np.square(photo.astype(np.float32) - again).mean())
+    error = cv2.norm(photo, again, cv2.NORM_L2SQR) / photo.size
     return 10 * math.log10(255**2 / error) if error else math.inf
 
 
-def _checked_detail(photo: Crops, path: Path, side: int) -> float:
+def _checked_detail(photo: Crops, path: Path, side: int, *, shrunk: bool) -> float:
     """Return `_detail`; raise `ImageError` for a photo that is smaller than a patch, or blurred."""
     height, width = photo.shape[:2]
     if min(height, width) < side:
-        reason = f"is {width}x{height}, smaller than a patch of {side} px"
+        reason = f"is {width}x{height}{', shrunk,' if shrunk else ','} smaller than a patch of {side} px"
         raise ImageError(path, reason, "give larger photos, or a smaller --patch")
     detail = _detail(photo)
     if detail > _BLURRED:
@@ -349,28 +374,32 @@ def _write_crops(path: Path, crops: Sequence[Crops]) -> None:
 
 def _identity(twinning: Twinning) -> dict[str, Any]:
     """Describe what a run may not change."""
-    settings = twinning.model_dump(mode="json", exclude={"preset", "patience", "accumulate", "output", "gan_model"})
     return {
         "parent": {"path": str(twinning.gan_model), "key": content_key(twinning.gan_model)},
-        "training": json.loads(json.dumps(settings)),
+        "training": twinning.model_dump(mode="json", exclude={"output", "gan_model"}) | {"lr": str(twinning.lr)},
+        "seed": twinning.seed,
     }
 
 
 def publish_twin(plan: TwinPlan) -> TwinVerdict:
-    """Judge the trained twin on the held-out photos; write one that passes, and beside it its origin and scores.
+    """Judge the twin of the least held-out loss; write one that passes, its origin and scores; delete the rest.
 
     Raises:
         TransientError: The disk is full or failed.
     """
-    latest = plan.run.models()[-1]
-    verdict = judge_twin(plan, latest)
+    best = min(plan.run.models(), key=lambda path: float(read_json(path.with_suffix(".json"))["loss"]))
+    verdict = judge_twin(plan, best)
+    document = read_json(best.with_suffix(".json")) | {"verdict": verdict._asdict()}
     if verdict.passed:
-        weights = list(read_kinds(latest).values())[-1]
-        iterations = int(latest.stem.rpartition("_")[2])
-        document = read_json(plan.run.document) | {"iterations": iterations, "verdict": verdict._asdict()}
-        save_torch(plan.twinning.output, {"params": weights, "params_ema": weights})
+        weights = list(read_kinds(best).values())[-1]
         write_json(plan.twinning.output.with_suffix(".json"), document, durable=True)
+        save_torch(plan.twinning.output, {"params": weights, "params_ema": weights})
     write_json(plan.run.root / "verdict.json", verdict._asdict(), durable=True)
+    # What is left shows how the training went, and the model that did not pass.
+    shutil.rmtree(plan.run.data, ignore_errors=True)
+    for path in (plan.run.state, *plan.run.models()):
+        if verdict.passed or path != best:
+            path.unlink(missing_ok=True)
     return verdict
 
 

@@ -137,7 +137,7 @@ def _once(place: Place, title: str, verb: str, *arguments: Path, **flags: Any) -
     process = subprocess.Popen(command, cwd=HERE.parents[1])
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode not in (0, 3):
+    if process.returncode not in ((0, 3) if verb == "compare" else (0,)):
         sys.exit(process.returncode)
     document: dict[str, Any] = {"seconds": round(time.monotonic() - started), "peak MB": usage.ru_maxrss // 1024}
     if verb == "compare":
@@ -163,7 +163,7 @@ def _freeze_mse_results(settings: Finetuning) -> None:
     workspace = Workspace(settings.workspace)
     with workspace.locked():
         plan = plan_finetune(settings)
-        if plan.begun:
+        if plan.run.models():
             return
         begin(plan, SCALE)
     for number, image in enumerate(json.loads(plan.run.document.read_text())["images"]):

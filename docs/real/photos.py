@@ -22,7 +22,7 @@ LARGEST = 1024
 
 def make_photos(sharp: Path, photos: Path) -> None:
     """Write all photos: ``sharp/SCENE.png`` and ``photos/SCENE/NAME``; the same bytes each time."""
-    sharp.mkdir(parents=True)
+    sharp.mkdir(parents=True, exist_ok=True)
     for path in sorted((DATA / "lr").rglob("*.*")):
         copy = photos / path.stem / path.name
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,6 @@ Run it with ``python tests/benchmarks/run.py memory``.
 """
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ import numpy as np
 import psutil
 from bench_inference import models
 from markdown import print_table
+from memory import MEGABYTE, peak_memory
 from pairs import large_pair
 
 from desra_core.planning.plan import prepare
@@ -28,7 +28,6 @@ from tasks.shards import stages_of
 
 SIDE = 4096
 SMALL = 256
-MEGABYTE = 2**20
 
 
 class Case(NamedTuple):
@@ -116,7 +115,7 @@ def measure(folder: Path, stage: str) -> dict[str, int]:
     base = psutil.Process().memory_info().rss
     record = _run_stages(folder / "large", [stage])
     assert not record.failed, record.error
-    return {"growth": _peak() - base, "base": base}
+    return {"growth": peak_memory() - base, "base": base}
 
 
 class _OneProcess:
@@ -157,19 +156,6 @@ def _settings(corpus: Path) -> CorpusSettings:
         workspace=corpus / "workspace",
         segmenter=f"labels:{labels}" if labels.exists() else "none",
     )
-
-
-def _peak() -> int:
-    """The most memory that this process ever had resident, in bytes.
-
-    Linux lets ``ru_maxrss`` begin with the memory of the parent, so its own account of the process is read where
-    there is one.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

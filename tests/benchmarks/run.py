@@ -15,6 +15,7 @@ TITLES = {
     "similarity": "Similarity against OpenCV's float64 filters",
     "orchestration": "Orchestration and commits per image",
     "inference": "Super-resolution against the plain loop, and its share of desra mine",
+    "windows": "Windows, precision and memory of trained networks",
     "memory": "Peak memory for a 16 MP pair",
     "detect": "The whole of desra detect",
     "planning": "From the command to the first stage, with 100,000 photos",

@@ -106,6 +106,7 @@ def test_a_finetune_leaves_models_losses_and_pictures(mined, finetuned, undistur
             assert any(not torch.equal(kind[name], parent[name]) for name in kind)
         assert load_model(path).scale == 4
         record = json.loads(path.with_suffix(".json").read_bytes())
+        assert record.pop("loss") > 0
         assert record == document | {"iteration": number}
     assert document["parent"] == {"path": str(mined.gan), "key": content_key(mined.gan)}
     assert document["seed"] == 0
@@ -126,9 +127,9 @@ def test_again_there_is_nothing_to_do_and_other_settings_are_refused(mined, fine
     assert again.returncode == 0
     assert "nothing to do" in again.stdout
     other = desra_here(*finetuned.arguments, "--learning-rate", "0.0002")
-    assert "holds a finetune with --learning-rate 0.0001, not 0.0002; name another --output" in refusal(other)
+    assert "holds a training with --learning-rate 0.0001, not 0.0002; name another --output" in refusal(other)
     other = desra_here(*finetuned.arguments, "--gan-model", mined.mse)
-    assert "holds a finetune with another parent" in refusal(other)
+    assert "holds a training with another parent" in refusal(other)
     assert everything(finetuned.output) == before
 
 
@@ -162,11 +163,11 @@ def test_a_run_goes_on_in_the_number_format_that_it_began_in(mined, desra, tmp_p
         shutil.rmtree(run.data)
     planning.begin(planned(amp="bfloat16"), 4)
     assert planned(accumulate=2).begun
-    with pytest.raises(UsageError, match="holds a finetune with --amp bfloat16, not float32"):
+    with pytest.raises(UsageError, match="holds a training with --amp bfloat16, not float32"):
         planned(amp="float32")
     told = desra("finetune", "--workspace", mined.ws, "--output", run.root, *flags())
     assert told.returncode == 0, told.stderr
-    assert "this finetune was begun in bfloat16 and goes on in it, on the CPU too\n" in told.stderr
+    assert "this training was begun in bfloat16 and goes on in it, on the CPU too\n" in told.stderr
     assert json.loads(run.model(8).with_suffix(".json").read_bytes())["precision"] == "bfloat16"
 
 
@@ -179,7 +180,7 @@ def test_a_run_that_was_begun_before_it_had_fewer_steps_to_warm_up_goes_on(mined
         document["training"]["warmup"] = 200
         (tmp_path / "run/run.json").write_text(json.dumps(document))
         assert planning.plan_finetune(settings).begun
-        with pytest.raises(UsageError, match="holds a finetune with --warmup 200, not 5"):
+        with pytest.raises(UsageError, match="holds a training with --warmup 200, not 5"):
             planning.plan_finetune(settings.model_copy(update={"warmup": 5}))
 
 

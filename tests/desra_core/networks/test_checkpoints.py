@@ -20,8 +20,8 @@ from desra_core.networks.super_resolution import super_resolve
 NAMES = {
     "SRVGGNetCompact x4": ("RealESRGAN Compact", 4, 8, 1),
     "SRVGGNetCompact x2": ("RealESRGAN Compact", 2, 5, 1),
-    "RRDBNet x4": ("ESRGAN", 4, 32, 1),
-    "RRDBNet x2": ("ESRGAN", 2, 64, 2),
+    "RRDBNet x4": ("ESRGAN", 4, 64, 1),
+    "RRDBNet x2": ("ESRGAN", 2, 128, 2),
     "SwinIR M": ("SwinIR", 4, 48, 8),
     "SwinIR L": ("SwinIR", 4, 48, 8),
     "SPAN": ("SPAN", 4, 21, 1),

@@ -36,7 +36,7 @@ print(status("VmHWM") - before - result.nbytes)
 
 SCARCE = """
 pixels = photo(250, 220)
-expected = super_resolve(dataclasses.replace(model, traits=model.traits._replace(tile=96)), pixels).pixels.astype(int)
+expected = super_resolve(dataclasses.replace(model, traits=model.traits._replace(tile=160)), pixels).pixels.astype(int)
 size = status("VmSize")
 for spare in (160, 120, 90, 70, 50, 35):
     resource.setrlimit(resource.RLIMIT_AS, (size + spare * 2**20, resource.RLIM_INFINITY))
@@ -63,5 +63,5 @@ def test_a_large_photo_takes_little_beside_its_result(checkpoint):
 @pytest.mark.slow
 def test_windows_shrink_when_memory_really_runs_out(checkpoint):
     _, tile, error = run(SCARCE, checkpoint("RRDBNet x4"))
-    assert 96 <= int(tile) < 250
+    assert 160 <= int(tile) < 250
     assert int(error) <= 1

@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from desra_core.detection.class_weights import Weights
 from desra_core.errors import ImageError, UsageError
@@ -192,6 +194,24 @@ def test_another_decoding_version_changes_the_keys_that_depend_on_pixels(
             after = asdict(target_of(lab.detection(**made))[0])
         changed = {key for key in before if key.endswith("_key") and before[key] != after[key]}
         assert changed == {"similarity_key", "segmentation_key", "weighting_key", "mask_key"}
+
+
+@pytest.mark.parametrize(
+    ("tensor", "changes"),
+    [("body.0.rdb1.conv1.weight", True), ("model.1.sub.0.RDB1.conv1.0.weight", True), ("body.0.weight", False)],
+)
+def test_the_version_of_an_rrdbnet_changes_the_keys_of_its_results_alone(
+    tensor: str, changes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = tmp_path / "model.pth", tmp_path / "model.safetensors"
+    torch.save({"params": {tensor: torch.zeros(1)}}, files[0])
+    save_file({tensor: torch.zeros(1)}, files[1])
+    before = [target_module.result_key(file, "float32") for file in files]
+    monkeypatch.setattr(target_module, "RRDB_VERSION", 99)
+    target_module._result_version.cache_clear()
+    after = [target_module.result_key(file, "float32") for file in files]
+    target_module._result_version.cache_clear()
+    assert [old != new for old, new in zip(before, after, strict=True)] == [changes] * 2
 
 
 def test_machine_facts_are_no_settings_of_a_detection() -> None:
