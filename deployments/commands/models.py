@@ -14,8 +14,9 @@ from desra_core.gate import comparison as gate
 from desra_core.gate.comparison import Comparison, comparing_of, plan_comparison
 from desra_core.gate.criteria import Verdict, score_rows
 from desra_core.gate.model_registry import current_model
+from desra_core.images.scanning import image_files
 from desra_core.settings import Machine
-from desra_core.settings.models import Comparing, Cycling, Finetuning, Twinning
+from desra_core.settings.models import Comparing, Cycling, Finetuning, Serving, Twinning
 from desra_core.training.plan import RunFolder, check_networks, plan_finetune
 from desra_core.training.twin import plan_twin, twinning_of
 from desra_core.workspace import Workspace
@@ -77,6 +78,10 @@ def twin_first(settings: Cycling, machine: Machine) -> int:
     twinning = twinning_of(settings)
     if twinning is None:
         return 0
+    if not isinstance(settings, Serving):  # desra serve has checked all of it
+        image_files(settings.photos, exclude=settings.exclude)
+        gate.check_mining(settings)
+        gate.check_training(settings, gate.mining_of(settings))
     say(f"training the MSE twin of {settings.gan_model} first, since there is none")
     return run_twin(twinning, machine)
 

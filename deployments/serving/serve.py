@@ -34,8 +34,7 @@ from deployments.serving.guarded import report_server
 from deployments.serving.processes import Child, RestlessError, Served, end_marked, for_other_folder, serving_alone
 from deployments.serving.server import Server, check_temporary, end_leftover_server, forget_results
 from desra_core.errors import DesraError, UsageError, printable
-from desra_core.gate.comparison import check_training, mining_of
-from desra_core.planning.plan import check_kind, check_models, target_of
+from desra_core.gate.comparison import check_mining, check_training, mining_of
 from desra_core.settings import Machine
 from desra_core.settings.models import Serving, parse_span
 from desra_core.workspace import Workspace
@@ -64,8 +63,6 @@ def serve(serving: Serving, machine: Machine) -> int:
     if not serving.photos.is_dir():
         reason = "is no folder" if serving.photos.exists() else "does not exist"
         raise UsageError(serving.photos, reason, "name the folder that photos come to")
-    if code := twin_first(serving, machine):
-        return code
     workspace = Workspace(serving.workspace)
     is_new = not workspace.exists()
     if is_new:
@@ -79,6 +76,8 @@ def serve(serving: Serving, machine: Machine) -> int:
             end_leftover_server(workspace)
             if not is_new:
                 _check(serving)
+            if code := twin_first(serving, machine):
+                return code
             check_temporary()
             say("starting Prefect and the workers, which takes some seconds")
             os.environ.setdefault(CONSOLE, "CRITICAL")
@@ -234,12 +233,9 @@ def _mark_stopped(pool: str) -> None:
 
 def _check(serving: Serving) -> None:
     """Check that the models can be used, at the start rather than in the first run at night."""
-    workspace, mining = Workspace(serving.workspace), mining_of(serving)
-    check_kind(workspace, mining)
-    target, _ = target_of(mining)
-    check_models(workspace, mining, target)
+    check_mining(serving)
     if serving.finetune_after or serving.cycle_at != "never":
-        check_training(serving, mining)
+        check_training(serving, mining_of(serving))
 
 
 def _check_there(workspace: Workspace) -> None:

@@ -26,11 +26,12 @@ from desra_core.networks.checkpoints import (
     read_kinds,
     save_torch,
 )
-from desra_core.planning.plan import load_settings, reference_key, result_keys
+from desra_core.planning.plan import check_kind, check_models, load_settings, reference_key, result_keys, target_of
 from desra_core.settings import CorpusSettings, Mining, detector_of
 from desra_core.settings.models import Comparing, Cycling, Finetuning
 from desra_core.training.plan import RunFolder, check_networks
 from desra_core.training.pools import Pools
+from desra_core.training.twin import twinning_of
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import read_human_masks
 from desra_core.workspace.manifest import ImageRef
@@ -251,6 +252,22 @@ def comparing_of(cycling: Cycling, mining: Mining, after: Path) -> Comparing:
     """Make the settings of the gate, which judges all saved models. The cycle, not the gate, promotes the best one."""
     models = {"before": mining.gan_model, "mse_model": mining.mse_model}
     return _part(Comparing, cycling, **models, after=after, promote=False)
+
+
+def check_mining(cycling: Cycling) -> None:
+    """Check, before hours of work, that settings, models and class weights of the mining can be used.
+
+    A twin that is to be trained first is not there yet: bicubic enlargement stands for it.
+
+    Raises:
+        UsageError: Something cannot be used, or there is no MSE model, nor photos to train one on.
+    """
+    workspace, mining = Workspace(cycling.workspace), mining_of(cycling)
+    if twinning_of(cycling):
+        mining = mining.model_copy(update={"mse_model": BICUBIC})
+    check_kind(workspace, mining)
+    target, _ = target_of(mining)
+    check_models(workspace, mining, target)
 
 
 def check_training(cycling: Cycling, mining: Mining) -> None:

@@ -80,6 +80,39 @@ def test_unusable_inputs_cost_one_line_and_no_server(place, desra_here, sharp_ph
     assert "has another suffix than .pth" in refusal(desra_here("twin", place.photos, *flags))
 
 
+def test_what_a_cycle_lacks_is_named_before_its_twin_is_trained(place, desra_here, tmp_path) -> None:
+    workspace = tmp_path / "ws"
+    common = ("--gan-model", place.gan, "--workspace", workspace, "--twin-photos", place.photos, *TINY[:2])
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "notes.txt").touch()
+    for photos, more, reason in (
+        (tmp_path / "none", (), "none: is no folder"),
+        (place.photos, ("--weights", "published"), "--weights: published needs class labels"),
+        (place.photos, ("--perceptual", tmp_path / "vgg.pth"), "vgg.pth: does not exist"),
+        (place.photos, ("--self",), "--self: True is not accepted (--twin-photos is given, too)"),
+        (place.photos, ("--workspace", foreign), "foreign: is a folder with other things in it"),
+    ):
+        assert reason in refusal(desra_here("cycle", photos, *common, *more))
+        assert not workspace.exists()
+    config = tmp_path / "serve.toml"
+    config.write_text(f"photos = {json.dumps(str(place.photos))}")
+    for more, reason in (
+        (("--weights", "published"), "--weights: published needs class labels"),
+        (("--workspace", foreign), "foreign: is a folder with other things in it"),
+    ):
+        assert reason in refusal(desra_here("serve", config, *common, *more))
+    assert [path.name for path in foreign.iterdir()] == ["notes.txt"]
+
+
+def test_no_file_is_overwritten(place, desra_here, tmp_path) -> None:
+    model = tmp_path / "gan.pth"
+    model.write_bytes(place.gan.read_bytes())
+    line = refusal(desra_here("twin", place.photos, "--gan-model", model, "--output", model, *TINY))
+    assert line == f"error: {model}: exists, and no training of it is beside it; name another --output"
+    assert model.read_bytes() == place.gan.read_bytes()
+
+
 def test_without_an_mse_model_the_way_to_one_is_named(place, desra_here, tmp_path) -> None:
     workspace = tmp_path / "ws"
     for verb in ("mine", "cycle", "serve"):
