@@ -216,7 +216,8 @@ def test_verdicts_survive_json(scores: list[Score], control: Score) -> None:
 
 
 def test_gate_settings() -> None:
-    assert GATE.model_dump() == {"min_removal": 0.75, "max_detail_loss": 0.1, "held_out": 100, "clean": 50}
+    limits = {"min_removal": 0.75, "max_detail_loss": 0.1, "held_out": 100, "clean": 50}
+    assert GATE.model_dump() == limits | {"rounds": True}
     assert all(field.description for field in Gate.model_fields.values())
     for wrong in ({"min_removal": 1.01}, {"max_detail_loss": -0.1}, {"held_out": 0}, {"clean": 0}, {"removal": 1}):
         with pytest.raises(ValidationError):

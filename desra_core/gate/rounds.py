@@ -1,0 +1,167 @@
+"""Judge in rounds: all candidates on a part of the held-out images, then only those that can still be the best.
+
+The rule:
+
+1. The control is judged on all images, every candidate on the first part: an eighth of the images with artifacts and an
+   eighth of the clean ones, by their order in the comparison, but at least `LEAST_MARKED` and `LEAST_CLEAN`.
+2. What a candidate could reach at best is estimated from the images on which it was judged, by `at_best`.
+3. The candidate with the greatest rank at best is judged on all images; first on those on which another candidate
+   gained a region, and what it could reach is then estimated anew. This is repeated until a candidate that was judged
+   on all images has a greater rank than all others have at best. These are dropped.
+
+The verdict is the same as without rounds if no dropped candidate would have reached more than at best. That a candidate
+gained a region on more images than the control is certain as soon as it is seen. The other estimates hold with ...
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from desra_core.evaluation.metrics import ratio
+from desra_core.evaluation.table import counted
+from desra_core.gate.criteria import Judgement, Score, Verdict, decide, rank, score
+from desra_core.gate.judge import CONTROL, Candidate, read_judgement
+from desra_core.settings.models import Gate
+from desra_core.workspace import Workspace
+from desra_core.workspace.manifest import ImageRef
+
+# The first part has at least so many images with artifacts, and so many clean ones.
+LEAST_MARKED, LEAST_CLEAN = 5, 3
+
+# Images with the names of the candidates to judge on them.
+Work = list[tuple[ImageRef, tuple[str, ...]]]
+
+
+class Round(NamedTuple):
+    """The judgements that are missing in a round, and what the round is for."""
+
+    title: str
+    missing: Work
+
+
+class Rounds:
+    """The rounds of a comparison: iterate over those in which judgements are missing.
+
+    The judgements of a round must be made before the next round is asked for; an image that then still lacks one could
+    not be judged, and counts for no candidate. Only judgements that the rounds asked for count, so that the verdict
+    does not depend on where a run was killed, or on what earlier comparisons have judged.
+
+    Args:
+        workspace: The workspace of the comparison.
+        candidates: The candidates; the control is the last one.
+        marked, clean: The held-out images with and without artifacts.
+        gate: The limits of the gate, and whether to judge in rounds.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        candidates: Sequence[Candidate],
+        marked: Sequence[ImageRef],
+        clean: Sequence[ImageRef],
+        gate: Gate,
+    ) -> None:
+        self._workspace, self._gate = workspace, gate
+        *self._candidates, self._control = candidates
+        self._images = {image.id: image for image in (*marked, *clean)}
+        parts = ((marked, LEAST_MARKED), (clean, LEAST_CLEAN))
+        self._first = [image for images, least in parts for image in images[: max(least, -(-len(images) // 8))]]
+        self._asked: dict[str, dict[str, None]] = {candidate.name: {} for candidate in candidates}
+        self._found: dict[tuple[str, str], Judgement] = {}
+
+    def __iter__(self) -> Iterator[Round]:
+        everything = [*self._images.values()]
+        first = self._first if self._gate.rounds else everything
+        title = f"{counted(len(self._candidates), 'candidate')} on {len(first)} of {counted(len(everything), 'image')}"
+        yield from self._round(title, [(self._control, everything), *((each, first) for each in self._candidates)])
+        while (challenger := self._challenger()) is not None:
+            rest = [image for key, image in self._images.items() if key not in self._asked[challenger.name]]
+            telling = [image for image in rest if any(self._gains(each, image) for each in self._candidates)]
+            title = f"{challenger.name} on {counted(len(telling or rest), 'more image')}"
+            yield from self._round(title, [(challenger, telling or rest)])
+
+    @property
+    def images(self) -> list[ImageRef]:
+        """The images that could be judged."""
+        return [*self._images.values()]
+
+    def verdict(self) -> Verdict:
+        """Decide by the judgements; all rounds must be over."""
+        dropped = [each.name for each in self._candidates if not self._is_complete(each)]
+        scores = [self._score(each) for each in self._candidates]
+        return decide(scores, self._score(self._control), self._gate, dropped=dropped)
+
+    def _round(self, title: str, asked: list[tuple[Candidate, list[ImageRef]]]) -> Iterator[Round]:
+        for candidate, images in asked:
+            self._asked[candidate.name] |= dict.fromkeys(image.id for image in images)
+        if missing := self._missing():
+            yield Round(title, missing)
+            for image, _ in self._missing():
+                del self._images[image.id]
+
+    def _missing(self) -> Work:
+        """List the images that lack judgements which were asked for, with the candidates concerned."""
+        work = []
+        for image in self._images.values():
+            lacking = []
+            for candidate in (*self._candidates, self._control):
+                place = candidate.name, image.id
+                if image.id not in self._asked[candidate.name] or place in self._found:
+                    continue
+                if (judgement := read_judgement(self._workspace, candidate, image)) is None:
+                    lacking.append(candidate.name)
+                else:
+                    self._found[place] = judgement
+            if lacking:
+                work.append((image, tuple(lacking)))
+        return work
+
+    def _judgements(self, candidate: Candidate) -> list[Judgement]:
+        """List the judgements of a candidate that were asked for, in the order of the images."""
+        asked = self._asked[candidate.name]
+        return [self._found[candidate.name, key] for key in self._images if key in asked]
+
+    def _score(self, candidate: Candidate) -> Score:
+        return score(candidate.name, self._judgements(candidate))
+
+    def _is_complete(self, candidate: Candidate) -> bool:
+        return self._images.keys() <= self._asked[candidate.name].keys()
+
+    def _gains(self, candidate: Candidate, image: ImageRef) -> bool:
+        """Check whether a candidate is known to add a region to an image."""
+        found = image.id in self._asked[candidate.name] and self._found[candidate.name, image.id]
+        return bool(found and found.added)
+
+    def _challenger(self) -> Candidate | None:
+        """Find the candidate to judge on more images: the one that could reach most; None if none can be the best."""
+        control = self._judgements(self._control)
+        controlled = score(CONTROL, control)
+        reached, hopes = [], {}
+        for each in self._candidates:
+            if self._is_complete(each):
+                reached.append(rank(self._score(each), controlled, self._gate))
+            else:
+                most = at_best(each.name, self._judgements(each), control)
+                hopes[each] = rank(most, controlled, self._gate)
+        challenger = max(hopes, key=hopes.__getitem__, default=None)
+        return None if challenger is None or (reached and hopes[challenger] < max(reached)) else challenger
+
+
+def at_best(candidate: str, judgements: Sequence[Judgement], control: Sequence[Judgement]) -> Score:
+    """Estimate the best score that a candidate could reach on all images.
+
+    Args:
+        candidate: The name of the candidate.
+        judgements: Its judgements on a part of the images.
+        control: Those of the control on all images, which tell the regions and the sharpness before.
+    """
+    part = score(candidate, judgements)
+    judged = {each.id for each in judgements}
+    rest = [each for each in control if each.id not in judged]
+    regions = sum(len(each.regions) for each in rest)
+    removal = ratio(part.gone + regions * part.removal_interval[1], part.regions + regions)
+    kept = [each.sharpness_after / each.sharpness_before for each in judgements if each.clean and each.sharpness_before]
+    before = sum(each.sharpness_before for each in control if each.clean)
+    after = sum(each.sharpness_after for each in judgements if each.clean)
+    after += max(kept, default=1.0) * sum(each.sharpness_before for each in rest if each.clean)
+    return replace(part, removal=removal, detail_loss=1 - after / before if before else None, psnr=None)
