@@ -82,9 +82,8 @@ def test_an_image_counts_once_when_all_its_turns_are_over(lines: list[str], monk
     assert sorted(asked) == [Path("a"), Path("b"), Path("broken")]
 
 
-def test_a_round_is_asked_for_when_the_one_before_has_ended(
-    lines: list[str], capfd: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("lines")
+def test_a_round_is_asked_for_when_the_one_before_has_ended(capfd: pytest.CaptureFixture[str]) -> None:
     judged: list[str] = []
 
     def rounds() -> Iterator[tuple[str, list[tuple[ImageRef, str]]]]:
@@ -116,10 +115,10 @@ def test_a_gpu_goes_on_to_other_images_while_cpus_judge(tmp_path: Path) -> None:
     """The workers are real, the GPU is not; 3 workers take 6 images at a time."""
     work = [(image("broken" if index == 4 else f"photo{index:02d}"), tmp_path) for index in range(14)]
     with open_dask(Machine(workers=2, memory="1GB"), gpus=1, alone=True) as dask:
-        step = lambda *given: with_networks(*given), lambda *given: without(*given)  # noqa: E731
+        step = lambda *given: with_networks(*given), lambda *given: without(*given)
         results = {image.id: result for image, result in _in_two_steps("judge", *step, {"GPU": 1}, work, dask)}
     assert isinstance(results.pop("broken"), ImageError)
-    assert list(results) == [entry.id for entry, _ in work if entry.id != "broken"] or len(results) == 13
+    assert len(results) == 13
     moments = [results[f"photo{index:02d}"] for index in range(14) if index != 4]
     assert {resource for _, resource, _ in moments} == {"3.0"}
     assert all(computed < began for began, _, computed in moments)

@@ -389,9 +389,8 @@ def test_a_damaged_current_model_or_history_is_noted(workspace: Workspace, tmp_p
 
 def test_every_column_is_explained() -> None:
     measured = dataclasses.replace(score("a", judgements("a", gone=1, kept=1)), lpips=0.1)
-    row, *_ = score_rows(
-        decide([measured, dataclasses.replace(measured, candidate="b")], measured, Gate(), dropped="b")
-    )
+    both = [measured, dataclasses.replace(measured, candidate="b")]
+    row, *_ = score_rows(decide(both, measured, Gate(), dropped=["b"]))
     assert list(row) == list(EXPLAINED)
 
 
