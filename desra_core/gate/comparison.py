@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,8 +57,8 @@ class Comparison(ComparedModels):
 
     def rounds(self) -> Rounds:
         """Begin the rounds anew; what was judged before is found in the workspace."""
-        workspace = Workspace(self.settings.workspace)
-        return Rounds(workspace, self.candidates, self.marked, self.clean, self.settings)
+        read = partial(read_judgement, Workspace(self.settings.workspace))
+        return Rounds(read, self.candidates, self.marked, self.clean, self.settings)
 
     def missing(self) -> Work:
         """List the images that lack judgements in the next round, with the candidates concerned."""

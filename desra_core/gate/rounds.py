@@ -13,16 +13,15 @@ The verdict is the same as without rounds if no dropped candidate would have rea
 gained a region on more images than the control is certain as soon as it is seen. The other estimates hold with ...
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from desra_core.evaluation.metrics import ratio
 from desra_core.evaluation.table import counted
 from desra_core.gate.criteria import Judgement, Score, Verdict, decide, rank, score
-from desra_core.gate.judge import CONTROL, Candidate, read_judgement
+from desra_core.gate.judge import CONTROL, Candidate
 from desra_core.settings.models import Gate
-from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
 
 # The first part has at least so many images with artifacts, and so many clean ones.
@@ -47,7 +46,7 @@ class Rounds:
     does not depend on where a run was killed, or on what earlier comparisons have judged.
 
     Args:
-        workspace: The workspace of the comparison.
+        read: Reads the judgement of a candidate on an image; returns None where it is missing.
         candidates: The candidates; the control is the last one.
         marked, clean: The held-out images with and without artifacts.
         gate: The limits of the gate, and whether to judge in rounds.
@@ -55,13 +54,13 @@ class Rounds:
 
     def __init__(
         self,
-        workspace: Workspace,
+        read: Callable[[Candidate, ImageRef], Judgement | None],
         candidates: Sequence[Candidate],
         marked: Sequence[ImageRef],
         clean: Sequence[ImageRef],
         gate: Gate,
     ) -> None:
-        self._workspace, self._gate = workspace, gate
+        self._read, self._gate = read, gate
         *self._candidates, self._control = candidates
         self._images = {image.id: image for image in (*marked, *clean)}
         parts = ((marked, LEAST_MARKED), (clean, LEAST_CLEAN))
@@ -108,7 +107,7 @@ class Rounds:
                 place = candidate.name, image.id
                 if image.id not in self._asked[candidate.name] or place in self._found:
                     continue
-                if (judgement := read_judgement(self._workspace, candidate, image)) is None:
+                if (judgement := self._read(candidate, image)) is None:
                     lacking.append(candidate.name)
                 else:
                     self._found[place] = judgement
