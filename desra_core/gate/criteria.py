@@ -24,6 +24,10 @@ from desra_core.workspace import Workspace
 _percent = partial(in_percent, form=".4g")
 
 
+# The negative number of unmet criteria, the merit, and the PSNR to the old model: see `rank`.
+Rank = tuple[int, float, float]
+
+
 @dataclass(frozen=True)
 class NewRegion:
     """A region of the mask after finetuning that was not there before. Lengths and areas are in pixels."""
@@ -229,7 +233,7 @@ def decide(scores: Sequence[Score], control: Score, gate: Gate, *, dropped: Coll
     )
 
 
-def rank(candidate: Score, control: Score, gate: Gate) -> tuple[int, float, float]:
+def rank(candidate: Score, control: Score, gate: Gate) -> Rank:
     """Compute the rank of a candidate; of two candidates, the one with the greater rank is better.
 
     First counts how few criteria are unmet, then the merit, then the PSNR to the old model. Merit is

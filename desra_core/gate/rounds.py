@@ -4,7 +4,7 @@ The rule:
 
 1. The control is judged on all images, every candidate on the first part: an eighth of the images with artifacts and an
    eighth of the clean ones, by their order in the comparison, but at least `LEAST_MARKED` and `LEAST_CLEAN`.
-2. What a candidate could reach at best is estimated from the images on which it was judged, by `at_best`.
+2. What a candidate could reach at best is estimated from the images on which it was judged, by `rank_at_best`.
 3. The candidate with the greatest rank at best is judged on all images; first on those on which another candidate
    gained a region, and what it could reach is then estimated anew. This is repeated until a candidate that was judged
    on all images has a greater rank than all others have at best. These are dropped.
@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from desra_core.evaluation.metrics import ratio
 from desra_core.evaluation.table import counted
-from desra_core.gate.criteria import Judgement, Score, Verdict, decide, rank, score
+from desra_core.gate.criteria import Judgement, Rank, Score, Verdict, decide, rank, score
 from desra_core.gate.judge import CONTROL, Candidate
 from desra_core.settings.models import Gate
 from desra_core.workspace.manifest import ImageRef
@@ -140,27 +140,32 @@ class Rounds:
             if self._is_complete(each):
                 reached.append(rank(self._score(each), controlled, self._gate))
             else:
-                most = at_best(each.name, self._judgements(each), control)
-                hopes[each] = rank(most, controlled, self._gate)
+                hopes[each] = rank_at_best(self._judgements(each), control, self._gate)
         challenger = max(hopes, key=hopes.__getitem__, default=None)
         return None if challenger is None or (reached and hopes[challenger] < max(reached)) else challenger
 
 
-def at_best(candidate: str, judgements: Sequence[Judgement], control: Sequence[Judgement]) -> Score:
-    """Estimate the best score that a candidate could reach on all images.
+def rank_at_best(judgements: Sequence[Judgement], control: Sequence[Judgement], gate: Gate) -> Rank:
+    """Estimate the greatest rank that a candidate could reach on all images.
 
     Args:
-        candidate: The name of the candidate.
-        judgements: Its judgements on a part of the images.
+        judgements: Those of the candidate, on a part of the images.
         control: Those of the control on all images, which tell the regions and the sharpness before.
+        gate: The limits.
     """
-    part = score(candidate, judgements)
+    part, controlled = score("", judgements), score(CONTROL, control)
     judged = {each.id for each in judgements}
     rest = [each for each in control if each.id not in judged]
     regions = sum(len(each.regions) for each in rest)
-    removal = ratio(part.gone + regions * part.removal_interval[1], part.regions + regions)
     kept = [each.sharpness_after / each.sharpness_before for each in judgements if each.clean and each.sharpness_before]
     before = sum(each.sharpness_before for each in control if each.clean)
     after = sum(each.sharpness_after for each in judgements if each.clean)
     after += max(kept, default=1.0) * sum(each.sharpness_before for each in rest if each.clean)
-    return replace(part, removal=removal, detail_loss=1 - after / before if before else None, psnr=None)
+    at_best = replace(part, detail_loss=1 - after / before if before else None, psnr=None)
+    # Where too much detail is lost, the merit is below 0, and the greater the less is removed.
+    ranks = [
+        rank(replace(at_best, removal=ratio(part.gone + share * regions, controlled.regions)), controlled, gate)
+        for share in part.removal_interval
+    ]
+    met, merit, psnr = (max(values) for values in zip(*ranks, strict=True))
+    return int(met), merit, psnr
