@@ -2,15 +2,16 @@
 
 The rule:
 
-1. The control is judged on all images, every candidate on the first part: an eighth of the images with artifacts and an
-   eighth of the clean ones, by their order in the comparison, but at least `LEAST_MARKED` and `LEAST_CLEAN`.
-2. What a candidate could reach at best is estimated from the images on which it was judged, by `rank_at_best`.
-3. The candidate with the greatest rank at best is judged on all images; first on those on which another candidate
-   gained a region, and what it could reach is then estimated anew. This is repeated until a candidate that was judged
-   on all images has a greater rank than all others have at best. These are dropped.
+1. The control is judged on all images, every candidate on the first part: the first eighth of the images with
+   artifacts and of the clean ones, but at least `LEAST_MARKED` and `LEAST_CLEAN` of them.
+2. The rank that a candidate could reach at best is estimated from the images on which it was judged, by `rank_at_best`:
+   on the others, as large a share of the regions is gone as the upper end of the 95 % interval of its removal says, all
+   clean images keep as much sharpness as the one that kept most, and no further image gains a region.
+3. The candidate that could reach the greatest rank is judged on further images, as many as it was judged on before; but
+   first on those on which another candidate gained a region. Then 2 and 3 are repeated, until a candidate that was
+   judged on all images has a greater rank than all others could reach. These are dropped.
 
-The verdict is the same as without rounds if no dropped candidate would have reached more than at best. That a candidate
-gained a region on more images than the control is certain as soon as it is seen. The other estimates hold with ...
+The verdict is the one without rounds, unless a dropped candidate would have reached more than the estimate.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -63,8 +64,11 @@ class Rounds:
         self._read, self._gate = read, gate
         *self._candidates, self._control = candidates
         self._images = {image.id: image for image in (*marked, *clean)}
+        # Any number of images from the beginning of this order has its share of both kinds.
+        places = [((index + 1) / len(kind), image) for kind in (marked, clean) for index, image in enumerate(kind)]
+        self._order = [image for _, image in sorted(places, key=lambda each: each[0])]
         parts = ((marked, LEAST_MARKED), (clean, LEAST_CLEAN))
-        self._first = [image for images, least in parts for image in images[: max(least, -(-len(images) // 8))]]
+        self._first = [image for kind, least in parts for image in kind[: max(least, -(-len(kind) // 8))]]
         self._asked: dict[str, dict[str, None]] = {candidate.name: {} for candidate in candidates}
         self._found: dict[tuple[str, str], Judgement] = {}
 
@@ -74,10 +78,11 @@ class Rounds:
         title = f"{counted(len(self._candidates), 'candidate')} on {len(first)} of {counted(len(everything), 'image')}"
         yield from self._round(title, [(self._control, everything), *((each, first) for each in self._candidates)])
         while (challenger := self._challenger()) is not None:
-            rest = [image for key, image in self._images.items() if key not in self._asked[challenger.name]]
+            asked = self._asked[challenger.name].keys()
+            rest = [image for image in self._order if image.id in self._images and image.id not in asked]
             telling = [image for image in rest if any(self._gains(each, image) for each in self._candidates)]
-            title = f"{challenger.name} on {counted(len(telling or rest), 'more image')}"
-            yield from self._round(title, [(challenger, telling or rest)])
+            images = telling or rest[: max(1, len(asked))]
+            yield from self._round(f"{challenger.name} on {counted(len(images), 'more image')}", [(challenger, images)])
 
     @property
     def images(self) -> list[ImageRef]:
