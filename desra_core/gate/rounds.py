@@ -4,9 +4,11 @@ The rule:
 
 1. The control is judged on all images, every candidate on the first part: the first eighth of the images with
    artifacts and of the clean ones, but at least `LEAST_MARKED` and `LEAST_CLEAN` of them.
-2. The rank that a candidate could reach at best is estimated from the images on which it was judged, by `rank_at_best`:
-   on the others, as large a share of the regions is gone as the upper end of the 95 % interval of its removal says, all
-   clean images keep as much sharpness as the one that kept most, and no further image gains a region.
+2. The rank that a candidate could reach at best is estimated from the images on which it was judged, by `rank_at_best`.
+   On the other images, the share of the regions that are gone is the upper end of its interval of three standard
+   deviations; no further image gains a region; and all clean images keep as much sharpness as the one that kept most,
+   each in proportion to what the best candidate yet keeps there, or the control as long as no candidate was judged on
+   all images. (Some photos lose more sharpness than others, with all candidates.)
 3. The candidate that could reach the greatest rank is judged on further images, as many as it was judged on before; but
    first on those on which another candidate gained a region. Then 2 and 3 are repeated, until a candidate that was
    judged on all images has a greater rank than all others could reach. These are dropped.
@@ -18,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from desra_core.evaluation.metrics import ratio
+from desra_core.evaluation.metrics import ratio, wilson_interval
 from desra_core.evaluation.table import counted
 from desra_core.gate.criteria import Judgement, Rank, Score, Verdict, decide, rank, score
 from desra_core.gate.judge import CONTROL, Candidate
@@ -27,6 +29,8 @@ from desra_core.workspace.manifest import ImageRef
 
 # The first part has at least so many images with artifacts, and so many clean ones.
 LEAST_MARKED, LEAST_CLEAN = 5, 3
+# More than the 1.96 of a 95 % interval, because regions of one image often have the same fate.
+DEVIATIONS = 3.0
 
 # Images with the names of the candidates to judge on them.
 Work = list[tuple[ImageRef, tuple[str, ...]]]
@@ -140,37 +144,53 @@ class Rounds:
         """Find the candidate to judge on more images: the one that could reach most; None if none can be the best."""
         control = self._judgements(self._control)
         controlled = score(CONTROL, control)
-        reached, hopes = [], {}
-        for each in self._candidates:
-            if self._is_complete(each):
-                reached.append(rank(self._score(each), controlled, self._gate))
-            else:
-                hopes[each] = rank_at_best(self._judgements(each), control, self._gate)
+        ranks = {
+            each: rank(self._score(each), controlled, self._gate)
+            for each in self._candidates
+            if self._is_complete(each)
+        }
+        best = max(ranks, key=ranks.__getitem__, default=None)
+        reference = self._judgements(best) if best else control
+        hopes = {
+            each: rank_at_best(self._judgements(each), reference, control, self._gate)
+            for each in self._candidates
+            if each not in ranks
+        }
         challenger = max(hopes, key=hopes.__getitem__, default=None)
-        return None if challenger is None or (reached and hopes[challenger] < max(reached)) else challenger
+        return None if challenger is None or (best and hopes[challenger] < ranks[best]) else challenger
 
 
-def rank_at_best(judgements: Sequence[Judgement], control: Sequence[Judgement], gate: Gate) -> Rank:
+def rank_at_best(
+    judgements: Sequence[Judgement], reference: Sequence[Judgement], control: Sequence[Judgement], gate: Gate
+) -> Rank:
     """Estimate the greatest rank that a candidate could reach on all images.
 
     Args:
         judgements: Those of the candidate, on a part of the images.
-        control: Those of the control on all images, which tell the regions and the sharpness before.
+        reference: Those of another candidate or of the control, on all images.
+        control: Those of the control, on all images.
         gate: The limits.
     """
     part, controlled = score("", judgements), score(CONTROL, control)
-    judged = {each.id for each in judgements}
-    rest = [each for each in control if each.id not in judged]
-    regions = sum(len(each.regions) for each in rest)
-    kept = [each.sharpness_after / each.sharpness_before for each in judgements if each.clean and each.sharpness_before]
-    before = sum(each.sharpness_before for each in control if each.clean)
-    after = sum(each.sharpness_after for each in judgements if each.clean)
-    after += max(kept, default=1.0) * sum(each.sharpness_before for each in rest if each.clean)
+    judged = {each.id: each for each in judgements}
+    regions = controlled.regions - part.regions
+    before = after = 0.0
+    pairs = [(judged[other.id], other) for other in reference if other.clean and other.id in judged]
+    most = max(
+        (own.sharpness_after / other.sharpness_after for own, other in pairs if other.sharpness_after), default=None
+    )
+    for other in reference:
+        if other.clean:
+            before += other.sharpness_before
+            if other.id in judged:
+                after += judged[other.id].sharpness_after
+            else:
+                after += other.sharpness_before if most is None else most * other.sharpness_after
     at_best = replace(part, detail_loss=1 - after / before if before else None, psnr=None)
     # Where too much detail is lost, the merit is below 0, and the greater the less is removed.
     ranks = [
         rank(replace(at_best, removal=ratio(part.gone + share * regions, controlled.regions)), controlled, gate)
-        for share in part.removal_interval
+        for share in wilson_interval(part.gone, part.regions, deviations=DEVIATIONS)
     ]
     met, merit, psnr = (max(values) for values in zip(*ranks, strict=True))
     return int(met), merit, psnr

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from desra_core.evaluation.metrics import wilson_interval
-from desra_core.gate.criteria import Judgement, NewRegion, OldRegion, Score, Verdict, decide, score
+from desra_core.gate.criteria import Judgement, NewRegion, OldRegion, Score, Verdict, decide, score, score_rows
 from desra_core.gate.judge import detect, judge, noisy
 from desra_core.settings.models import Gate
 
@@ -133,9 +133,10 @@ def test_a_missed_criterion_fails_even_where_another_cannot_be_shown() -> None:
     assert decide([], CONTROL, GATE).outcome == "failed"
 
 
-def test_older_verdicts_are_never_undecided() -> None:
+def test_older_verdicts_are_never_undecided_and_drop_nobody() -> None:
     document = VERDICT.dump_python(decide([GOOD], CONTROL, GATE))
     assert document.pop("undecided") is False
+    assert document.pop("dropped") == ()
     assert VERDICT.validate_python(document) == decide([GOOD], CONTROL, GATE)
 
 
@@ -181,6 +182,15 @@ def test_scores_stay_in_their_order() -> None:
     assert verdict.scores == tuple(candidates)
     assert verdict.passed
     assert verdict.reasons == ()
+
+
+def test_a_dropped_candidate_is_listed_but_never_the_best() -> None:
+    scores = [replace(GOOD, candidate="a", images=8, removal=1), GOOD, replace(GOOD, candidate="b", images=9)]
+    verdict = decide(scores, CONTROL, GATE, dropped={"b", "a"})
+    assert (verdict.best, verdict.dropped, verdict.scores) == ("good", ("a", "b"), tuple(scores))
+    told = [row["judged on"] for row in score_rows(verdict)]
+    assert told == ["8 images, dropped", "150 images", "9 images, dropped", "150 images"]
+    assert "judged on" not in score_rows(decide(scores, CONTROL, GATE))[0]
 
 
 def test_no_candidate() -> None:

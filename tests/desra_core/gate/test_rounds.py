@@ -222,7 +222,8 @@ def holds(photos: Photos, verdict: Verdict) -> bool:
     control = [photos.known[CONTROL, image.id] for image in photos.marked + photos.clean]
     for name in verdict.dropped:
         part = [each for (of, _), each in photos.made.items() if of == name]
-        most = rank_at_best(part, control, GATE)
+        reference = [photos.known[verdict.best, image.id] for image in photos.marked + photos.clean]
+        most = rank_at_best(part, reference, control, GATE)
         met, merit, _ = rank(full[name], verdict.control, GATE)
         if met > most[0] or (met == most[0] and merit > most[1] + 1e-9):  # sums in another order
             return False
@@ -266,5 +267,5 @@ def test_on_all_images_a_candidate_reaches_what_it_has_reached(photos: Photos) -
     for each in photos.full().scores:
         judgements = [photos.known[each.candidate, judgement.id] for judgement in control]
         met, merit, _ = rank(each, score(CONTROL, control), GATE)
-        most = rank_at_best(judgements, control, GATE)
+        most = rank_at_best(judgements, control, control, GATE)
         assert (met, merit) == (most[0], pytest.approx(most[1]))
