@@ -153,17 +153,19 @@ class _Results:
         """Return the result of a model; mining stores the results of the old and of the MSE model by their role."""
         key = result_key(path, self._models.precision)
         stored: Pixels | None = find_array(self._workspace, self._image.id, role, key=key) if role else None
-        if stored is None:
-            stored = self._kept(key, lambda: self._inferred(path), store=self._store_all or role is not None)
-        return stored
+        if stored is not None:
+            return stored
 
-    def _inferred(self, path: Path) -> Pixels:
-        model = load_model(path, self._job.device, self._models.precision)
-        try:
-            return super_resolve(model, self.lr).pixels
-        except UsageError as error:
-            reason = f"cannot be upscaled: {error.subject} {error.reason}"
-            raise ImageError(self._image.path, reason, error.remedy) from None
+        def inferred() -> Pixels:
+            model = load_model(path, self._job.device, self._models.precision)
+            try:
+                return super_resolve(model, self.lr).pixels
+            except UsageError as error:
+                reason = f"cannot be upscaled: {error.subject} {error.reason}"
+                raise ImageError(self._image.path, reason, error.remedy) from None
+
+        pixels: Pixels = self._kept(key, inferred, store=self._store_all or role is not None)
+        return pixels
 
     def _kept(self, name: str, make: Callable[[], Any], *, store: bool) -> Any:
         """Read an array of the comparison, or make it, and store it where ``store`` is set."""

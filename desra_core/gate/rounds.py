@@ -5,13 +5,13 @@ The rule:
 1. The control is judged on all images, every candidate on the first part: the first eighth of the images with
    artifacts and of the clean ones, but at least `LEAST_MARKED` and `LEAST_CLEAN` of them.
 2. The rank that a candidate could reach at best is estimated from the images on which it was judged, by `rank_at_best`.
-   On the other images, the share of the regions that are gone is the upper end of its interval of three standard
+   On the other images, the share of the regions that are gone is the upper end of its interval of `DEVIATIONS` standard
    deviations; no further image gains a region; and all clean images keep as much sharpness as the one that kept most,
    each in proportion to what the best candidate yet keeps there, or the control as long as no candidate was judged on
    all images. (Some photos lose more sharpness than others, with all candidates.)
-3. The candidate that could reach the greatest rank is judged on further images, as many as it was judged on before; but
-   first on those on which another candidate gained a region. Then 2 and 3 are repeated, until a candidate that was
-   judged on all images has a greater rank than all others could reach. These are dropped.
+3. The candidate that could reach the greatest rank is judged on all images; later ones on as many as they were judged
+   on before, after those on which another candidate gained a region. Then 2 and 3 are repeated, until a candidate that
+   was judged on all images has a greater rank than all others could reach. These are dropped.
 
 The verdict is the one without rounds, unless a dropped candidate would have reached more than the estimate.
 """
@@ -28,9 +28,9 @@ from desra_core.settings.models import Gate
 from desra_core.workspace.manifest import ImageRef
 
 # The first part has at least so many images with artifacts, and so many clean ones.
-LEAST_MARKED, LEAST_CLEAN = 5, 3
+LEAST_MARKED, LEAST_CLEAN = 5, 2
 # More than the 1.96 of a 95 % interval, because regions of one image often have the same fate.
-DEVIATIONS = 3.0
+DEVIATIONS = 5.0
 
 # Images with the names of the candidates to judge on them.
 Work = list[tuple[ImageRef, tuple[str, ...]]]
@@ -85,7 +85,7 @@ class Rounds:
             asked = self._asked[challenger.name].keys()
             rest = [image for image in self._order if image.id in self._images and image.id not in asked]
             telling = [image for image in rest if any(self._gains(each, image) for each in self._candidates)]
-            images = telling or rest[: max(1, len(asked))]
+            images = telling or (rest[: max(1, len(asked))] if self._complete() else rest)
             yield from self._round(f"{challenger.name} on {counted(len(images), 'more image')}", [(challenger, images)])
 
     @property
@@ -95,7 +95,8 @@ class Rounds:
 
     def verdict(self) -> Verdict:
         """Decide by the judgements; all rounds must be over."""
-        dropped = [each.name for each in self._candidates if not self._is_complete(each)]
+        complete = self._complete()
+        dropped = [each.name for each in self._candidates if each not in complete]
         scores = [self._score(each) for each in self._candidates]
         return decide(scores, self._score(self._control), self._gate, dropped=dropped)
 
@@ -132,8 +133,9 @@ class Rounds:
     def _score(self, candidate: Candidate) -> Score:
         return score(candidate.name, self._judgements(candidate))
 
-    def _is_complete(self, candidate: Candidate) -> bool:
-        return self._images.keys() <= self._asked[candidate.name].keys()
+    def _complete(self) -> list[Candidate]:
+        """List the candidates that were judged on all images."""
+        return [each for each in self._candidates if self._images.keys() <= self._asked[each.name].keys()]
 
     def _gains(self, candidate: Candidate, image: ImageRef) -> bool:
         """Check whether a candidate is known to add a region to an image."""
@@ -144,20 +146,16 @@ class Rounds:
         """Find the candidate to judge on more images: the one that could reach most; None if none can be the best."""
         control = self._judgements(self._control)
         controlled = score(CONTROL, control)
-        ranks = {
-            each: rank(self._score(each), controlled, self._gate)
-            for each in self._candidates
-            if self._is_complete(each)
-        }
-        best = max(ranks, key=ranks.__getitem__, default=None)
+        complete = {each: rank(self._score(each), controlled, self._gate) for each in self._complete()}
+        best = max(complete, key=complete.__getitem__, default=None)
         reference = self._judgements(best) if best else control
         hopes = {
             each: rank_at_best(self._judgements(each), reference, control, self._gate)
             for each in self._candidates
-            if each not in ranks
+            if each not in complete
         }
         challenger = max(hopes, key=hopes.__getitem__, default=None)
-        return None if challenger is None or (best and hopes[challenger] < ranks[best]) else challenger
+        return None if challenger is None or (best and hopes[challenger] < complete[best]) else challenger
 
 
 def rank_at_best(
