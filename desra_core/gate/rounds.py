@@ -36,7 +36,7 @@ DEVIATIONS = 5.0
 Work = list[tuple[ImageRef, tuple[str, ...]]]
 
 
-class Round(NamedTuple):
+class PendingRound(NamedTuple):
     """The judgements that are missing in a round, and what the round is for."""
 
     title: str
@@ -76,7 +76,7 @@ class Rounds:
         self._asked: dict[str, dict[str, None]] = {candidate.name: {} for candidate in candidates}
         self._found: dict[tuple[str, str], Judgement] = {}
 
-    def __iter__(self) -> Iterator[Round]:
+    def __iter__(self) -> Iterator[PendingRound]:
         everything = [*self._images.values()]
         first = self._first if self._gate.rounds else everything
         title = f"{counted(len(self._candidates), 'candidate')} on {len(first)} of {counted(len(everything), 'image')}"
@@ -100,11 +100,11 @@ class Rounds:
         scores = [self._score(each) for each in self._candidates]
         return decide(scores, self._score(self._control), self._gate, dropped=dropped)
 
-    def _round(self, title: str, asked: list[tuple[Candidate, list[ImageRef]]]) -> Iterator[Round]:
+    def _round(self, title: str, asked: list[tuple[Candidate, list[ImageRef]]]) -> Iterator[PendingRound]:
         for candidate, images in asked:
             self._asked[candidate.name] |= dict.fromkeys(image.id for image in images)
         if missing := self._missing():
-            yield Round(title, missing)
+            yield PendingRound(title, missing)
             for image, _ in self._missing():
                 del self._images[image.id]
 

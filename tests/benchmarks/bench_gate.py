@@ -27,8 +27,10 @@ from desra_core.stages import StageJob
 from desra_core.workspace import Workspace
 
 # The side of a photo, cut from those of the demo.
-SIDE = 112
-STEPS = (0.05, 0.1, 0.15, 0.25, 0.4)
+SIDE = 56
+STEPS = (0.1, 0.2, 0.3, 0.45, 0.6)
+# Such candidates lose much detail for what they remove. With the usual limit, none of them would pass.
+LIMITS = {"max_detail_loss": 0.4}
 
 
 def run() -> None:
@@ -36,13 +38,13 @@ def run() -> None:
         folder = Path(name)
         _cut_photos(folder)
         models = [f"--{kind}-model={MODELS / kind}.pth" for kind in ("mse", "gan")]
-        mine = ["mine", str(folder / "photos"), *models, f"--workspace={folder / 'ws'}", "--min-area=1000"]
+        mine = ["mine", str(folder / "photos"), *models, f"--workspace={folder / 'ws'}", "--min-area=400"]
         subprocess.run([sys.executable, "-m", "deployments.cli", *mine], check=True, capture_output=True)
         _save_candidates(folder / "run" / "models")
         _judged(folder, rounds=True, held_out=1, clean=1)  # loads and compiles what both need
         rows, verdicts = [], []
         for rounds in (False, True):
-            verdict, calls, seconds = _judged(folder, rounds=rounds)
+            verdict, calls, seconds = _judged(folder, rounds=rounds, **LIMITS)
             rows.append(
                 ["in rounds" if rounds else "on all images", calls, seconds, str(verdict.best), verdict.outcome]
             )
@@ -77,7 +79,7 @@ def _save_candidates(folder: Path) -> None:
         torch.save({"params": raw, "params_ema": ema}, folder / f"iteration_{number:06d}.pth")
 
 
-def _judged(folder: Path, **settings: int) -> tuple[Verdict, int, float]:
+def _judged(folder: Path, **settings: float) -> tuple[Verdict, int, float]:
     """Judge in a copy of the workspace; return the verdict, the judgements of candidates, and the seconds of all."""
     workspace = Workspace(Path(shutil.copytree(folder / "ws", folder / "copy")))
     with workspace.locked():
