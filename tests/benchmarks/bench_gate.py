@@ -81,7 +81,7 @@ def _save_candidates(folder: Path) -> None:
 
 
 def _judged(folder: Path, **settings: float) -> tuple[Verdict, int, float]:
-    """Judge in a copy of the workspace; return the verdict, the judgements of candidates, and the CPU seconds of all."""
+    """Judge in a copy of the workspace; return the verdict, the judgements of candidates, and CPU seconds."""
     workspace = Workspace(Path(shutil.copytree(folder / "ws", folder / "copy")))
     with workspace.locked():
         comparison = plan_comparison(Comparing(workspace=workspace.root, after=folder / "run", **settings))
