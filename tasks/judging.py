@@ -1,11 +1,14 @@
 """The tasks of a benchmark, of the gate and of a calibration: judge or count image by image, publish, promote."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from prefect import task
@@ -21,10 +24,9 @@ from desra_core.evaluation.table import counted
 from desra_core.files import read_document
 from desra_core.gate.comparison import Comparison, decide_and_publish
 from desra_core.gate.criteria import Verdict
-from desra_core.gate.judge import judge_stage
+from desra_core.gate.judge import enlarge_stage, judge_stage
 from desra_core.gate.model_registry import promote
 from desra_core.images.codec import most_pixels
-from desra_core.networks.checkpoints import load_model
 from desra_core.networks.segmentation import load_segmenter
 from desra_core.planning.plan import target_of
 from desra_core.report import write_report
@@ -36,6 +38,7 @@ from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
 from tasks.dask_cluster import gpus_wanted, open_dask
 from tasks.dask_map import Dask, ImageFunction, Resources, device_of
+from tasks.logs import say
 from tasks.progress import RunProgress
 from tasks.run_end import show_outcome, show_overview
 from tasks.shards import explicit_key
@@ -44,23 +47,36 @@ from tasks.shards import explicit_key
 _AT_A_TIME = 50
 
 
+class Steps(NamedTuple):
+    """What workers call with the two parts of an entry of the work. Functions and results must be small and picklable.
+
+    With networks on a GPU, ``on_gpu`` is called first, with a share of a GPU, and then ``function`` without one, so
+    that the GPU goes on to other images while CPUs are busy with this one. Else ``function`` alone is called.
+    """
+
+    function: ImageFunction
+    on_gpu: ImageFunction | None = None
+
+
 def each_image(
     name: str,
-    prepare: Callable[[Dask, str], ImageFunction],
-    work: Sequence[tuple[ImageRef, Any]],
+    prepare: Callable[[Dask, str], Steps],
+    rounds: Iterable[tuple[str, Sequence[tuple[ImageRef, Any]]]],
+    images: Iterable[ImageRef],
     machine: Machine,
     *,
     networks: bool,
     scale: int = 1,
     folder: Path,
 ) -> Iterator[tuple[ImageRef, Any]]:
-    """Run a function on every image, on all workers, and show the progress.
+    """Run a function on images, on all workers, round by round, and show the progress.
 
     Args:
         name: The work in a word, shown to people.
-        prepare: Gets the cluster and the device of networks, ``cpu`` or ``cuda``; returns the function that workers
-            call with the two parts of an entry of ``work``. Function and result must be small and picklable.
-        work: The images, each with something small for the function; an image may come several times.
+        prepare: Gets the cluster and the device of networks, ``cpu`` or ``cuda``; returns what workers do.
+        rounds: For each round a line about it, or nothing, and the images, each with something small for the function;
+            an image may come several times. A round is asked for when the one before has ended.
+        images: The images of all rounds.
         machine: Where and how wide to compute.
         networks: Whether the function runs networks.
         scale: The factor by which networks enlarge photos.
@@ -70,30 +86,72 @@ def each_image(
         Each image with its result or its `ImageError`, in the order of completion.
     """
     gpus = gpus_wanted(networks, machine)
+    files = {image.lr.path if scale > 1 and image.lr else image.path for image in images}
+    with open_dask(
+        machine, folder=folder, networks=networks, gpus=gpus, most_pixels=lambda: most_pixels(files) * scale**2
+    ) as dask:
+        device = device_of(machine, dask) if networks else "cpu"
+        steps = prepare(dask, device)
+        for line, work in rounds:
+            if line:
+                say(line)
+            yield from _one_round(name, steps, work, dask, device)
+
+
+def _one_round(
+    name: str, steps: Steps, work: Sequence[tuple[ImageRef, Any]], dask: Dask, device: str
+) -> Iterator[tuple[ImageRef, Any]]:
     calls = Counter(image.id for image, _ in work)
     most_calls = max(calls.values(), default=1)
     calls_left, failed = calls.copy(), set[str]()
-    files = {image.lr.path if scale > 1 and image.lr else image.path for image, _ in work}
-    with (
-        open_dask(
-            machine, folder=folder, networks=networks, gpus=gpus, most_pixels=lambda: most_pixels(files) * scale**2
-        ) as dask,
-        RunProgress(name, len(calls), stages=most_calls) as progress,
-    ):
-        device = device_of(machine, dask) if networks else "cpu"
-        gpu: Resources = {"GPU": 1} if device == "cuda" else {}
-        function = prepare(dask, device)
-        for image, result in dask.map(name, function, gpu, work):
+    gpu: Resources = {"GPU": 1} if device == "cuda" else {}
+    if gpu and steps.on_gpu:
+        results = _in_two_steps(name, steps.on_gpu, steps.function, gpu, work, dask)
+    else:
+        results = dask.map(name, steps.function, gpu, work)
+    with RunProgress(name, len(calls), stages=most_calls) as progress:
+        for image, result in results:
             calls_left[image.id] -= 1
             is_last = not calls_left[image.id]
             if isinstance(result, ImageError) and image.id not in failed:
                 failed.add(image.id)
                 progress.failed(result, 1, 0)
             # A call counts as a stage. An image with fewer calls than others passes several stages with its last call.
-            steps = 1 + most_calls - calls[image.id] if is_last else 1
-            progress.passed(steps, finished=int(is_last and image.id not in failed))
+            count = 1 + most_calls - calls[image.id] if is_last else 1
+            progress.passed(count, finished=int(is_last and image.id not in failed))
             progress.show()
             yield image, result
+
+
+def _in_two_steps(
+    name: str,
+    on_gpu: ImageFunction,
+    function: ImageFunction,
+    gpu: Resources,
+    work: Sequence[tuple[ImageRef, Any]],
+    dask: Dask,
+) -> Iterator[tuple[ImageRef, Any]]:
+    """Call ``on_gpu`` and then ``function`` on every image; yield as `Dask.map`.
+
+    While one batch of images is at the second step, the next batch is at the first. What the first step stores for the
+    second takes no more space than two batches need.
+    """
+    batches = [work[start : start + 2 * dask.workers] for start in range(0, len(work), 2 * dask.workers)]
+    context = copy_context()
+    pool = ThreadPoolExecutor(1)
+
+    def begin(batch: Sequence[tuple[ImageRef, Any]]) -> Future[list[tuple[ImageRef, Any]]]:
+        return pool.submit(context.run, lambda: list(dask.map(f"{name}-networks", on_gpu, gpu, batch)))
+
+    try:
+        coming = [begin(batch) for batch in batches[:1]]
+        for batch, following in zip_longest(batches, batches[1:]):
+            failures = {image.id: result for image, result in coming.pop().result() if isinstance(result, ImageError)}
+            coming += [begin(following)] if following else []
+            yield from ((image, failures[image.id]) for image, _ in batch if image.id in failures)
+            yield from dask.map(name, function, {}, [entry for entry in batch if entry[0].id not in failures])
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 @task(task_run_name="detectors", cache_policy=NO_CACHE)
@@ -102,15 +160,16 @@ def run_detectors(benchmark: AnyBenchmark, machine: Machine) -> None:
     if not (work := benchmark.missing()):
         return
 
-    def judging(dask: Dask, device: str) -> ImageFunction:
+    def judging(dask: Dask, device: str) -> Steps:
         if benchmark.runs_networks:
             gpu: Resources = {"GPU": 1} if device == "cuda" else {}
             dask.call(load_segmenter, benchmark.settings.segmenter, device, resources=gpu)
         shared = replace(benchmark, work=[], failures=[], unjudged=[], lossy=[])  # workers need only the methods
-        return partial(judge_image, benchmark=shared, device=device, max_pixels=dask.max_pixels)
+        return Steps(partial(judge_image, benchmark=shared, device=device, max_pixels=dask.max_pixels))
 
     folder, networks = benchmark.workspace.root, benchmark.runs_networks
-    for _ in each_image("benchmark", judging, work, machine, networks=networks, folder=folder):
+    images = (image for image, _ in work)
+    for _ in each_image("benchmark", judging, [("", work)], images, machine, networks=networks, folder=folder):
         pass  # workers store the results
 
 
@@ -124,7 +183,7 @@ def publish_benchmark(benchmark: AnyBenchmark) -> PublishedBenchmark:
 
 @task(task_run_name="judge", cache_key_fn=explicit_key, persist_result=True, result_serializer="json")
 def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> int:  # noqa: ARG001
-    """Judge every candidate on every held-out image that lacks its result.
+    """Judge the candidates on held-out images in rounds, as `desra_core.gate.rounds` says, as far as it is not done.
 
     The caller refreshes Prefect's cache if the workspace lacks a result, as `process_shard` does for its stages.
 
@@ -133,17 +192,13 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
     """
     workspace = Workspace(comparison.settings.workspace)
     _, weights = target_of(comparison.corpus)
-    missing = counted(len(comparison.missing()), "image")
 
-    def judging(dask: Dask, device: str) -> ImageFunction:
+    def judging(dask: Dask, device: str) -> Steps:
         candidates = counted(len(comparison.candidates) - 1, "candidate")  # and the control
-        facts = [
-            f"{candidates}, judged on {counted(len(comparison.images), 'held-out image')}",
-            f"{missing} to judge; the others are judged already",
-        ]
+        facts = [f"{candidates}, judged on {counted(len(comparison.images), 'held-out image')}"]
         title = f"**desra compare** of `{comparison.before}` and its finetuned models"
         show_overview(title, facts, dask)
-        models = replace(comparison, images=[])  # workers need only the models
+        models = replace(comparison, marked=[], clean=[])  # workers need only the models
         job = StageJob(
             settings=comparison.corpus,
             target=comparison.target,
@@ -154,11 +209,22 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
             threads=dask.threads,
             max_pixels=dask.max_pixels,
         )
-        return partial(judge_stage, workspace=workspace, models=models, job=job)
+        return Steps(
+            partial(judge_stage, workspace=workspace, models=models, job=replace(job, device="cpu")),
+            on_gpu=partial(enlarge_stage, workspace=workspace, models=models, job=job),
+        )
 
-    scale = load_model(comparison.before).scale
-    work = comparison.work()
-    results = each_image("judge", judging, work, machine, networks=True, scale=scale, folder=workspace.root)
+    rounds = ((f"judging {each.title}", comparison.by_networks(each.missing)) for each in comparison.rounds())
+    results = each_image(
+        "judge",
+        judging,
+        rounds,
+        comparison.images,
+        machine,
+        networks=True,
+        scale=comparison.scale,
+        folder=workspace.root,
+    )
     return len({image.id for image, result in results if isinstance(result, ImageError)})
 
 

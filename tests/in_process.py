@@ -78,12 +78,14 @@ def train(settings: Finetuning, *, threads: int = 1) -> RunFolder:
 
 
 def judge_all(comparison: Comparison) -> int:
-    """Judge what lacks judgement; returns how many images that were."""
-    job, work = judge_job(comparison), comparison.work()
+    """Judge what lacks judgement, in rounds; returns how many images that were."""
+    job, judged = judge_job(comparison), set()
     with one_thread():
-        for image, names in work:
-            judge_stage(image, names, Workspace(comparison.settings.workspace), comparison, job)
-    return len({image.id for image, _ in work})
+        for each in comparison.rounds():
+            for image, names in comparison.by_networks(each.missing):
+                judge_stage(image, names, Workspace(comparison.settings.workspace), comparison, job)
+                judged.add(image.id)
+    return len(judged)
 
 
 def judge_job(comparison: Comparison) -> StageJob:

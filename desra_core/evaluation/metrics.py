@@ -364,8 +364,10 @@ def bootstrap_intervals(
     return intervals
 
 
-def wilson_interval(successes: int, trials: int) -> Interval:
-    """Compute the 95 % interval of a share after so many successes in so many independent trials (Wilson 1927).
+def wilson_interval(successes: int, trials: int, *, deviations: float = _Z) -> Interval:
+    """Compute an interval of a share after so many successes in so many independent trials (Wilson 1927).
+
+    It reaches so many standard deviations to both sides, by default those of the 95 % interval.
 
     Returns:
         Bounds within 0..1; ``(0, 1)`` without trials.
@@ -381,7 +383,7 @@ def wilson_interval(successes: int, trials: int) -> Interval:
         raise ValueError(f"{successes} successes in {trials} trials")
     if trials == 0:
         return 0.0, 1.0
-    share, spread = successes / trials, _Z**2 / trials
+    share, spread = successes / trials, deviations**2 / trials
     centre = (share + spread / 2) / (1 + spread)
     half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
     return max(0.0, centre - half), min(1.0, centre + half)

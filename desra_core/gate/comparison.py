@@ -4,8 +4,10 @@ Also make the settings of the three parts of a cycle: mining, finetune and gate.
 """
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,9 +16,10 @@ from pydantic import BaseModel, ValidationError
 from desra_core.errors import UsageError
 from desra_core.evaluation.fidelity import load_lpips
 from desra_core.files import content_key, fingerprint, read_document, read_json, sweep
-from desra_core.gate.criteria import Verdict, VerdictDocument, decide, score
+from desra_core.gate.criteria import Verdict, VerdictDocument
 from desra_core.gate.judge import CONTROL, Candidate, ComparedModels, read_judgement, worst_regions
 from desra_core.gate.model_registry import current_model, rolled_back
+from desra_core.gate.rounds import Rounds, Work
 from desra_core.networks.checkpoints import (
     BICUBIC,
     KEPT_BYTES,
@@ -26,7 +29,7 @@ from desra_core.networks.checkpoints import (
     read_kinds,
     save_torch,
 )
-from desra_core.planning.plan import check_kind, check_models, load_settings, reference_key, result_keys, target_of
+from desra_core.planning.plan import check_kind, check_models, load_settings, reference_key, target_of
 from desra_core.settings import CorpusSettings, Mining, detector_of
 from desra_core.settings.models import Comparing, Cycling, Finetuning
 from desra_core.training.plan import RunFolder, check_networks
@@ -53,35 +56,35 @@ class Comparison(ComparedModels):
     settings: Comparing
     corpus: CorpusSettings
     target: Target
-    images: list[ImageRef]
+    marked: list[ImageRef]  # with artifacts before
+    clean: list[ImageRef]
 
-    def missing(self) -> list[tuple[ImageRef, tuple[str, ...]]]:
-        """List the images that lack judgements, with the candidates concerned."""
-        workspace = Workspace(self.settings.workspace)
-        lacking = [
-            (image, tuple(c.name for c in self.candidates if read_judgement(workspace, c, image) is None))
-            for image in self.images
-        ]
-        return [(image, names) for image, names in lacking if names]
+    @property
+    def images(self) -> list[ImageRef]:
+        """The images that judge."""
+        return self.marked + self.clean
 
-    def work(self) -> list[tuple[ImageRef, tuple[str, ...]]]:
-        """List the missing judgements by groups of candidates whose networks a worker can keep in memory together.
+    def rounds(self) -> Rounds:
+        """Begin the rounds anew; what was judged before is found in the workspace."""
+        read = partial(read_judgement, Workspace(self.settings.workspace))
+        return Rounds(read, self.candidates, self.marked, self.clean, self.settings)
+
+    def missing(self) -> Work:
+        """List the images that lack judgements in the next round, with the candidates concerned."""
+        return next((each.missing for each in self.rounds()), [])
+
+    def by_networks(self, work: Work) -> Work:
+        """Arrange work by groups of candidates whose networks a worker can keep in memory together.
 
         With larger groups, a worker would load each network again for every image.
         """
-        missing = self.missing()
         sizes = [candidate.model.stat().st_size for candidate in self.candidates if candidate.model]
         pair = sum(Path(model).stat().st_size for model in (self.before, self.mse_model) if model and model != BICUBIC)
         count = max(1, (KEPT_BYTES - pair) // max(sizes, default=1))
         names = [candidate.name for candidate in self.candidates]
         groups = [names[start : start + count] for start in range(0, len(names), count)]
-        work = [(image, tuple(n for n in lacking if n in group)) for group in groups for image, lacking in missing]
-        return [(image, turn) for image, turn in work if turn]
-
-    def judged(self) -> list[ImageRef]:
-        """List the images on which every candidate was judged."""
-        lacking = {image.id for image, _ in self.missing()}
-        return [image for image in self.images if image.id not in lacking]
+        arranged = [(image, tuple(n for n in lacking if n in group)) for group in groups for image, lacking in work]
+        return [(image, turn) for image, turn in arranged if turn]
 
     def best(self, verdict: Verdict) -> Candidate | None:
         """Find the best candidate of a verdict; None without candidates."""
@@ -138,7 +141,7 @@ def plan_comparison(settings: Comparing) -> Comparison:
 
     found = _split_checkpoints(workspace, settings.after, judge_key)
     noted = read_document(workspace.compared(settings.after)).get("candidates", [])
-    _check_scales(found, before, mse_model, loaded_before={each["judgements"] for each in noted})
+    scale = _check_scales(found, before, mse_model, loaded_before={each["judgements"] for each in noted})
     if settings.lpips:
         load_lpips(settings.lpips)
     candidates = (*found, Candidate(CONTROL, None, judge_key(CONTROL)))
@@ -146,48 +149,39 @@ def plan_comparison(settings: Comparing) -> Comparison:
     document = json.dumps({"after": str(settings.after), "candidates": notes}, indent=1)
     workspace.publish(workspace.compared(settings.after), document.encode(), durable=True)
     precision: Precision = corpus.precision if isinstance(corpus, Mining) else "float32"
-
-    keys = zip(result_keys(mse_model, before, precision), (target.mse_sr_key, target.gan_sr_key), strict=True)
-    mse_sr_key, before_key = (key if key == stored else None for key, stored in keys)
     return Comparison(
         candidates=candidates,
         before=before,
-        before_key=before_key,
         mse_model=mse_model,
-        mse_sr_key=mse_sr_key,
+        scale=scale,
         precision=precision,
         lpips=settings.lpips,
         settings=settings,
         corpus=corpus,
         target=target,
-        images=marked[: settings.held_out] + pools.clean("held_out", settings.clean),
+        marked=marked[: settings.held_out],
+        clean=pools.clean("held_out", settings.clean),
     )
 
 
-def verdict_of(comparison: Comparison, images: Sequence[ImageRef] | None = None) -> Verdict:
-    """Compare the scores of all candidates with the gate's limits; nothing is written.
+def verdict_of(comparison: Comparison) -> Verdict:
+    """Decide by the judgements that are there; nothing is written.
 
-    Every candidate must have been judged on ``images``, by default the result of `Comparison.judged`.
+    Images that lack a judgement which the rounds ask for count for no candidate.
     """
-    workspace = Workspace(comparison.settings.workspace)
-    judged = comparison.judged() if images is None else images
-    scores = []
-    for candidate in comparison.candidates:
-        judgements = (read_judgement(workspace, candidate, image) for image in judged)
-        scores.append(score(candidate.name, [judgement for judgement in judgements if judgement is not None]))
-    return decide(scores[:-1], scores[-1], comparison.settings)
+    return _ended(comparison.rounds()).verdict()
 
 
 def decide_and_publish(comparison: Comparison) -> Verdict:
-    """Decide on all candidates, and publish the verdict with the models, the images and the best candidate.
+    """Decide on all candidates, publish the verdict with the models, the images and the best candidate, and clean up.
 
     Raises:
         UsageError: The document of the finetune cannot be used.
         TransientError: The disk is full or failed.
     """
     workspace = Workspace(comparison.settings.workspace)
-    judged = comparison.judged()
-    verdict = verdict_of(comparison, judged)
+    rounds = _ended(comparison.rounds())
+    verdict = rounds.verdict()
     run, best = RunFolder(comparison.settings.after), comparison.best(verdict)
     models = {"before": comparison.before, "mse_model": comparison.mse_model, "best": best and best.source}
     documents = {
@@ -201,7 +195,7 @@ def decide_and_publish(comparison: Comparison) -> Verdict:
         "pictures": _pictures(workspace, comparison, best) if best else [],
         "finetune": read_json(run.document),
         "losses": read_json(run.losses) or [],
-        "images": [image.names[0] for image in judged],
+        "images": [image.names[0] for image in rounds.images],
         "key": comparison.key,
         "mask_key": comparison.target.mask_key,
     }
@@ -211,7 +205,15 @@ def decide_and_publish(comparison: Comparison) -> Verdict:
         remedy = "name the saved checkpoint itself as --after"
         raise UsageError(run.document, "is damaged or of another version", remedy) from None
     workspace.publish(workspace.verdict, content.encode(), durable=True)
+    shutil.rmtree(workspace.gate_results, ignore_errors=True)
     return verdict
+
+
+def _ended(rounds: Rounds) -> Rounds:
+    """Go through all rounds with the judgements that are there."""
+    for _ in rounds:
+        pass
+    return rounds
 
 
 def mining_of(cycling: Cycling) -> Mining:
@@ -307,8 +309,8 @@ def _split_checkpoints(workspace: Workspace, after: Path, judge_key: Callable[[s
 
 def _check_scales(
     candidates: Sequence[Candidate], before: Path, mse_model: str | None, *, loaded_before: set[str]
-) -> None:
-    """Check that all models can be used and have one scale; skip candidates that an earlier plan has checked."""
+) -> int:
+    """Check that all models can be used and have one scale, which is returned; skip candidates of earlier plans."""
     old = load_model(before)
     if mse_model:
         load_pair(mse_model, before)
@@ -321,6 +323,7 @@ def _check_scales(
             assert candidate.source is not None
             reason = f"enlarges by {scale}, but {before} by {old.scale}"
             raise UsageError(candidate.source, reason, "compare models of one scale")
+    return old.scale
 
 
 def _pictures(workspace: Workspace, comparison: Comparison, best: Candidate) -> list[dict[str, Any]]:

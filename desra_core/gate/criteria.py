@@ -5,7 +5,7 @@ The verdict is stored with its models, images and pictures in ``gate/verdict.jso
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -16,12 +16,16 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from desra_core.errors import UsageError
 from desra_core.evaluation.fidelity import psnr
 from desra_core.evaluation.metrics import Interval, ratio, wilson_interval
-from desra_core.evaluation.table import in_percent
+from desra_core.evaluation.table import counted, in_percent
 from desra_core.settings.models import Gate
 from desra_core.workspace import Workspace
 
 # With four digits, a share that narrowly misses a threshold does not print as the threshold.
 _percent = partial(in_percent, form=".4g")
+
+
+# The negative number of unmet criteria, the merit, and the PSNR to the old model: see `rank`.
+Rank = tuple[int, float, float]
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,8 @@ class Verdict:
     thresholds: dict[str, float]  # ``min_removal`` and ``max_detail_loss`` of the gate
     # The best candidate misses no criterion, but no judged image can show whether it meets one of them.
     undecided: bool = False
+    # The names of the candidates that were judged on a part of the images only, because they cannot be the best.
+    dropped: tuple[str, ...] = ()
 
     @property
     def outcome(self) -> Literal["passed", "failed", "undecided"]:
@@ -199,36 +205,47 @@ class VerdictDocument(BaseModel):
         return self
 
 
-def decide(scores: Sequence[Score], control: Score, gate: Gate) -> Verdict:
+def decide(scores: Sequence[Score], control: Score, gate: Gate, *, dropped: Collection[str] = ()) -> Verdict:
     """Compare candidates with the gate's limits, and choose the best candidate.
 
     A candidate passes when it meets three criteria: at least the share ``gate.min_removal`` of the artifact regions are
     gone, no more images gain a region than with the control, and clean images lose at most the share
-    ``gate.max_detail_loss`` of their sharpness. The best candidate leaves the fewest criteria unmet. Ties go to the
-    greatest merit, then to the greatest PSNR to the old model, then to the first candidate. Merit is
-    ``removal * (1 - detail_loss / max_detail_loss)``, so that a candidate cannot win by blurring all photos.
+    ``gate.max_detail_loss`` of their sharpness. The best candidate has the highest `rank`; ties go to the first one.
+
+    Args:
+        scores: Of the candidates.
+        control: The score of the control.
+        gate: The limits.
+        dropped: The names of candidates that were judged on a part of the images only; none of them is the best.
     """
-    found = [_unmet(candidate, control, gate) for candidate in scores]
-    ranks = []
-    for candidate, (missed, unshown) in zip(scores, found, strict=True):
-        merit = -math.inf
-        if candidate.removal is not None and candidate.detail_loss is not None:
-            loss = max(candidate.detail_loss, 0.0)
-            left = 1 - loss / gate.max_detail_loss if gate.max_detail_loss else float(loss == 0)
-            merit = candidate.removal * left
-        psnr_to_old = math.inf if candidate.psnr is None else candidate.psnr
-        ranks.append((-len(missed) - len(unshown), merit, psnr_to_old))
-    best = ranks.index(max(ranks)) if ranks else None
-    missed, unshown = (("There is no candidate.",), ()) if best is None else found[best]
+    complete = [score for score in scores if score.candidate not in dropped]
+    best = max(complete, key=lambda score: rank(score, control, gate), default=None)
+    missed, unshown = _unmet(best, control, gate) if best else (("There is no candidate.",), ())
     return Verdict(
         passed=not missed and not unshown,
-        best=None if best is None else scores[best].candidate,
+        best=best.candidate if best else None,
         reasons=(*missed, *unshown),
         scores=tuple(scores),
         control=control,
         thresholds={"min_removal": gate.min_removal, "max_detail_loss": gate.max_detail_loss},
         undecided=bool(unshown) and not missed,
+        dropped=tuple(score.candidate for score in scores if score.candidate in dropped),
     )
+
+
+def rank(candidate: Score, control: Score, gate: Gate) -> Rank:
+    """Compute the rank of a candidate; of two candidates, the one with the greater rank is better.
+
+    First counts how few criteria are unmet, then the merit, then the PSNR to the old model. Merit is
+    ``removal * (1 - detail_loss / max_detail_loss)``, so that a candidate cannot win by blurring all photos.
+    """
+    merit = -math.inf
+    if candidate.removal is not None and candidate.detail_loss is not None:
+        loss = max(candidate.detail_loss, 0.0)
+        left = 1 - loss / gate.max_detail_loss if gate.max_detail_loss else float(loss == 0)
+        merit = candidate.removal * left
+    missed, unshown = _unmet(candidate, control, gate)
+    return -len(missed) - len(unshown), merit, math.inf if candidate.psnr is None else candidate.psnr
 
 
 def _unmet(candidate: Score, control: Score, gate: Gate) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -312,10 +329,16 @@ def read_verdict(workspace: Workspace) -> tuple[VerdictDocument, datetime] | Non
 
 
 def score_rows(verdict: Verdict) -> list[dict[str, str]]:
-    """Format the scores of all candidates and of the control; LPIPS only where it was measured."""
+    """Format the scores of all candidates and of the control.
+
+    LPIPS is there only where it was measured, and the number of images only where candidates were dropped.
+    """
 
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.4f}"
+
+    def judged_on(score: Score) -> str:
+        return counted(score.images, "image") + (", dropped" if score.candidate in verdict.dropped else "")
 
     rows = []
     scores = (*verdict.scores, verdict.control)
@@ -324,6 +347,7 @@ def score_rows(verdict: Verdict) -> list[dict[str, str]]:
         added = in_percent(score.addition, score.addition_interval)
         rows.append({
             "candidate": score.candidate,
+            **({"judged on": judged_on(score)} if verdict.dropped else {}),
             "regions gone": f"{score.gone} of {score.regions}",
             "removal": in_percent(score.removal, score.removal_interval),
             "images with added": f"{score.images_added} of {score.images}, {added}",

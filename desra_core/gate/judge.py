@@ -36,10 +36,11 @@ from desra_core.images.parts import encode_webp, fitted, row_strips, window_arou
 from desra_core.networks.checkpoints import Model, Precision, load_model, load_reference
 from desra_core.networks.segmentation import load_segmenter, segment
 from desra_core.networks.super_resolution import super_resolve
+from desra_core.planning.plan import result_key, result_keys
 from desra_core.settings import min_area_pixels
 from desra_core.stages import StageJob, read_label_file, read_photo
 from desra_core.workspace import Workspace
-from desra_core.workspace.arrays import find_array
+from desra_core.workspace.arrays import drop_array, find_array, write_array
 from desra_core.workspace.manifest import ImageRef
 
 if TYPE_CHECKING:
@@ -71,9 +72,8 @@ class ComparedModels:
 
     candidates: tuple[Candidate, ...]
     before: Path  # the old model
-    before_key: str | None  # the cache key of its stored results; None where stored results are of another model
     mse_model: str | None  # a checkpoint or the word bicubic; None where MSE results are files
-    mse_sr_key: str | None  # as ``before_key``, of the MSE model
+    scale: int  # by how much all of them enlarge
     precision: Precision
     lpips: Path | None  # a file of weights
 
@@ -87,57 +87,159 @@ class Artifacts(NamedTuple):
     regions: list[Region]
 
 
+class _Results:
+    """The results of one photo by the models of a comparison.
+
+    A result is read where a mining run or this comparison has stored it, else inferred. The results of the old and of
+    the MSE model are stored when they were inferred, because the photo may come again in a later round.
+
+    Args:
+        image, workspace, models, job: As for `judge_stage`.
+        store_all: Store the candidates' results and all labels too, for another worker.
+    """
+
+    def __init__(
+        self, image: ImageRef, workspace: Workspace, models: ComparedModels, job: StageJob, *, store_all: bool = False
+    ) -> None:
+        assert image.lr is not None
+        self._image, self._workspace, self._models, self._job = image, workspace, models, job
+        self._store_all = store_all
+        self._place = Workspace(workspace.gate_results)
+        self.lr = read_photo(image.lr, job.max_pixels // models.scale**2).pixels
+
+    def mse_sr(self) -> Pixels:
+        """Return the result of the MSE model, of a file where MSE results are files."""
+        if self._image.mse_sr is not None:
+            return read_photo(self._image.mse_sr, self._job.max_pixels).pixels
+        models = self._models
+        assert models.mse_model is not None
+        key, _ = result_keys(models.mse_model, models.before, models.precision)
+        assert key is not None
+        return self._of(key, partial(load_reference, models.mse_model, models.scale), "mse_sr")
+
+    def old(self) -> Pixels:
+        """Return the result of the old model."""
+        return self._of_checkpoint(self._models.before, "gan_sr")
+
+    def of(self, candidate: Candidate, old: Pixels) -> Pixels:
+        """Return the result of a candidate; ``old`` is that of the old model."""
+        if candidate.model is None:
+            return noisy(old, self._image.id)
+        return self._of_checkpoint(candidate.model)
+
+    def labels(self, result: Pixels, candidate: Candidate | None = None) -> Labels | None:
+        """Return the ADE20K classes of the pixels of a candidate's or the old model's result; None if none are used."""
+        image, job = self._image, self._job
+        if job.class_weights is None:
+            return None
+        if image.labels is not None:
+            return read_label_file(image.labels, result.shape[:2], job.max_pixels)
+        segmenter = job.settings.segmenter
+        if not segmenter.startswith("mmseg:"):
+            return None
+        # The key of the judgements names the old model and the segmenter; the control's stands for the old model here.
+        name, key = ("old", self._models.candidates[-1].key) if candidate is None else ("new", candidate.key)
+        labels: Labels = self._kept(
+            f"{name}-{key}",
+            lambda: segment(load_segmenter(segmenter, job.device), result, image.path),
+            store=self._store_all or candidate is None,
+        )
+        return labels
+
+    def drop(self, candidate: Candidate) -> None:
+        """Delete what is stored of a candidate."""
+        drop_array(self._place, self._image.id, f"new-{candidate.key}")
+        if candidate.model is not None:
+            drop_array(self._place, self._image.id, result_key(candidate.model, self._models.precision))
+
+    def _of_checkpoint(self, path: Path, role: str | None = None) -> Pixels:
+        return self._of(result_key(path, self._models.precision), partial(load_model, path), role)
+
+    def _of(self, key: str, load: Callable[[str, Precision], Model], role: str | None) -> Pixels:
+        """Return the result of a model; mining stores the results of the old and of the MSE model by their role."""
+        stored: Pixels | None = find_array(self._workspace, self._image.id, role, key=key) if role else None
+        if stored is not None:
+            return stored
+
+        def inferred() -> Pixels:
+            model = load(self._job.device, self._models.precision)
+            try:
+                return super_resolve(model, self.lr).pixels
+            except UsageError as error:
+                reason = f"cannot be upscaled: {error.subject} {error.reason}"
+                raise ImageError(self._image.path, reason, error.remedy) from None
+
+        pixels: Pixels = self._kept(key, inferred, store=self._store_all or role is not None)
+        return pixels
+
+    def _kept(self, name: str, make: Callable[[], Any], *, store: bool) -> Any:
+        """Read an array of the comparison, or make it, and store it where ``store`` is set."""
+        array = find_array(self._place, self._image.id, name, key=name)
+        if array is None:
+            array = make()
+            if store:
+                write_array(self._place, self._image.id, name, array, key=name)
+        return array
+
+
+def enlarge_stage(
+    image: ImageRef, missing: tuple[str, ...], workspace: Workspace, models: ComparedModels, job: StageJob
+) -> None:
+    """Store all that `judge_stage` would infer for the same arguments, so that it needs no GPU.
+
+    Raises:
+        ImageError: The photo cannot be read or upscaled.
+        TransientError: The disk is full or failed.
+    """
+    results = _Results(image, workspace, models, job, store_all=True)
+    if image.mse_sr is None:
+        results.mse_sr()
+    old = results.old()
+    results.labels(old)
+    for candidate in _unjudged(image, missing, workspace, models):
+        results.labels(results.of(candidate, old), candidate)
+
+
 def judge_stage(
     image: ImageRef, missing: tuple[str, ...], workspace: Workspace, models: ComparedModels, job: StageJob
 ) -> None:
     """Judge the candidates that ``missing`` names on an image, and publish each judgement.
 
-    Results of the MSE and the old model are read from the workspace where they are stored, else inferred.
+    Results are read from the workspace where they are stored, else inferred.
 
     Raises:
         ImageError: The photo cannot be read, upscaled or judged.
+        TransientError: The disk is full or failed.
     """
-    assert image.lr is not None
-    scale = load_model(models.before, job.device, models.precision).scale
-    lr = read_photo(image.lr, job.max_pixels // scale**2).pixels
-
-    def result_of(load: Callable[[str, Precision], Model], role: str = "", key: str | None = None) -> Pixels:
-        stored: Pixels | None = find_array(workspace, image.id, role, key=key) if key else None
-        if stored is not None:
-            return stored
-        model = load(job.device, models.precision)
-        try:
-            return super_resolve(model, lr).pixels
-        except UsageError as error:
-            reason = f"cannot be upscaled: {error.subject} {error.reason}"
-            raise ImageError(image.path, reason, error.remedy) from None
-
-    if image.mse_sr is not None:
-        mse_sr = read_photo(image.mse_sr, job.max_pixels).pixels
-    else:
-        assert models.mse_model is not None
-        mse_sr = result_of(partial(load_reference, models.mse_model, scale), "mse_sr", models.mse_sr_key)
-    old = result_of(partial(load_model, models.before), "gan_sr", models.before_key)
+    results = _Results(image, workspace, models, job)
+    mse_sr, old = results.mse_sr(), results.old()
     try:
-        before = _artifacts(image, mse_sr, old, job)
-        for candidate in models.candidates:
-            if candidate.name not in missing:
-                continue
+        before = _artifacts(image, mse_sr, old, results.labels(old), job)
+        for candidate in _unjudged(image, missing, workspace, models):
+            after = results.of(candidate, before.pixels)
+            pictures = {"after": after}
             if candidate.model is None:
-                after = noisy(before.pixels, image.id)
-                pictures = {"lr": lr, "mse_sr": mse_sr, "before": before.pixels}
-            else:
-                after = result_of(partial(load_model, candidate.model))
-                pictures = {"after": after}
+                pictures = {"lr": results.lr, "mse_sr": mse_sr, "before": before.pixels}
+            labels = results.labels(after, candidate)
             lpips = _kept_lpips(models.lpips) if models.lpips else None
             judgement = judge(image.names[0], image.id, candidate.name, before,
-                              _artifacts(image, mse_sr, after, job), lpips=lpips)  # fmt: skip
+                              _artifacts(image, mse_sr, after, labels, job), lpips=lpips)  # fmt: skip
             for kind, rank, crop in _crops(judgement, pictures, before.mask.shape):
                 workspace.publish(workspace.judged_crop(candidate.key, image.id, kind, rank), crop)
             document = _CODEC.dump_python(judgement) | {"labels": image.labels and image.labels.hash}
             workspace.publish(workspace.judgement(candidate.key, image.id), json.dumps(document).encode())
+            results.drop(candidate)
     except ValueError as error:
         raise ImageError(image.path, f"cannot be judged: {error}", "remove it, or mine again") from None
+
+
+def _unjudged(
+    image: ImageRef, missing: tuple[str, ...], workspace: Workspace, models: ComparedModels
+) -> Iterator[Candidate]:
+    """Yield the candidates that are to be judged; an image that is tried again may have judgements already."""
+    for candidate in models.candidates:
+        if candidate.name in missing and read_judgement(workspace, candidate, image) is None:
+            yield candidate
 
 
 def read_judgement(workspace: Workspace, candidate: Candidate, image: ImageRef) -> Judgement | None:
@@ -169,18 +271,13 @@ def _crops(
             yield kind, rank, encode_webp(fitted(bgr8(pixels[rows[:, np.newaxis], columns])[:, :, ::-1]))
 
 
-def _artifacts(image: ImageRef, mse_sr: Pixels, result: Pixels, job: StageJob) -> Artifacts:
+def _artifacts(image: ImageRef, mse_sr: Pixels, result: Pixels, labels: Labels | None, job: StageJob) -> Artifacts:
     """Find the artifacts of a result of a photo with the settings of the workspace (raises `ImageError`)."""
     if result.shape != mse_sr.shape:
         sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (result, mse_sr))
         remedy = "give models of one scale, and the photos that the results were made from"
         raise ImageError(image.path, f"becomes {sizes} px by the models that are compared", remedy)
-    corpus, weights = job.settings, job.class_weights
-    labels: Labels | None = None
-    if weights is not None and image.labels is not None:
-        labels = read_label_file(image.labels, result.shape[:2], job.max_pixels)
-    elif weights is not None and corpus.segmenter.startswith("mmseg:"):
-        labels = segment(load_segmenter(corpus.segmenter, job.device), result, image.path)
+    corpus = job.settings
     return detect(
         mse_sr,
         result,
@@ -188,7 +285,7 @@ def _artifacts(image: ImageRef, mse_sr: Pixels, result: Pixels, job: StageJob) -
         threshold=corpus.threshold,
         min_area=min_area_pixels(corpus.min_area, *result.shape[:2]),
         window=corpus.window,
-        weights=weights,
+        weights=job.class_weights,
         tile=job.tile,
         threads=job.threads,
     )

@@ -322,6 +322,9 @@ def _old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[I
 def _of_gate(workspace: Workspace, needed: dict[str, set[Any]]) -> Iterator[Item]:
     """List files of the gate that are not needed, and unknown ones."""
     for entry in entries(workspace.gate):
+        if entry.path == str(workspace.gate_results):
+            yield item(workspace, entry.path, "gate", _UNFINISHED)
+            continue
         if entry.name not in needed or not entry.is_dir(follow_symlinks=False):
             if entry.name != workspace.verdict.name:
                 yield item(workspace, entry.path, UNKNOWN)

@@ -19,6 +19,7 @@ from desra_core.workspace import Workspace
 # A description of each column of `desra_core.gate.criteria.score_rows`.
 COLUMNS = {
     "candidate": "iterations and kind of weights; the control is the old model's result with imperceptible noise",
+    "judged on": "how many images judged it; a candidate that cannot be the best by a part of them is dropped",
     "regions gone": "of the artifact regions before, those of which less than half is left",
     "removal": "their share, and its 95 % interval",
     "images with added": "images with a region that was not there before; to pass, no more than the control has",
@@ -61,7 +62,10 @@ def read_finetuning(workspace: Workspace, mask_key: object) -> dict[str, Any] | 
     verdict, cards = document.verdict, _cards(workspace, document, _CARDS)
     cells = [{name: cell.replace("-", "−") if name == "detail lost" else cell for name, cell in row.items()}
              for row in score_rows(verdict)]  # fmt: skip
-    roles = ["best" if score.candidate == verdict.best else "candidate" for score in verdict.scores]
+    roles = [
+        "best" if name == verdict.best else "dropped" if name in verdict.dropped else "candidate"
+        for name in (score.candidate for score in verdict.scores)
+    ]
     scored = list(zip([*roles, "control"], cells, strict=True))
     # The control is last; of many candidates only the best and the latest are shown.
     rows = [row for row in scored[:-_ROWS] if row[0] == "best"] + scored[-_ROWS:]

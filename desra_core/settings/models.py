@@ -55,6 +55,9 @@ class Gate(Frozen):
     )
     held_out: int = Field(100, ge=1, description="Held-out images with artifacts to judge, at most.")
     clean: int = Field(50, ge=1, description="Held-out clean images to judge, at most.")
+    rounds: bool = Field(
+        True, description="Judge candidates on no more images once a part of them shows that they cannot be the best."
+    )
 
 
 def _without_preset_defaults(schema: dict[str, Any], model: type["Optimising"]) -> None:

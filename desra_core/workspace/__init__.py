@@ -101,6 +101,7 @@ class Workspace:
     current = _Below("models/current")  # a link to one of them
     gate = _Below("gate")
     verdict = _Below("gate/verdict.json")  # the latest verdict on finetuned models
+    gate_results = _Below("gate/results")  # arrays of a comparison, as in a workspace of its own, until its verdict
     # By key and id of an image: the judgement of a candidate; and with kind and rank of a region: the region's picture.
     judgement = _Named("gate/judgements/{}/{}.json")
     judged_crop = _Named("gate/judgements/{0}/{1}-{3}-{2}.webp")

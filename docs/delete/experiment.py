@@ -53,13 +53,14 @@ def main(folder: Path) -> None:
     results = folder / "results"
     results.mkdir(exist_ok=True)
     _once(results / "cycle.json", ["cycle", folder / "photos", "--mse-model", MODELS / "mse.pth", "--gan-model",
-          MODELS / "gan.pth", *_common(workspace), "--preset", "cpu", "--no-promote", *RECIPE], workspace)  # fmt: skip
+          MODELS / "gan.pth", *_common(workspace), "--preset", "cpu", "--no-promote", "--no-rounds", *RECIPE],
+          workspace)  # fmt: skip
     _check_held_out(workspace)
     for name, flags in FINETUNES.items():
         run = folder / name.replace(", ", "-").replace(" ", "-")
         finetune = ["finetune", *_common(workspace), "--output", run, "--preset", "cpu", *flags]
         _once(results / f"{name}.trained", finetune, workspace)
-        _once(results / f"{name}.json", ["compare", *_common(workspace), "--after", run], workspace)
+        _once(results / f"{name}.json", ["compare", *_common(workspace), "--no-rounds", "--after", run], workspace)
     twin = ["compare", *_common(workspace), "--after", MODELS / "mse.pth"]
     _once(results / "MSE twin.json", twin, workspace)
     _write(results)

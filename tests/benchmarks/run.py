@@ -18,6 +18,7 @@ TITLES = {
     "windows": "Windows, precision and memory of trained networks",
     "memory": "Peak memory for a 16 MP pair",
     "detect": "The whole of desra detect",
+    "gate": "The gate in rounds, against all candidates on all images",
     "planning": "From the command to the first stage, with 100,000 photos",
     "many_runs": "A hundred runs of a thousand images on one Prefect server",
 }

@@ -143,6 +143,7 @@ def test_an_image_that_cannot_be_judged_is_named_and_judged_later(
     run = desra(*arguments)
     assert run.returncode == 1, run.stderr
     assert f"failed: {changed}: changed after the run had started; run again" in run.stderr
+    assert "judging 4 candidates on 6 of 6 images\n" in run.stderr
     assert "5 of 6 images, 1 failed" in run.stderr
     assert "judged by 5 held-out images" in run.stdout
     entry = workspace.root / "models/0001"

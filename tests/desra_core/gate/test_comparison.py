@@ -16,15 +16,16 @@ from pydantic import TypeAdapter
 
 from desra_core.errors import UsageError
 from desra_core.gate import comparison as comparing
+from desra_core.gate import rounds
 from desra_core.gate.comparison import Comparison, decide_and_publish, plan_comparison, verdict_of
 from desra_core.gate.criteria import Verdict, read_verdict
-from desra_core.gate.judge import CONTROL
+from desra_core.gate.judge import CONTROL, judge_stage
 from desra_core.networks import checkpoints
 from desra_core.networks.checkpoints import read_kinds
 from desra_core.settings import Mining
 from desra_core.settings.models import Comparing
 from desra_core.workspace import Workspace
-from tests.in_process import judge_all, process
+from tests.in_process import judge_all, judge_job, process
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +206,60 @@ def test_each_of_many_models_is_loaded_once(plan, many, monkeypatch, kept: int) 
     assert comparison.missing() == []
     plan(many)  # what was judged is not tried again
     assert {times[candidate.model] for candidate in comparison.candidates[:-1]} == {1}
+
+
+@pytest.fixture
+def small_parts(monkeypatch) -> None:
+    """The first part is one image of each kind, since the workspace has only four and two."""
+    monkeypatch.setattr(rounds, "LEAST_MARKED", 1)
+    monkeypatch.setattr(rounds, "LEAST_CLEAN", 1)
+
+
+def of_best(verdict: Verdict) -> tuple[object, ...]:
+    best = [score for score in verdict.scores if score.candidate == verdict.best]
+    return verdict.outcome, verdict.best, verdict.reasons, best, verdict.control
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_the_verdict_is_the_same_with_and_without_rounds(workspace, plan) -> None:
+    comparison = plan()
+    judge_all(comparison)
+    verdict = decide_and_publish(comparison)
+    assert verdict.dropped == ("000250 raw",)
+    assert {score.candidate: score.images for score in verdict.scores}["000250 raw"] == 2
+    assert len(list((workspace.gate / "judgements" / comparison.candidates[0].key).glob("*.json"))) == 2
+    whole = plan(rounds=False)
+    assert {names for _, names in whole.missing()} == {("000250 raw",)}
+    judge_all(whole)
+    full = decide_and_publish(whole)
+    assert full.dropped == ()
+    assert of_best(full) == of_best(verdict)
+    assert decide_and_publish(plan()) == verdict, "what was judged beyond the rounds does not count in them"
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("stages", [1, 5, 8])
+def test_a_run_that_was_killed_in_a_round_ends_with_the_same_verdict(mined, workspace, plan, tmp_path, stages) -> None:
+    comparison = plan()
+    job, left = judge_job(comparison), stages
+    for each in comparison.rounds():
+        work = each.missing[:left]
+        for image, names in work:
+            judge_stage(image, names, workspace, comparison, job)
+        left -= len(work)
+        if not left:
+            break
+    assert workspace.gate_results.exists() == (stages > 4), "mining has stored the results of the four others"
+    resumed = plan()
+    assert resumed.missing()
+    judge_all(resumed)
+    other = Workspace(Path(shutil.copytree(mined.root / "ws", tmp_path / "other")))
+    with other.locked():
+        uncut = plan_comparison(Comparing(workspace=other.root, after=mined.run))
+        judge_all(uncut)
+        expected = decide_and_publish(uncut)
+    assert decide_and_publish(resumed) == expected
+    assert not workspace.gate_results.exists(), "the verdict needs no results any more"
 
 
 def test_an_image_that_lacks_one_judgement_counts_for_no_candidate(workspace, plan) -> None:

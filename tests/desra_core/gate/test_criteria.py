@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from desra_core.evaluation.metrics import wilson_interval
-from desra_core.gate.criteria import Judgement, NewRegion, OldRegion, Score, Verdict, decide, score
+from desra_core.gate.criteria import Judgement, NewRegion, OldRegion, Score, Verdict, decide, score, score_rows
 from desra_core.gate.judge import detect, judge, noisy
 from desra_core.settings.models import Gate
 
@@ -133,9 +133,10 @@ def test_a_missed_criterion_fails_even_where_another_cannot_be_shown() -> None:
     assert decide([], CONTROL, GATE).outcome == "failed"
 
 
-def test_older_verdicts_are_never_undecided() -> None:
+def test_older_verdicts_are_never_undecided_and_drop_nobody() -> None:
     document = VERDICT.dump_python(decide([GOOD], CONTROL, GATE))
     assert document.pop("undecided") is False
+    assert document.pop("dropped") == ()
     assert VERDICT.validate_python(document) == decide([GOOD], CONTROL, GATE)
 
 
@@ -183,6 +184,15 @@ def test_scores_stay_in_their_order() -> None:
     assert verdict.reasons == ()
 
 
+def test_a_dropped_candidate_is_listed_but_never_the_best() -> None:
+    scores = [replace(GOOD, candidate="a", images=8, removal=1), GOOD, replace(GOOD, candidate="b", images=9)]
+    verdict = decide(scores, CONTROL, GATE, dropped={"b", "a"})
+    assert (verdict.best, verdict.dropped, verdict.scores) == ("good", ("a", "b"), tuple(scores))
+    told = [row["judged on"] for row in score_rows(verdict)]
+    assert told == ["8 images, dropped", "150 images", "9 images, dropped", "150 images"]
+    assert "judged on" not in score_rows(decide(scores, CONTROL, GATE))[0]
+
+
 def test_no_candidate() -> None:
     verdict = decide([], CONTROL, GATE)
     assert not verdict.passed
@@ -216,7 +226,8 @@ def test_verdicts_survive_json(scores: list[Score], control: Score) -> None:
 
 
 def test_gate_settings() -> None:
-    assert GATE.model_dump() == {"min_removal": 0.75, "max_detail_loss": 0.1, "held_out": 100, "clean": 50}
+    limits = {"min_removal": 0.75, "max_detail_loss": 0.1, "held_out": 100, "clean": 50}
+    assert GATE.model_dump() == limits | {"rounds": True}
     assert all(field.description for field in Gate.model_fields.values())
     for wrong in ({"min_removal": 1.01}, {"max_detail_loss": -0.1}, {"held_out": 0}, {"clean": 0}, {"removal": 1}):
         with pytest.raises(ValidationError):

@@ -16,7 +16,7 @@ from desra_core.errors import ImageError, TransientError
 from desra_core.gate import judge as judging
 from desra_core.gate.comparison import Comparison, plan_comparison
 from desra_core.gate.criteria import Judgement
-from desra_core.gate.judge import CONTROL, judge_stage, read_judgement
+from desra_core.gate.judge import CONTROL, enlarge_stage, judge_stage, read_judgement
 from desra_core.settings import Mining
 from desra_core.settings.models import Comparing
 from desra_core.workspace import Workspace
@@ -135,10 +135,35 @@ def test_stored_results_serve_and_lost_ones_are_inferred(mined, workspace, monke
     shutil.rmtree(workspace.gate / "judgements")
     shutil.rmtree(workspace.maps)
     inferred.clear()
-    judged(image, ("mse", CONTROL), workspace, comparison)
-    assert len(inferred) == 3
+    for name in ("mse", CONTROL):
+        judged(image, (name,), workspace, comparison)
+    assert len(inferred) == 3, "what was inferred for the first candidate serves the second one, too"
     assert published(workspace) == with_stored
     assert not workspace.maps.exists()
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_worker_without_a_gpu_finds_all_that_one_with_a_gpu_has_inferred(mined, workspace, monkeypatch, lost) -> None:
+    comparison = planned(workspace, mined.mse)
+    marked, clean = marked_and_clean(workspace, comparison)
+    names = ("mse", CONTROL)
+    for image in (marked, clean):
+        judged(image, names, workspace, comparison)
+    whole = published(workspace)
+    shutil.rmtree(workspace.gate / "judgements")
+    shutil.rmtree(workspace.gate_results)
+    for image in (marked, clean):
+        enlarge_stage(image, names, workspace, comparison, judge_job(comparison))
+    assert not (workspace.gate / "judgements").exists()
+    if lost:
+        shutil.rmtree(workspace.gate_results)
+    else:
+        monkeypatch.setattr(judging, "super_resolve", None)
+    for image in (marked, clean):
+        judged(image, names, workspace, comparison)
+    assert published(workspace) == whole
+    kept = [path.parent.parent.stem for path in workspace.gate_results.glob("maps/*/*/*/zarr.json")]
+    assert kept == [clean.id, clean.id], "the pair of the clean image; mining keeps the other one"
 
 
 def test_a_photo_that_has_changed_or_gone(mined, workspace, tmp_path) -> None:
@@ -172,7 +197,7 @@ def test_results_of_two_sizes(mined, workspace, make_models, tmp_path) -> None:
     comparison = planned(workspace, mined.mse)
     image, _ = marked_and_clean(workspace, comparison)
     other = make_models(tmp_path / "x2", scale=2)[1]
-    comparison = dataclasses.replace(comparison, before=other, before_key=None)
+    comparison = dataclasses.replace(comparison, before=other)
     with pytest.raises(ImageError, match="becomes 120x100 and 240x200 px by the models that are compared"):
         judged(image, (CONTROL,), workspace, comparison)
 

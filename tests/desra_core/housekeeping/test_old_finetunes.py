@@ -319,6 +319,8 @@ def test_half_written_files_go(fake: Fake) -> None:
     scratch.append(fake.workspace.gate / "candidates/.2f.unfinished")
     for path in scratch:
         path.touch()
+    scratch.append(fake.workspace.gate_results)
+    fake.workspace.publish(fake.workspace.gate_results / "maps/ab/ab.zarr/zarr.json", b"{}")
     assert fake.going() == {str(path.relative_to(fake.workspace.root)) for path in scratch}
 
 

@@ -203,6 +203,21 @@ def test_a_passed_verdict(workspace: Workspace, drawn_anew: None) -> None:
     assert '<a href="#finetuning">' in path.read_text()
 
 
+def test_dropped_candidates_are_told_from_the_others(workspace: Workspace) -> None:
+    document = publish(workspace)
+    verdict = TypeAdapter(Verdict).validate_python(document["verdict"])
+    few = score("000250 raw", judgements("000250 raw", gone=0.3)[:8])
+    dropped = dataclasses.replace(verdict, scores=(few, *verdict.scores[1:]), dropped=(few.candidate,))
+    publish(workspace, verdict=dataclasses.asdict(dropped))
+    path = rendered(workspace)
+    page, text = section(path), text_of(path)
+    assert "000250 raw 8 images, dropped" in text
+    assert "000500 ema best 50 images" in text
+    assert "is dropped" in text
+    assert page.count('class="dropped"') == 1
+    assert "8 images, dropped" in verdict_markdown(workspace)
+
+
 def test_a_failed_verdict_says_why(workspace: Workspace) -> None:
     document = publish(workspace, gone=0.5, kept=0.8)
     path = rendered(workspace)
@@ -389,7 +404,8 @@ def test_a_damaged_current_model_or_history_is_noted(workspace: Workspace, tmp_p
 
 def test_every_column_is_explained() -> None:
     measured = dataclasses.replace(score("a", judgements("a", gone=1, kept=1)), lpips=0.1)
-    (row, _) = score_rows(decide([measured], measured, Gate()))
+    both = [measured, dataclasses.replace(measured, candidate="b")]
+    row, *_ = score_rows(decide(both, measured, Gate(), dropped=["b"]))
     assert list(row) == list(EXPLAINED)
 
 
