@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from desra_core.errors import UsageError
-from desra_core.files import read_json
+from desra_core.files import read_json, write_json
 from desra_core.networks import load_model
+from desra_core.networks.checkpoints import read_kinds, read_weights
 from desra_core.settings.models import Twinning
 from desra_core.training.loop import finetune
 from desra_core.training.twin import TwinVerdict, draw_degraded, freeze_photos, open_crops, plan_twin, publish_twin
@@ -85,6 +86,35 @@ def test_a_twin_is_trained_judged_and_written(twinning: Twinning) -> None:
     assert load_model(twinning.output).scale == 4
     weights = torch.load(twinning.output, weights_only=True)
     assert weights["params"].keys() == torch.load(twinning.gan_model, weights_only=True)["params"].keys()
+
+
+def test_the_best_checkpoint_is_chosen_and_the_rest_is_deleted(twinning: Twinning) -> None:
+    plan = plan_twin(twinning)
+    plan.run.data.mkdir(parents=True)
+    (plan.run.data / ".1.unfinished").touch()  # of a killed run
+    freeze_photos(plan, 4)
+    assert sorted(path.name for path in plan.run.data.iterdir()) == ["held_out.npy", "training.npy"]
+    finetune(plan.run, plan.gan_model, plan.training, "cpu", 1, twinning)
+    first = plan.run.model(3).with_suffix(".json")
+    write_json(first, read_json(first) | {"loss": 0.0})
+    wanted = read_kinds(plan.run.model(3))["ema"]
+    publish_twin(plan)
+    assert read_json(twinning.output.with_suffix(".json"))["iteration"] == 3
+    assert all(torch.equal(values, wanted[name]) for name, values in read_weights(twinning.output).items())
+    assert not plan.run.data.exists()
+    assert not plan.run.models()
+    assert not plan.run.state.exists()
+
+
+def test_copies_of_a_photo_are_in_one_pool(twinning: Twinning) -> None:
+    for path in list(twinning.photos.iterdir()):
+        photo = cv2.imread(str(path))
+        assert cv2.imwrite(str(path.with_name(f"copy-of-{path.stem}.jpg")), photo)
+    plan = plan_twin(twinning)
+    assert freeze_photos(plan, 4) == (10, [])
+    pools = {Path(row["path"]).stem: row["pool"] for row in read_json(plan.run.document)["photos"]}
+    assert sorted(pools.values()) == ["held_out"] * 2 + ["training"] * 8
+    assert all(pools[f"photo{index}"] == pools[f"copy-of-photo{index}"] for index in range(5))
 
 
 @pytest.mark.parametrize(
