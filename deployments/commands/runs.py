@@ -20,7 +20,14 @@ from desra_core.annotations.export import count_human_masks
 from desra_core.errors import DesraError, UsageError, printable
 from desra_core.evaluation.table import counted
 from desra_core.images.scanning import kinds_in_words
-from desra_core.planning.plan import Prepared, images_of_several_pages, prepare, publish_tables, worst_regions
+from desra_core.planning.plan import (
+    Prepared,
+    images_of_several_pages,
+    prepare,
+    publish_tables,
+    settings_document,
+    worst_regions,
+)
 from desra_core.settings import CorpusSettings, Machine, detector_of
 from desra_core.workspace import Workspace
 from desra_core.workspace.matching import with_twins_summed_up
@@ -200,6 +207,8 @@ def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]
         typer.echo(f"pages    only the first of several is read of {named}{more}")
     _show_regions(workspace, settings)
     show_people(count_human_masks(workspace, before.target.gan_sr_key))
+    if reference := settings_document(workspace).get("reference"):
+        typer.echo(f"against  {printable(reference)}")
     typer.echo(f"masks    {workspace.masks}\nregions  {workspace.regions}")
     if before.target.super_resolves:
         typer.echo(f"dataset  {workspace.dataset_manifest.parent}")

@@ -99,6 +99,7 @@ def test_bicubic_enlargement_needs_no_second_checkpoint(mine, desra, make_photos
     assert set(pq.read_table(workspace.dataset_manifest)["image"].to_pylist()) == set(marked)
     assert "nothing to do" in mine(mse="bicubic").stdout
     sentence = "bicubic enlargement, which draws no texture"
+    assert f"\nagainst  {sentence}" in mined.stdout
     assert f"reference  {sentence}" in desra("status", "--workspace", workspace.root).stdout
     assert f"<dt>masks rest on</dt><dd>{sentence}" in workspace.report.read_text()
     settings = json.loads(workspace.settings.read_bytes())["settings"]
