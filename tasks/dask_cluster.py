@@ -19,7 +19,7 @@ from dask import config as dask_config
 from dask.utils import parse_bytes
 from distributed import Client, Nanny, Scheduler, SpecCluster
 from distributed.comm.core import CommClosedError, connect
-from distributed.core import send_recv
+from distributed.core import Status, send_recv
 from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 from distributed.utils import LoopRunner
@@ -132,8 +132,6 @@ def open_dask(
         instead = f" instead of {usual.workers}{f' and {usual.gpu_threads}' if gpus else ''}"
         say(f"{share.workers} workers{threads}{instead}, for images of up to {pixels / 1e6:.0f} megapixels")
     with (
-        # Else Dask gives up a worker that is away 15 s after any of its deaths, though its nanny starts it again.
-        dask_config.set({"distributed.deploy.lost-worker-timeout": "1 day"}),
         _local_cluster(share, visible_gpus()[:gpus] if device is None else [device]) as (_, client),
         contextlib.closing(Dask(client, machine, share, gpus=gpus)) as dask,
     ):
@@ -314,6 +312,8 @@ def _local_cluster(share: Share, gpus: list[str], dashboard_port: int = 0) -> It
     environment["THP_MEM_ALLOC_ENABLE"] = "1"
     configured = {
         "distributed.nanny.pre-spawn-environ": environment,
+        # Else Dask gives up a worker that is away 15 s after any of its deaths, though its nanny starts it again.
+        "distributed.deploy.lost-worker-timeout": "1 day",
         "distributed.dashboard.link": f"{{scheme}}://{{host}}:{{port}}/{hidden}/status",
     }
     with (
@@ -353,7 +353,10 @@ class StandingCluster(NamedTuple):
         return {ServedCluster.VARIABLE: self.served.model_dump_json(exclude_defaults=True)}
 
     def keep_up(self) -> None:
-        """Replace the workers whose nanny has died; a living nanny restarts its dead worker itself."""
+        """Replace the workers whose nanny has ended; a living nanny restarts its dead worker itself."""
+        for name, nanny in list(self.cluster.workers.items()):
+            if nanny.status in (Status.closed, Status.failed):
+                del self.cluster.workers[name]
         self.cluster.scale(len(self.cluster.worker_spec))
 
 

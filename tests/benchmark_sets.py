@@ -18,7 +18,7 @@ from desra_core.benchmarking.benchmark import judge_image
 from desra_core.errors import ImageError
 from desra_core.report.pages import PublishedBenchmark, publish_results
 from desra_core.settings.models import Benchmarking
-from tests.in_process import one_thread
+from tests.conftest import in_one_thread
 
 # Small pairs: 200x240 px, of which two in three have an artifact at rows 40 to 140 and columns 60 to 180.
 SIZE = (200, 240)
@@ -104,7 +104,7 @@ def run_here(benchmark: AnyBenchmark) -> list[str]:
     workspace = benchmark.workspace
     workspace.create()
     missing = benchmark.missing()
-    with workspace.locked(), one_thread():
+    with workspace.locked(), in_one_thread():
         for image, work in missing:
             with contextlib.suppress(ImageError):  # the record tells it, as a worker's does
                 judge_image(image, work, benchmark, "cpu", 2**26)

@@ -158,13 +158,20 @@ def refusal(run: subprocess.CompletedProcess[str], *, server: bool = False) -> s
     return errors[0]
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Let PyTorch use one thread during a test."""
+@contextlib.contextmanager
+def in_one_thread() -> Iterator[None]:
+    """Small as the images are, threads only wait for each other, for long where other processes run."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Let PyTorch use one thread during a test."""
+    with in_one_thread():
+        yield
 
 
 @contextlib.contextmanager

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow.parquet as pq
-import torch
 
 from desra_core.calibration.counting import Counting, count_stored
 from desra_core.errors import ImageError
@@ -22,6 +20,7 @@ from desra_core.training.plan import RunFolder, begin, check_networks, plan_fine
 from desra_core.workspace import Workspace
 from desra_core.workspace.products import gather_shard
 from tasks.shards import Run, Shard, stages_of
+from tests.conftest import in_one_thread
 
 
 class InProcess:
@@ -33,20 +32,11 @@ class InProcess:
         function(*arguments)
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Small as the images are, threads only wait for each other, for long where other processes run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def process(settings: CorpusSettings) -> Workspace:
     """Mine or detect; all there is to do is done."""
     workspace = Workspace(settings.workspace)
     workspace.create()
-    with workspace.locked(), one_thread():
+    with workspace.locked(), in_one_thread():
         _, plan, weights, _ = prepare(settings)
         stages = stages_of(settings, plan.target, weights, Machine(), InProcess())  # type: ignore[arg-type]
         run = Run(workspace, plan, stages, None, None)  # type: ignore[arg-type]
@@ -68,7 +58,7 @@ def process(settings: CorpusSettings) -> Workspace:
 
 def train(settings: Finetuning, *, threads: int = 1) -> RunFolder:
     """Finetune, from the images to the last model."""
-    with Workspace(settings.workspace).locked(), one_thread():
+    with Workspace(settings.workspace).locked(), in_one_thread():
         plan = plan_finetune(settings)
         scale = check_networks(plan.gan_model, plan.training)
         if not plan.begun:
@@ -80,7 +70,7 @@ def train(settings: Finetuning, *, threads: int = 1) -> RunFolder:
 def judge_all(comparison: Comparison) -> int:
     """Judge what lacks judgement, in rounds; returns how many images that were."""
     job, judged = judge_job(comparison), set()
-    with one_thread():
+    with in_one_thread():
         for each in comparison.rounds():
             for image, names in comparison.by_networks(each.missing):
                 judge_stage(image, names, Workspace(comparison.settings.workspace), comparison, job)

@@ -16,12 +16,12 @@ from typing import Any
 
 import httpx
 import psutil
-from distributed.comm import connect
 from distributed.security import Security
 
 from deployments.serving.processes import MARK, Child
 from desra_core.errors import UsageError
 from desra_core.workspace import Workspace
+from tasks.dask_cluster import _try_connection
 from tests.conftest import desra_command
 
 DEAD = "127.0.0.1:9"
@@ -124,12 +124,7 @@ def knock(scheduler: str, security: Security | None = None) -> None:
     A ``Client`` that fails to connect can deadlock when it is collected as garbage.
     """
 
-    async def once() -> None:
-        arguments = (security or Security()).get_connection_args("client")
-        comm = await connect(scheduler, timeout=5, **arguments)
-        await comm.close()
-
-    asyncio.run(once())
+    asyncio.run(_try_connection(scheduler, security or Security()))
 
 
 def sleeping(mark: dict[str, str]) -> subprocess.Popen[bytes]:

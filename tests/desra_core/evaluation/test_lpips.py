@@ -20,7 +20,6 @@ third_party.mend_torchvision()
 import lpips  # noqa: E402
 import torchvision  # noqa: E402
 
-# Small as the images are, threads only wait for each other, for long where other processes run.
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

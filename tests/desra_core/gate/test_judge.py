@@ -21,12 +21,13 @@ from desra_core.settings import Mining
 from desra_core.settings.models import Comparing
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import File, ImageRef
-from tests.in_process import judge_job, one_thread, process
+from tests.conftest import in_one_thread
+from tests.in_process import judge_job, process
 
 
 @pytest.fixture(autouse=True)
 def threads():
-    with one_thread():
+    with in_one_thread():
         yield
 
 

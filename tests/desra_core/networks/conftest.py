@@ -58,12 +58,8 @@ def plain_float(network, pixels):
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Small as the images are, threads only wait for each other, for long where other processes run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread):
+    """Use one thread, because the images are small."""
 
 
 @pytest.fixture(scope="session")

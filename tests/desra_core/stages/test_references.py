@@ -19,7 +19,8 @@ from desra_core.settings import Mining
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import find_array
 from desra_core.workspace.manifest import read_manifest
-from tests.in_process import one_thread, process
+from tests.conftest import in_one_thread
+from tests.in_process import process
 
 
 def dataset(workspace: Workspace, kind: str, name: str) -> np.ndarray:
@@ -64,7 +65,7 @@ def test_a_reference_of_another_architecture(gan, shared_data, tmp_path: Path) -
     mining = Mining(photos=tmp_path / "photos", mse_model=rlfn, gan_model=gan_model, workspace=tmp_path / "ws",
                     keep="all", min_area="100", threshold=0.9)  # fmt: skip
     workspace = process(mining)
-    with one_thread():
+    with in_one_thread():
         mse_sr, gan_sr = (super_resolve(load_model(path), lr).pixels for path in (rlfn, gan_model))
     np.testing.assert_array_equal(dataset(workspace, "mse_sr", "cat"), mse_sr)
     np.testing.assert_array_equal(dataset(workspace, "gan_sr", "cat"), gan_sr)
