@@ -36,13 +36,14 @@ print(status("VmHWM") - before - result.nbytes)
 
 SCARCE = """
 pixels = photo(250, 220)
-expected = super_resolve(dataclasses.replace(model, traits=model.traits._replace(tile=160)), pixels).pixels.astype(int)
 size = status("VmSize")
 for spare in (160, 120, 90, 70, 50, 35):
     resource.setrlimit(resource.RLIMIT_AS, (size + spare * 2**20, resource.RLIM_INFINITY))
     result, tile = super_resolve(model, pixels)
     if tile:
         break
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+expected = super_resolve(dataclasses.replace(model, traits=model.traits._replace(tile=160)), pixels).pixels.astype(int)
 print(spare, tile, abs(result - expected).max())
 """
 
