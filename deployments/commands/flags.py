@@ -127,7 +127,9 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
         values = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"is no TOML: {error}"
-        raise UsageError(path, f"cannot be read ({reason})", "mend the file or its name") from None
+        serves = path.is_dir() and context.command.name == "serve"  # whose folder of photos is a flag
+        remedy = "give a folder of photos as --photos" if serves else "mend the file or its name"
+        raise UsageError(path, f"cannot be read ({reason})", remedy) from None
     values = {key.replace("-", "_"): value for key, value in values.items()}
     parameters = {str(parameter.name): parameter for parameter in context.command.params}
     known = parameters.keys() - {"config", "help"}
