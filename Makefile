@@ -32,7 +32,7 @@ help:  ## list the targets
 setup: $(STAMP)  ## make .venv with everything that the other targets need
 	@$(RUN) -m deployments.check
 
-demo: $(STAMP)  ## mine photos with a small model pair, finetune it; look at demo/workspace/report.html
+demo: $(STAMP)  ## mine photos with a published model, finetune it; look at demo/workspace/report.html
 	@$(RUN) -m deployments.demo --output demo
 
 test: $(STAMP)  ## run the tests, those that are marked slow left out; about six minutes on two cores

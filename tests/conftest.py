@@ -30,6 +30,8 @@ from tests.fork_server import ForkServer
 
 STALE_KEY = "desra:of one that was killed"
 NEW_DATABASE = "new.db"
+# A trained pair, small enough to be quick: mse.pth, gan.pth and the discriminator.pth that gan.pth was trained with.
+MODELS = Path(__file__).parent / "models"
 
 Desra = Callable[..., subprocess.CompletedProcess[str]]
 

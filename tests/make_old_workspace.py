@@ -23,7 +23,7 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ARCHIVE = Path(__file__).with_name("old_workspace.tar.gz")
-DEMO_MODELS = REPOSITORY / "deployments" / "demo" / "models"
+MODELS = REPOSITORY / "tests" / "models"
 SIDE = 4  # of a model's result, per pixel of the photo
 # What each workspace was made with, beside its folders and models. The tests give the same.
 DETECT = ("--min-area", "300", "--keep", "maps")
@@ -133,7 +133,7 @@ def make_detected(folder: Path) -> None:
 def make_mined(folder: Path) -> None:
     """A run of the demo's models, with a mask that a person has drawn in an export."""
     make_photos(folder / "photos")
-    models = ("--mse-model", DEMO_MODELS / "mse.pth", "--gan-model", DEMO_MODELS / "gan.pth")
+    models = ("--mse-model", MODELS / "mse.pth", "--gan-model", MODELS / "gan.pth")
     mined, review = folder / "mined", folder / "review"
     mine = ("mine", folder / "photos", *models, "--workspace", mined, "--workers", 1, *MINE)
     desra(*mine)

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from desra_core.settings import Detection, Mining
-from tests.conftest import Desra
+from tests.conftest import MODELS, Desra
 from tests.in_process import process
-from tests.make_old_workspace import ARCHIVE, CALIBRATE, CYCLED, DEMO_MODELS, DETECT, FINETUNE, GATE, MINE
+from tests.make_old_workspace import ARCHIVE, CALIBRATE, CYCLED, DETECT, FINETUNE, GATE, MINE
 
 # What names places and times, and is written anew where these are others.
 OF_PLACES = ("settings.json", "manifest.parquet", "report.html", "lock")
@@ -74,7 +74,7 @@ def commands(old: Path) -> dict[str, list[object]]:
     """The commands that made the workspaces."""
     pairs = [f"--{role.replace('_', '-')}={old / 'pairs' / role}" for role in ("mse_sr", "gan_sr", "labels")]
     models = {name: ["--mse-model", folder / "mse.pth", "--gan-model", folder / "gan.pth"]
-              for name, folder in (("mined", DEMO_MODELS), ("cycled", old / "models"))}  # fmt: skip
+              for name, folder in (("mined", MODELS), ("cycled", old / "models"))}  # fmt: skip
     return {
         "detected": ["detect", *pairs, *DETECT, "--workspace", old / "detected"],
         "killed": ["detect", *pairs, *DETECT, "--workspace", old / "killed"],

@@ -17,7 +17,7 @@ import cv2
 import torch
 from markdown import print_table
 
-from deployments.demo.__main__ import MODELS, make_photos
+from deployments.demo.__main__ import make_photos
 from desra_core.gate.comparison import decide_and_publish, plan_comparison
 from desra_core.gate.criteria import Verdict
 from desra_core.gate.judge import CONTROL, judge_stage
@@ -30,6 +30,7 @@ from desra_core.workspace import Workspace
 # The side of a photo, cut from those of the demo.
 SIDE = 56
 STEPS = (0.1, 0.2, 0.3, 0.4, 0.5)
+MODELS = Path(__file__).resolve().parents[1] / "models"
 # Such candidates lose much detail for what they remove. With the usual limit, none of them would pass.
 LIMITS = {"max_detail_loss": 0.4}
 

@@ -36,7 +36,7 @@ TILE, HALO = 256, 10
 REPEATS = 3
 
 _WEIGHTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "weights"
-_DEMO = Path(__file__).resolve().parents[2] / "deployments" / "demo" / "models"
+_DEMO = Path(__file__).resolve().parents[1] / "models"
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from markdown import print_table
 
-from deployments.demo.__main__ import MODELS, make_photos
+from deployments.demo.__main__ import make_photos
 
 IMAGES = 100_000
 FOLDER = 1000  # photos in one
@@ -36,6 +36,7 @@ SIDE = 8
 ARTIFACTS = 10
 REPEATS = 2
 DATASET = ("lr", "mse_sr", "gan_sr", "mask", "pseudo_gt")
+MODELS = Path(__file__).resolve().parents[1] / "models"
 # What the driver says in between.
 PLANNED, SERVED = "starting Prefect", "watch at"
 # Tells each look into one of the top folders, of the driver alone: the audit event comes before any folder is listed.

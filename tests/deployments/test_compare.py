@@ -27,10 +27,9 @@ from desra_core.settings import Detection, Mining
 from desra_core.settings.models import Comparing, Finetuning
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import HUMAN_MASKS
-from tests.conftest import photo, refusal
+from tests.conftest import MODELS, photo, refusal
 from tests.in_process import judge_all, process, train
 
-DEMO_MODELS = Path(__file__).resolve().parents[2] / "deployments" / "demo" / "models"
 # At this learning rate, artifacts go within a few steps.
 TINY = {"preset": "cpu", "iterations": 8, "checkpoint_every": 4, "patch": 64, "batch": 2, "discriminator_features": 4,
         "warmup": 1, "images": 5, "learning_rate": 0.02}  # fmt: skip
@@ -230,9 +229,9 @@ def test_bicubic_enlargement_in_place_of_an_mse_model(place, copied, compare, ma
 
 @pytest.mark.slow
 def test_smoothing_away_all_detail_is_no_way_through_the_gate(compare, desra_here, tmp_path) -> None:
-    """The demo's MSE model in place of its GAN model removes all artifacts, and what people want a GAN model for."""
+    """The MSE model in place of the GAN model removes all artifacts, and what people want a GAN model for."""
     make_demo_photos(tmp_path / "photos")
-    mse, gan = (DEMO_MODELS / f"{kind}.pth" for kind in ("mse", "gan"))
+    mse, gan = (MODELS / f"{kind}.pth" for kind in ("mse", "gan"))
     process(Mining(photos=tmp_path / "photos", mse_model=mse, gan_model=gan, workspace=tmp_path / "ws"))
     scenes = {"group_by": "^[a-z]+", "held_out": 2, "clean": 2}
     verdict, _ = compare(tmp_path / "ws", mse, **scenes)

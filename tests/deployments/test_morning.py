@@ -16,8 +16,9 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.demo.__main__ import MODELS, make_photos
+from deployments.demo.__main__ import make_photos
 from tests.browser import Page, opened
+from tests.conftest import MODELS
 from tests.served import FINAL, Served, until
 
 TABLES = {"worst-regions": "mean similarity", "throughput": "images/s per worker", "failures": "has a damaged header"}
@@ -25,7 +26,7 @@ TABLES = {"worst-regions": "mean similarity", "throughput": "images/s per worker
 
 @pytest.fixture
 def served(serve: Callable[..., Served], tmp_path: Path) -> Served:
-    """The demo's photos and models, a broken file, and a clock."""
+    """The demo's photos, a small pair, a broken file, and a clock."""
     make_photos(tmp_path / "photos")
     (tmp_path / "photos" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     models = {f"{kind}-model": MODELS / f"{kind}.pth" for kind in ("mse", "gan")}

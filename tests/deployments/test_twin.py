@@ -13,16 +13,15 @@ import pytest
 
 from desra_core.networks import load_model
 from desra_core.workspace import Workspace
-from tests.conftest import refusal
+from tests.conftest import MODELS, refusal
 
-DEMO_MODELS = Path(__file__).resolve().parents[2] / "deployments/demo/models"
 TINY = ("--preset", "cpu", "--iterations", 8, "--checkpoint-every", 4, "--patch", 32, "--batch", 2)
 
 
 @pytest.fixture(scope="module")
 def place(sharp_photos: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     root = tmp_path_factory.mktemp("twin")
-    return SimpleNamespace(root=root, photos=sharp_photos(root / "sharp", 6, 160), gan=DEMO_MODELS / "gan.pth")
+    return SimpleNamespace(root=root, photos=sharp_photos(root / "sharp", 6, 160), gan=MODELS / "gan.pth")
 
 
 def test_a_twin_is_written_with_its_origin_and_its_scores(place, desra, desra_here) -> None:
@@ -49,7 +48,7 @@ def test_a_twin_is_written_with_its_origin_and_its_scores(place, desra, desra_he
 @pytest.mark.slow
 def test_a_twin_that_is_no_better_is_not_written(place, desra, desra_here) -> None:
     output = place.root / "bad.pth"
-    command = ("twin", place.photos, "--gan-model", DEMO_MODELS / "mse.pth", "--output", output, *TINY)
+    command = ("twin", place.photos, "--gan-model", MODELS / "mse.pth", "--output", output, *TINY)
     run = desra(*command, "--learning-rate", "1e-12")
     assert run.returncode == 3, run.stderr
     assert f"failed   the twin is no better than the GAN model in PSNR, so {output} is not written\n" in run.stdout

@@ -4,7 +4,6 @@ import pytest
 
 from deployments.demo import __main__ as demo
 from desra_core.images import codec
-from docs import demo_models
 
 
 @pytest.fixture(scope="module")
@@ -46,4 +45,4 @@ def test_photos_are_small_and_were_not_trained_on(photos, photo):
     assert min(pixels.shape[:2]) >= 100
     assert max(pixels.shape[:2]) <= 300
     assert pixels.std() > 5
-    assert photo.source not in demo_models.PHOTOS
+    assert photo.source not in demo.TRAINED_ON

@@ -1,4 +1,4 @@
-"""Small photos with artifacts, and finetunes of the demo's model that take a second."""
+"""Small photos with artifacts, and finetunes of a small model that take a second."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from desra_core.settings.models import Training
 from desra_core.third_party import mend_torchvision
 from desra_core.training.patches import freeze
 from desra_core.training.plan import RunFolder
-
-DEMO_MODELS = Path(__file__).resolve().parents[3] / "deployments" / "demo" / "models"
+from tests.conftest import MODELS
 
 
 @pytest.fixture(autouse=True)
@@ -27,12 +26,12 @@ def _one_thread(one_thread: None) -> None:
 @pytest.fixture(scope="session")
 def gan_model() -> Path:
     """The demo's GAN model: SRVGGNetCompact, x4."""
-    return DEMO_MODELS / "gan.pth"
+    return MODELS / "gan.pth"
 
 
 @pytest.fixture(scope="session")
 def demo_discriminator() -> Path:
-    return DEMO_MODELS / "discriminator.pth"
+    return MODELS / "discriminator.pth"
 
 
 @pytest.fixture(scope="session")
