@@ -29,7 +29,7 @@ from desra_core.settings.models import Serving
 from desra_core.workspace import Workspace
 from flows import desra_flow as webhooks
 from tasks.dask_cluster import ServedCluster
-from tests.conftest import client_of, desra_command, held, refusal
+from tests.conftest import MODELS, client_of, desra_command, held, refusal
 from tests.in_process import process
 from tests.served import FINAL, PATIENCE, Failing, knock, until
 
@@ -110,6 +110,20 @@ def test_a_folder_that_grows_vanishes_and_comes_back(serve, make_photos, webhook
     assert served.process.returncode == 0
     assert "Traceback" not in served.said()
     assert served.processes() == []
+
+
+@pytest.mark.slow
+def test_a_missing_twin_is_trained_first(serve, make_photos, sharp_photos, tmp_path) -> None:
+    """By a Prefect server of its own, which has ended when that of desra serve starts."""
+    make_photos(tmp_path / "photos", 3)
+    twin = tmp_path / "ws" / "twin" / "twin.pth"
+    sharp = sharp_photos(tmp_path / "sharp", 6, 160)
+    models = {"mse-model": twin, "gan-model": MODELS / "gan.pth", "twin-photos": sharp, "preset": "cpu"}
+    served = serve(**models)
+    assert served.said().startswith(f"training the MSE twin of {MODELS / 'gan.pth'} first, since there is none\n")
+    assert twin.exists()
+    served.start("mine")
+    until(lambda: served.ended("3 of 3 images computed"))
 
 
 @pytest.mark.slow
