@@ -123,7 +123,7 @@ def desra_alone(prefect_environment: dict[str, str]) -> Desra:
             env=prefect_environment | environment,
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=600,
             check=False,
         )
 

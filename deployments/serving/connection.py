@@ -55,6 +55,10 @@ def configure(workspace: Workspace, url: str, key: str | None) -> None:
         PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT="false",
         DO_NOT_TRACK="1",
     )
+    if "prefect" in sys.modules:  # it has read its settings when it was imported, for another server
+        from prefect.context import refresh_global_settings_context
+
+        refresh_global_settings_context()
 
 
 def forget(key: str | None) -> None:
