@@ -2,9 +2,13 @@
 
 import base64
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
 
 from desra_core.errors import ImageError, UsageError, printable
 from desra_core.evaluation.table import as_markdown, counted
@@ -12,7 +16,7 @@ from desra_core.files import read_bytes
 from desra_core.gate.criteria import PicturedRegion, Verdict, VerdictDocument, read_verdict, score_rows
 from desra_core.gate.model_registry import Event, current_model, history
 from desra_core.images.codec import decode
-from desra_core.report.charts import inline, loss_curves
+from desra_core.report.charts import inline, line_chart, thinned
 from desra_core.report.document import Cell, as_uri, characters, count, moment, percent, settings_rows, shortened
 from desra_core.workspace import Workspace
 
@@ -83,10 +87,10 @@ def read_finetuning(workspace: Workspace, mask_key: object) -> dict[str, Any] | 
         # The precision that was used, which may differ from the setting.
         training = training | {"amp": document.finetune.precision}
     saved = re.search(r"iteration_(\d+)", Path(document.best.path).name) if document.best else None
+    best = int(saved[1]) if saved else None
     plots = []
     for title, names in LOSSES:
-        curves = {label: _points(document, name) for name, label in names.items()}
-        if figure := loss_curves(title, curves, best=int(saved[1]) if saved else None):
+        if figure := _loss_chart(document, title, names, best):
             plots.append(inline(figure, f"The {title} by iteration"))
     return {
         "document": document,
@@ -149,6 +153,18 @@ def _crop(gate: Path, kind: str, crop: str | None) -> Cell:
     return Cell(kind, as_uri(data), width, height)
 
 
+def _loss_chart(
+    document: VerdictDocument, title: str, names: Mapping[str, str], best: int | None = None
+) -> Figure | None:
+    """Draw losses by iteration; on the first, the iteration ``best`` is marked. None without any loss."""
+    curves = {label: points for name, label in names.items() if len(points := thinned(_points(document, name)))}
+    if not curves:
+        return None
+    first = next(iter(curves.values()))
+    marks = {"best": (best, np.interp(best, *first.T))} if best is not None and best <= first[-1, 0] else {}
+    return line_chart(curves, xlabel="iteration", ylabel=title, marks=marks)
+
+
 def _points(document: VerdictDocument, loss: str) -> list[tuple[float, float]]:
     return [(row["iteration"], row[loss]) for row in document.losses if {"iteration", loss} <= row.keys()]
 
@@ -202,8 +218,7 @@ def verdict_markdown(workspace: Workspace) -> str:
         rows.append({"region of": f"{picture.image}, {fate}", "before": cells["before"], "after": cells["after"]})
     if rows:
         parts.append(as_markdown(rows))
-    figure = loss_curves("pixel loss", {"pixel": _points(document, "pixel")}, best=None)
-    if figure:
+    if figure := _loss_chart(document, "pixel loss", {"pixel": "all pixels"}):
         curve = inline(figure, "The pixel loss by iteration")
         parts.append(f"![pixel loss](data:image/svg+xml;base64,{base64.b64encode(curve.encode()).decode()})")
     return "\n\n".join(parts) + "\n"

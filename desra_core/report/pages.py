@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from desra_core.benchmarking import AnyBenchmark, annotated
 from desra_core.benchmarking.annotated import AnnotatedJob, AnnotatedResults, ImageRecord, MethodRow
 from desra_core.benchmarking.benchmark import Benchmark, OperatingPoint, Tables
-from desra_core.benchmarking.injection import KINDS
 from desra_core.benchmarking.synthetic import SyntheticSummary, curves, read_trials, summarise, synthetic_tables
 from desra_core.calibration import weights
 from desra_core.calibration.weights import CalibratedWeights, ClassWeight, Suggestion
@@ -29,7 +28,7 @@ from desra_core.evaluation.table import as_json, as_markdown, counted, document_
 from desra_core.files import read_bytes, replace_file
 from desra_core.images.codec import Mask, decode
 from desra_core.images.parts import RGB, fitted, rgb8
-from desra_core.report.charts import MOST_CURVES, bar_chart, distributions, heat_table, inline, line_chart, save
+from desra_core.report.charts import MOST_CURVES, bar_chart, distributions, inline, line_chart, save
 from desra_core.report.document import Cell, cells_within, make_cell, render_page
 from desra_core.report.pictures import AGREEMENT_SIDE, MAX_PIXELS, drawn_agreement
 from desra_core.stages import read_photo
@@ -358,19 +357,12 @@ def _points(benchmark: Benchmark[AnnotatedJob], record: ImageRecord) -> Iterator
 
 
 def _synthetic_charts(summary: SyntheticSummary) -> list[tuple[str, Markup]]:
-    """Draw recall by false alarms, and recall by method and kind; with captions."""
+    """Draw recall by false alarms; with a caption."""
     figure = line_chart(curves(summary), xlabel="share of the clean pixels that is marked", ylabel="recall", log_x=True)
-    shares = [[method.recall(kind=kind).share for kind in KINDS] for method in summary.methods]
-    recall = [[np.nan if share is None else share for share in row] for row in shares]
-    kinds = [kind.replace("_", " ") for kind in KINDS]
-    table = heat_table([method.method for method in summary.methods], kinds, recall)
     caption = (
         "Recall while the threshold and the minimal area change: the most that is found for a share of clean pixels."
     )
-    return [
-        (caption, inline(figure, "Recall by false alarms")),
-        ("Recall of each kind at the methods' own thresholds.", inline(table, "Recall by method and kind")),
-    ]
+    return [(caption, inline(figure, "Recall by false alarms"))]
 
 
 def _read_mask(path: Path, shape: tuple[int, int]) -> Mask:

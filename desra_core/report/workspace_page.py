@@ -229,8 +229,7 @@ def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[s
         "people_chart": people_chart,
         "charts": charts,
         "class_counts": {row["name"] or "no label": float(row["regions"]) for row in classes[:_CLASSES_DRAWN]},
-        "mean_and_median": {stage_name(time.stage): (time.mean, time.median) for time in times},
-        "parts": [stage_name(time.stage) for time in times if time.part],
+        "means": {stage_name(time.stage): time.mean for time in times},
     }
 
 

@@ -80,7 +80,7 @@ def test_files_of_a_synthetic_benchmark(spoiled) -> None:
     assert published.markdown == (root / "synthetic.md").read_text()
     page = (root / "synthetic.html").read_text()
     assert "Artifacts that desra, weight 1 does not see" in page
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 1
 
 
 def test_only_what_is_new_is_computed(plain, spoiled, tmp_path) -> None:

@@ -74,13 +74,13 @@ def parts_of_pages(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[objec
             drawn[id(figure), title] = figure, charts.inline(figure, title)
         return drawn[id(figure), title][1]
 
-    makers = ("histogram", "stage_bars", "line_chart", "distributions", "bar_chart")
+    makers = ("histogram", "line_chart", "distributions", "bar_chart")
     once = {name: kept(getattr(charts, name)) for name in makers} | {"inline": inline}
     return [
         (jinja2, "Environment", Compiled),
         (workspace_page, "charts", SimpleNamespace(**(vars(charts) | once))),
         (workspace_page, "inline", inline),
-        (finetuning, "loss_curves", kept(charts.loss_curves)),
+        (finetuning, "line_chart", kept(charts.line_chart)),
         (finetuning, "inline", inline),
     ]
 
@@ -98,7 +98,7 @@ def quick_pages(parts_of_pages: list[tuple[object, str, object]]) -> Iterator[No
 def drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw each chart of each report, as everywhere but in these tests."""
     monkeypatch.setattr(workspace_page, "charts", charts)
-    monkeypatch.setattr(finetuning, "loss_curves", charts.loss_curves)
+    monkeypatch.setattr(finetuning, "line_chart", charts.line_chart)
     for module in (workspace_page, finetuning):
         monkeypatch.setattr(module, "inline", charts.inline)
 

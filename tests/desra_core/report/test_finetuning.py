@@ -199,7 +199,7 @@ def test_a_passed_verdict(workspace: Workspace, drawn_anew: None) -> None:
         assert " ".join(row.values()).replace("-", "−").replace("500 ema", "500 ema best") in text
     assert page.count('class="best"') == 1
     assert page.count("data:image/webp") == 32
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == page.count(">best</text>") == 3
     assert '<a href="#finetuning">' in path.read_text()
 
 
