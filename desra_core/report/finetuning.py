@@ -1,6 +1,7 @@
 """Show the gate's latest verdict on a finetune, as a section of the report and as Markdown for the Prefect UI."""
 
 import base64
+import io
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -219,6 +220,7 @@ def verdict_markdown(workspace: Workspace) -> str:
     if rows:
         parts.append(as_markdown(rows))
     if figure := _loss_chart(document, "pixel loss", {"pixel": "all pixels"}):
-        curve = inline(figure, "The pixel loss by iteration")
-        parts.append(f"![pixel loss](data:image/svg+xml;base64,{base64.b64encode(curve.encode()).decode()})")
+        sink = io.BytesIO()
+        figure.savefig(sink, format="png")  # an SVG of `inline` shows inside a page only
+        parts.append(f"![pixel loss](data:image/png;base64,{base64.b64encode(sink.getvalue()).decode()})")
     return "\n\n".join(parts) + "\n"

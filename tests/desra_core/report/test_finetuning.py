@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 import json
 import re
 import shutil
@@ -14,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from pydantic import TypeAdapter
 
 from desra_core.errors import UsageError
@@ -201,6 +204,17 @@ def test_a_passed_verdict(workspace: Workspace, drawn_anew: None) -> None:
     assert page.count("data:image/webp") == 32
     assert page.count("<svg") == page.count(">best</text>") == 3
     assert '<a href="#finetuning">' in path.read_text()
+
+
+def test_the_pixel_loss_in_markdown_is_a_picture(workspace: Workspace) -> None:
+    publish(workspace)
+    uri = re.search(r"!\[pixel loss\]\(data:image/png;base64,([^)]*)\)", verdict_markdown(workspace))
+    assert uri is not None
+    with Image.open(io.BytesIO(base64.b64decode(uri[1]))) as picture:
+        assert picture.width == 600
+        assert len(picture.convert("RGB").getcolors(2**20)) > 20
+    publish(workspace, losses=[])
+    assert "pixel loss" not in verdict_markdown(workspace)
 
 
 def test_dropped_candidates_are_told_from_the_others(workspace: Workspace) -> None:
