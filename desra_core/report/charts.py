@@ -42,6 +42,7 @@ _LINES: tuple[tuple[str, Any, str], ...] = (
 MOST_CURVES = len(_LINES)
 _MARKERS = 9
 _BINS = 36
+_LINEAR = 10.0  # up to about this value, the axis of a histogram is linear
 _MOST_POINTS = 500
 _WIDTH = 6.0  # inches
 _CHARACTERS = 92  # of text that fit into the width of a figure
@@ -171,35 +172,23 @@ def distributions(
 
 
 @_in_style
-def histogram(values: Values, *, scale: str, xlabel: str, ylabel: str, top: float = 1.0) -> Figure:
+def histogram(values: Values, *, xlabel: str, ylabel: str) -> Figure:
     """Draw how many of ``(N,)`` values, at least one, lie in each of 36 bins.
 
-    Args:
-        values: The values.
-        scale: Scale of the x axis: ``linear`` from 0 to ``top``; ``log`` from the smallest to the largest value; or
-            ``asinh``, with the same ends, for values that lie on both sides of 0 and span decades.
-        top: The end of a linear axis.
+    The axis suits values that lie on both sides of 0 and span decades: it is linear near 0, and logarithmic elsewhere.
     """
     figure, axes = _new_axes(2.0, xlabel, ylabel)
-    if scale == "linear":
-        edges, ticks = np.linspace(0, top, _BINS + 1), [0, 0.25, 0.5, 0.75, 1]
-    elif scale == "log":
-        axes.set_xscale("log")
-        low, high = _apart(np.log10(values.min()), np.log10(values.max()))
-        edges = np.logspace(low, high, _BINS + 1)
-        steps = (1, 2, 5) if high - low < 1.5 else (1, 3) if high - low < 3 else (1,)
-        ticks = [step * 10.0**power for power in range(-6, 12) for step in steps]
-    else:
-        width = 10.0
-        axes.set_xscale("asinh", linear_width=width)
-        low, high = _apart(np.arcsinh(values.min() / width), np.arcsinh(values.max() / width))
-        edges = width * np.sinh(np.linspace(low, high, _BINS + 1))
-        ticks = [0.0] + [sign * 10.0**power for power in range(1, 12) for sign in (-1, 1)]
+    axes.set_xscale("asinh", linear_width=_LINEAR)
+    low, high = np.arcsinh(values.min() / _LINEAR), np.arcsinh(values.max() / _LINEAR)
+    if high - low < 0.1:  # values that are nearly alike
+        low, high = low - 0.05, high + 0.05
+    edges = _LINEAR * np.sinh(np.linspace(low, high, _BINS + 1))
     # Rounding in the edges must not lose the smallest or the largest value.
     counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
     axes.stairs(counts, edges, fill=True, color=BAR)
     axes.set_xlim(edges[0], edges[-1])
-    shown = [place for place in ticks if edges[0] <= place <= edges[-1]]
+    decades = [0.0] + [sign * 10.0**power for power in range(1, 12) for sign in (-1, 1)]
+    shown = [place for place in decades if edges[0] <= place <= edges[-1]]
     if len(shown) < 3:  # values that are nearly alike
         places = MaxNLocator(nbins=5).tick_values(edges[0], edges[-1])
         shown = [place for place in places if edges[0] <= place <= edges[-1]]
@@ -244,11 +233,6 @@ def _new_axes(height: float, xlabel: str, ylabel: str = "") -> tuple[Figure, Axe
     """Make a figure of a height in inches, with one axes."""
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     return figure, figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
-
-
-def _apart(low: float, high: float) -> tuple[float, float]:
-    """Widen the range of values that are nearly alike."""
-    return (low, high) if high - low > 0.1 else (low - 0.05, high + 0.05)
 
 
 def _finite(curve: Points) -> Values:

@@ -249,13 +249,6 @@ def class_counts(regions: pa.Table) -> list[dict[str, Any]]:
     return [count | {"share": count["regions"] / regions.num_rows} for count in counts]
 
 
-def masked_shares(results: WorkspaceResults) -> npt.NDArray[np.float64]:
-    """Compute the masked share of each image with artifacts."""
-    marked = _marked(results.images)
-    areas = numbers(marked["height"]) * numbers(marked["width"])
-    return numbers(marked["artifact_pixels"]) / np.maximum(areas, 1)
-
-
 def numbers(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
     """Convert a column to float64."""
     return np.asarray(pc.cast(column, pa.float64()).to_numpy(), np.float64)

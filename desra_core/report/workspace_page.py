@@ -33,7 +33,6 @@ from desra_core.report.results import (
     WorkspaceResults,
     class_counts,
     class_distributions,
-    masked_shares,
     numbers,
     read_results,
     recorded_detector,
@@ -225,7 +224,7 @@ def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[s
         "settings": document.settings_rows(settings),
         "versions": results.document.get("versions") or {},
         "keys": keys,
-        "plots": _histograms(results, measure),
+        "severities": numbers(results.regions["severity"]),
         "people_chart": people_chart,
         "charts": charts,
         "class_counts": {row["name"] or "no label": float(row["regions"]) for row in classes[:_CLASSES_DRAWN]},
@@ -255,28 +254,6 @@ def _notes(results: WorkspaceResults, summary: CorpusSummary) -> list[str]:
     if others := kinds_in_words(results.passed_over):
         notes.append(f"In the folders, these were passed over: {others}.")
     return notes
-
-
-def _histograms(results: WorkspaceResults, measure: AppliedDetector) -> list[Markup]:
-    """Draw the regions by severity, area and similarity, and the masked shares of images with artifacts."""
-    regions, word = results.regions, measure.word
-    if regions.num_rows == 0:
-        return []
-    similarity = measure.value(-numbers(regions["mean_similarity"]))
-    top = measure.highest or max(float(similarity.max()), 1e-12)
-    shares = masked_shares(results)
-    drawn = [
-        ("the severity of the regions", "severity", "regions", "asinh", numbers(regions["severity"])),
-        ("the area of the regions", "area of a region in pixels", "regions", "log", numbers(regions["area"])),
-        (f"the mean {word} of the regions", f"mean {word} of a region", "regions", "linear", similarity),
-        ("the masked share of the images with artifacts", "masked share of an image in %", "images", "log",
-         100 * shares),
-    ]  # fmt: skip
-    return [
-        inline(charts.histogram(values, scale=scale, xlabel=xlabel, ylabel=ylabel, top=top), f"Histogram of {title}")
-        for title, xlabel, ylabel, scale, values in drawn
-        if values.size
-    ]
 
 
 def render_pages(results: WorkspaceResults, pages: list[Page], report: str) -> Iterator[tuple[Page, str]]:

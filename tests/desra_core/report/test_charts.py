@@ -132,21 +132,14 @@ def test_print_is_black_on_white(kind: str, tmp_path: Path) -> None:
 )
 def test_histograms_of_anything(values: list[float]) -> None:
     array = np.array(values)
-    for figure in (
-        charts.histogram(array, scale="asinh", xlabel="severity", ylabel="regions"),
-        charts.histogram(np.abs(array) + 1, scale="log", xlabel="area", ylabel="regions"),
-        charts.histogram(np.clip(np.abs(array) / 1e7, 1e-4, 100), scale="log", xlabel="%", ylabel="images"),
-        charts.histogram(np.clip(array, 0, 1), scale="linear", xlabel="similarity", ylabel="regions"),
-        charts.histogram(np.abs(array), scale="linear", top=0.01, xlabel="score", ylabel="regions"),
-    ):
-        counts = figure.axes[0].patches[0].get_data().values
-        assert counts.sum() == array.size
-        svg = charts.inline(figure, "t")
-        assert svg.startswith("<svg role=")
-        assert "://" not in svg
-        stand_ins = (charts.INK, charts.BAR, charts.PAPER)
-        assert not any(stand_in in svg for stand_in in stand_ins)
-        assert len(svg) < 40_000
+    figure = charts.histogram(array, xlabel="severity", ylabel="regions")
+    counts = figure.axes[0].patches[0].get_data().values
+    assert counts.sum() == array.size
+    svg = charts.inline(figure, "t")
+    assert svg.startswith("<svg role=")
+    assert "://" not in svg
+    assert not any(stand_in in svg for stand_in in (charts.INK, charts.BAR, charts.PAPER))
+    assert len(svg) < 40_000
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.floats(-1e30, 1e30)), max_size=1200))
