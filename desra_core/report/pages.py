@@ -1,14 +1,12 @@
 """Write the pages of evaluations, benchmarks and calibrations, and the tables of these in the Prefect UI."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
-from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -39,13 +37,10 @@ NAMES = {"iou": "IoU", "precision": "precision", "recall": "recall", "f1": "F1"}
 WORST = 6
 
 _ROWS, _LISTED = 200, 200
-_BINS, _DRAWN_CLASSES = 20, 12
+_DRAWN_CLASSES = 12
 # The figure of D by class has this many bins, two for each interval, and at most this many classes.
 _D_BINS, _D_CLASSES = 40, 24
 _DIFFERENCES = 12
-# Edges of the bins of areas of regions, in pixels.
-_EDGES = (0, 1000, 4000, 16_000, 64_000, math.inf)
-_FOUND, _RIGHT = "share of ground-truth regions that are found", "share of detected regions that are right"
 # The most characters that pictures may take of a page's 20 MB.
 PICTURE_CHARACTERS = 16_000_000
 
@@ -64,8 +59,6 @@ def write_evaluation_page(evaluation: Evaluation, path: Path) -> Path:
         for kind, images in worst_images(evaluation.images).items()
     }
     rows = sorted(image_rows(evaluation), key=lambda row: (row["iou"] is None, row["iou"]))
-    ranked = sorted((evaluation.classes or {}).items(), key=lambda item: (-item[1].marked, item[0]))
-    by_class = {class_names()[index]: (counts.found, counts.marked) for index, counts in ranked if counts.marked}
     page = render_page(
         "evaluation.html.j2",
         evaluation=evaluation,
@@ -74,13 +67,12 @@ def write_evaluation_page(evaluation: Evaluation, path: Path) -> Path:
         rated=rated_regions(evaluation),
         prominent_tiles=_tiles(prominent) if prominent else [],
         notes=_evaluation_notes(evaluation),
-        plots=_evaluation_charts(evaluation),
         worst=worst,
         kinds=PICTURES,
         rows=rows[:_ROWS],
         all_rows=len(rows),
         classes=sorted(class_rows(evaluation), key=lambda row: (-row["marked"] - row["detected"], row["class"])),
-        class_chart=_shares(dict(list(by_class.items())[:_DRAWN_CLASSES]), _FOUND, "by class") if by_class else "",
+        class_chart=_class_chart(evaluation),
         listed=_LISTED,
     )
     replace_file(path, page.encode())
@@ -162,38 +154,16 @@ def gan_sr_of(image: ImageAgreement) -> RGB | None:
     return rgb8(pixels) if pixels.shape[:2] == image.shape else None
 
 
-def _evaluation_charts(evaluation: Evaluation) -> list[Markup]:
-    """Draw how the measures spread over images, and the recall and precision of regions by area where defined."""
-    histograms: dict[str, npt.NDArray[np.int64]] = {}
-    marks: dict[str, float] = {}
-    for measure in ("iou", "precision", "recall"):
-        values = [getattr(image.agreement, measure) for image in evaluation.images]
-        counts, edges = np.histogram([value for value in values if value is not None], _BINS, (0, 1))
-        histograms[NAMES[measure]] = counts
-        of_set = evaluation.scores.values[measure]
-        if of_set is not None:
-            marks[NAMES[measure]] = of_set
-    figure = distributions(histograms, edges=edges, xlabel="of one image; the line: of all", marks=marks)
-    charts = [inline(figure, "How the measures of single images spread, and those of all")]
-    sides = {_FOUND: [image.marked for image in evaluation.images], _RIGHT: [im.detected for im in evaluation.images]}
-    for title, of_images in sides.items():
-        regions = list(chain.from_iterable(of_images))
-        parts = {}
-        for low, high in pairwise(_EDGES):
-            name = f"{low:,.0f} to {high:,.0f} px" if math.isfinite(high) else f"from {low:,.0f} px"
-            covered = [region.covered for region in regions if low <= region.area < high]
-            parts[name] = sum(covered), len(covered)
-        if regions:
-            charts.append(_shares(parts, title, "by area"))
-    return charts
-
-
-def _shares(parts: Mapping[str, tuple[int, int]], title: str, of_what: str) -> Markup:
-    """Draw a bar for each (part, whole), with its 95 % interval."""
-    named = {f"{name} ({whole:,})": (part, whole) for name, (part, whole) in parts.items() if whole}
-    values = {name: part / whole for name, (part, whole) in named.items()}
-    intervals = {name: wilson_interval(part, whole) for name, (part, whole) in named.items()}
-    return inline(bar_chart(values, xlabel=title, intervals=intervals), f"The {title}, {of_what}")
+def _class_chart(evaluation: Evaluation) -> Markup:
+    """Draw the share of ground-truth regions that are found, of the classes with most regions; empty without any."""
+    ranked = sorted((evaluation.classes or {}).items(), key=lambda item: (-item[1].marked, item[0]))
+    shares, intervals = {}, {}
+    for index, counts in ranked[:_DRAWN_CLASSES]:
+        if counts.recall is not None:
+            name = f"{class_names()[index]} ({counts.marked:,})"
+            shares[name], intervals[name] = counts.recall, wilson_interval(counts.found, counts.marked)
+    figure = bar_chart(shares, xlabel="share of ground-truth regions that are found", intervals=intervals)
+    return inline(figure, "Recall by class") if shares else Markup()
 
 
 class PublishedBenchmark(NamedTuple):

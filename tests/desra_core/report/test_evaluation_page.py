@@ -68,6 +68,7 @@ def test_the_page_shows_scores_failures_and_names_as_text(evaluation: Evaluation
     assert "ground-truth regions that at least 50 % of the viewers noticed, 1 of 2 that were rated" in text
     assert "2 images without labels are left out" in text
     assert "tree" in text
+    assert re.search('aria-label="Recall by class".*tree \\(2\\)', page, re.DOTALL)
     assert "nan" not in text.lower()
     assert "&lt;b&gt;all wrong&lt;/b&gt;" in page
     assert "<b>all wrong" not in page
