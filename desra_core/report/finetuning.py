@@ -4,7 +4,6 @@ import base64
 import io
 import re
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from desra_core.gate.criteria import PicturedRegion, Verdict, VerdictDocument, r
 from desra_core.gate.model_registry import Event, current_model, history
 from desra_core.images.codec import decode
 from desra_core.report.charts import inline, line_chart, thinned
-from desra_core.report.document import Cell, as_uri, characters, count, moment, percent, settings_rows, shortened
+from desra_core.report.document import Cell, as_uri, characters, count, percent, settings_rows, shortened
 from desra_core.workspace import Workspace
 
 # A description of each column of `desra_core.gate.criteria.score_rows`.
@@ -43,7 +42,7 @@ LOSSES = (
 # The crops of a card, in the order in which the viewer goes through them.
 KINDS = {"before": "before", "after": "after", "lr": "LR", "mse_sr": "MSE-SR"}
 
-_ROWS, _CARDS, _EVENTS = 200, 8, 10
+_ROWS, _CARDS = 200, 8
 # A larger file is no crop of the gate: those have at most 128 kB, even of noise.
 _LARGEST_FILE, _MAX_PIXELS = 150_000, 2**20
 # Each picture in Markdown is some 20 kB, which the server's database keeps.
@@ -106,7 +105,6 @@ def read_finetuning(workspace: Workspace, mask_key: object) -> dict[str, Any] | 
         "plots": plots,
         "training": settings_rows(training),
         "current": _current(past, document),
-        "history": [_entry(event) for event in (past or [])[: -_EVENTS - 1 : -1]],
     }
 
 
@@ -180,24 +178,10 @@ def _current(past: list[Event] | None, document: VerdictDocument) -> str:
     # The verdict knows the new model by its file, the history by its key. The promotion of a model names both.
     promotions = [event for event in past if event["kind"] == "promotion" and event["model"] == current]
     files = [Path(str(event.get("source"))).name for event in promotions]
+    name = "the old one" if current == document.before.key else "neither of these two"
     if document.best and Path(document.best.file).name in files:
-        return "the finetuned one"
-    return "the old one" if current == document.before.key else "neither of these two"
-
-
-def _entry(event: Event) -> dict[str, str]:
-    """Write an event in the history of the workspace's model in words."""
-    kinds = {
-        "origin": "where the first finetune started",
-        "promotion": "promoted",
-        "rollback": f"rolled back to {event.get('restores')}",
-    }
-    kind = str(event["kind"])
-    try:
-        when = moment(datetime.fromisoformat(str(event.get("time"))))
-    except (ValueError, OverflowError):
-        when = "unknown"
-    return {"number": str(event["number"]), "event": kinds.get(kind, kind), "when": when, "key": str(event["model"])}
+        name = "the finetuned one"
+    return f"{name}, entry {past[-1]['number']} of its history"
 
 
 def verdict_markdown(workspace: Workspace) -> str:

@@ -376,17 +376,15 @@ def test_a_verdict_under_older_settings_says_so(workspace: Workspace) -> None:
     assert "other settings, or another model" not in text_of(write_report(workspace, worst=0))
 
 
-def test_the_current_model_and_its_history(workspace: Workspace, tmp_path: Path) -> None:
+def test_the_current_model(workspace: Workspace, tmp_path: Path) -> None:
     document = publish(workspace)
     old, best = tmp_path / "old.pth", Path(document["best"]["file"])
     promoted(workspace, best, old)
     text = text_of(rendered(workspace))
     assert "current model the finetuned one, entry 1 of its history" in text
-    assert re.search(r"1 promoted \d+ \w+ \d{4}, \d\d:\d\d UTC \w{8} 0 where the first finetune started", text)
     rollback(workspace)
     text = text_of(rendered(workspace))
     assert "current model neither of these two, entry 2" in text
-    assert "2 rolled back to 0" in text
     publish(workspace, before={"path": str(old), "key": content_key(old)})
     assert "current model the old one, entry 2" in text_of(rendered(workspace))
     publish(workspace)
@@ -395,12 +393,6 @@ def test_the_current_model_and_its_history(workspace: Workspace, tmp_path: Path)
     assert "current model neither of these two, entry 4" in text_of(rendered(workspace))
     rollback(workspace)
     assert "current model the finetuned one, entry 5" in text_of(rendered(workspace))
-    rollback(workspace)
-    for _ in range(5):
-        promoted(workspace, best, old)
-        rollback(workspace)
-    history = section(rendered(workspace)).split('class="history"')[1].split("</table>")[0]
-    assert re.findall(r"<tr><td>(\d+)</td>", history) == [str(number) for number in range(16, 6, -1)]
 
 
 def test_a_damaged_current_model_or_history_is_noted(workspace: Workspace, tmp_path: Path) -> None:
