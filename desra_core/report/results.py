@@ -18,10 +18,9 @@ import pyarrow.parquet as pq
 
 from desra_core.detection.class_weights import class_names
 from desra_core.detection.detectors import DEFAULT, AppliedDetector, applied
-from desra_core.detection.mask import THRESHOLD, Components, valid
+from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import ImageError, UsageError
-from desra_core.evaluation.mask_files import FRAME
-from desra_core.images.codec import CLASS_COUNT, Mask
+from desra_core.images.codec import CLASS_COUNT
 from desra_core.images.parts import grid
 from desra_core.planning.plan import REGIONS, failure_table, settings_document
 from desra_core.report.pictures import StoredImage
@@ -119,6 +118,9 @@ class CorpusSummary:
         self.pixels = _total(pc.multiply(pc.cast(done["height"], pa.int64()), pc.cast(done["width"], pa.int64())))
         self.artifact_pixels = _total(done["artifact_pixels"])
         self.regions = results.regions.num_rows
+        # Images with a human mask that counts, copies once.
+        people = pa.array(results.human_masks(), pa.string())
+        self.looked_at = len(images.filter(pc.is_in(images["id"], people))["id"].unique())
         self.marked_share = self.marked / self.done if self.done else None
         self.pixel_share = self.artifact_pixels / self.pixels if self.pixels else None
         # Computing time of all stages.
@@ -150,26 +152,6 @@ class Distributions(NamedTuple):
     images: int  # images in the sample
     kept: int  # images of the corpus whose maps and labels are kept
     classes: int  # classes in the sample
-
-
-class JudgedRegions(NamedTuple):
-    """Regions of one image: the severity of N detected ones, and how they match M human ones."""
-
-    severity: Values
-    right: npt.NDArray[np.bool_]  # (N,): at least half of the pixels lie in the human mask
-    found: Values  # (M,): the regions of at least this severity cover half of the human region; -inf where never
-
-
-class SeverityCurve(NamedTuple):
-    """Precision and recall of the most severe regions, for growing numbers of regions."""
-
-    points: list[tuple[float, float]]  # (recall, precision), the most severe regions alone first; empty if undefined
-    images: int  # that the curve rests on
-    looked_at: int  # images that have a human mask that counts
-    detected: int  # detected regions
-    right: int  # detected regions of which at least half of the pixels lie in the human mask
-    marked: int  # regions of the human masks
-    found: int  # marked regions of which at least half of the pixels are detected
 
 
 def read_results(workspace: Workspace) -> WorkspaceResults:
@@ -296,83 +278,6 @@ def quantile(counts: Counts, edges: Values, share: float) -> float:
     2.333...
     """
     return float(np.interp(share, np.concatenate([[0], np.cumsum(counts)]) / counts.sum(), edges))
-
-
-def severity_curve(results: WorkspaceResults) -> SeverityCurve | None:
-    """Compare the masks of a workspace with its human masks, at most 300 of them; None without human masks.
-
-    Images whose masks cannot be read or are of another size are passed over.
-    """
-    masks = pa.array(results.human_masks(), pa.string())
-    images = results.images
-    done = images.filter(pc.and_(images["mask_key"].is_valid(), images["failed_stage"].is_null()))
-    rows = firsts(done.filter(pc.is_in(done["id"], masks)))
-    if rows.num_rows == 0:
-        return None
-    chosen = _sampled(results, rows, HUMAN_IMAGES)
-    regions = results.regions.filter(pc.is_in(results.regions["image"], pa.array(chosen)))
-    judged = []
-    for name, image in chosen.items():
-        try:
-            mask, human = (image.picture(kind)[:, :, 0] > 0 for kind in ("mask", "human"))
-            judged.append(judge(mask, human, regions.filter(pc.equal(regions["image"], name)).to_pylist()))
-        except (ImageError, MemoryError):
-            continue
-    return curve_of(judged, looked_at=rows.num_rows)
-
-
-def judge(mask: Mask, human: Mask, regions: list[dict[str, Any]]) -> JudgedRegions:
-    """Compare the regions of a mask with a human mask: which are right, and which severity finds each human region.
-
-    Args:
-        mask, human: ``(H, W)`` bool. As in the published scripts the outer 5 px do not count.
-        regions: Box (x, y, width, height) and severity of each component of the mask.
-
-    Raises:
-        ImageError: The mask has a component that is none of the regions.
-    """
-    whole = Components(mask)
-    # A box identifies a region: two regions that both reach all four sides of one box would touch.
-    by_box = {tuple(region[key] for key in ("x", "y", "width", "height")): region["severity"] for region in regions}
-    boxes = [tuple(box) for box in whole.boxes.tolist()]
-    if not by_box.keys() >= set(boxes):
-        raise ImageError("mask", "is not the one of the regions", "run again")
-    of_component = np.array([0.0, *(by_box[box] for box in boxes)])
-    mask, human, numbers = valid(mask, FRAME), valid(human, FRAME), valid(whole.numbers, FRAME)
-    # A component that is cut in two by the crop counts as two components, as in the published scripts.
-    parts = Components(mask)
-    severity = np.zeros(len(parts) + 1)
-    severity[parts.numbers[mask]] = of_component[numbers[mask]]
-    # A human region counts as found where detected regions cover half of it. Say that regions of severity 9, 4 and 1
-    # cover 30, 25 and 40 %: with the least severity at 4 it is found. It has -inf where even all of them cover less.
-    marked = Components(human)
-    found = np.full(len(marked), -np.inf)
-    for index, (x, y, width, height) in enumerate(marked.boxes.tolist()):
-        inside = parts.numbers[y : y + height, x : x + width][marked.crop(index)]
-        ids, sizes = np.unique(inside[inside > 0], return_counts=True)
-        order = np.argsort(-severity[ids], kind="stable")
-        enough = np.flatnonzero(2 * np.cumsum(sizes[order]) >= marked.areas[index])
-        if enough.size:
-            found[index] = severity[ids[order[enough[0]]]]
-    return JudgedRegions(severity[1:], parts.covered(human), found)
-
-
-def curve_of(judged: list[JudgedRegions], *, looked_at: int) -> SeverityCurve:
-    """Compute one curve from the regions of all images: a point for each severity, the largest first."""
-    empty = JudgedRegions(np.zeros(0), np.zeros(0, np.bool_), np.zeros(0))
-    severity, right, found = (np.concatenate(parts) for parts in zip(empty, *judged, strict=True))
-    levels = np.unique(severity)[::-1]
-
-    def at_least(values: Values) -> Counts:
-        """Count, for each level, the values that are at least this level."""
-        return values.size - np.searchsorted(np.sort(values), levels)
-
-    points: list[tuple[float, float]] = []
-    if found.size:
-        recalls, precisions = at_least(found) / found.size, at_least(severity[right]) / at_least(severity)
-        points = list(zip(recalls.tolist(), precisions.tolist(), strict=True))
-    return SeverityCurve(points, len(judged), looked_at, severity.size, int(right.sum()), found.size,
-                         int(np.isfinite(found).sum()))  # fmt: skip
 
 
 def _marked(images: pa.Table) -> pa.Table:

@@ -11,7 +11,6 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from markupsafe import Markup
 
 from desra_core.detection.class_weights import load_weights, weighted_scores
 from desra_core.detection.detectors import METHODS, TIMES, AppliedDetector, DetectorInputs, applied
@@ -24,7 +23,6 @@ from desra_core.images.codec import Labels
 from desra_core.images.parts import RGB, Rectangle, fitted
 from desra_core.images.scanning import kinds_in_words
 from desra_core.report import charts, document
-from desra_core.report.charts import inline
 from desra_core.report.document import Cell, cells_within, hex_colour, make_cell, render_page, shortened, stage_name
 from desra_core.report.finetuning import read_finetuning
 from desra_core.report.pictures import HUMAN_OUTLINE, KINDS, Crops, StoredImage, class_shares, heat_map, label_picture
@@ -36,7 +34,6 @@ from desra_core.report.results import (
     numbers,
     read_results,
     recorded_detector,
-    severity_curve,
     stage_times,
 )
 from desra_core.workspace import Workspace
@@ -182,7 +179,7 @@ def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[s
     times = stage_times(results.seconds)
     settings, measure = results.settings, recorded_detector(results.settings)
     classes = class_counts(results.regions)
-    distribution, people = class_distributions(results, measure), severity_curve(results)
+    distribution = class_distributions(results, measure)
     notes = _notes(results, summary)
     keys = results.document.get("target") or {}
     try:
@@ -192,12 +189,6 @@ def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[s
         notes.append(shortened(f"The verdict on finetuned models is left out: {error}.", _NOTE))
     budget = PICTURE_CHARACTERS - (finetuning["characters"] if finetuning else 0)
     gallery, left_out = make_gallery(results, worst, budget)
-    people_chart: Markup | None = None
-    if people and people.points:
-        figure = charts.line_chart({"regions by severity": people.points}, xlabel="recall", ylabel="precision",
-                                   marks={"all regions": people.points[-1]})  # fmt: skip
-        figure.axes[0].set(xlim=(0, 1.02), ylim=(0, 1.02))
-        people_chart = inline(figure, "Precision and recall over the severity of the regions")
     return {
         "results": results,
         "workspace": results.workspace.root.absolute(),
@@ -209,7 +200,6 @@ def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[s
         "measure": measure,
         "classes": classes,
         "distribution": distribution,
-        "people": people,
         "gallery": gallery,
         "left_out": left_out,
         "worst": worst,
@@ -225,7 +215,6 @@ def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[s
         "versions": results.document.get("versions") or {},
         "keys": keys,
         "severities": numbers(results.regions["severity"]),
-        "people_chart": people_chart,
         "charts": charts,
         "class_counts": {row["name"] or "no label": float(row["regions"]) for row in classes[:_CLASSES_DRAWN]},
         "means": {stage_name(time.stage): time.mean for time in times},

@@ -79,7 +79,6 @@ def parts_of_pages(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[objec
     return [
         (jinja2, "Environment", Compiled),
         (workspace_page, "charts", SimpleNamespace(**(vars(charts) | once))),
-        (workspace_page, "inline", inline),
         (finetuning, "line_chart", kept(charts.line_chart)),
         (finetuning, "inline", inline),
     ]
@@ -99,8 +98,7 @@ def drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw each chart of each report, as everywhere but in these tests."""
     monkeypatch.setattr(workspace_page, "charts", charts)
     monkeypatch.setattr(finetuning, "line_chart", charts.line_chart)
-    for module in (workspace_page, finetuning):
-        monkeypatch.setattr(module, "inline", charts.inline)
+    monkeypatch.setattr(finetuning, "inline", charts.inline)
 
 
 def write(path: Path, pixels: np.ndarray) -> None:
