@@ -1,8 +1,4 @@
-"""Read the results of a workspace as columns, and compute the numbers of its report from them.
-
-Distributions of scores by class, and precision and recall by severity, come from a sample of the images. Ids of images
-are hashes of contents: the smallest ids are a random sample, and the same in every report.
-"""
+"""Read the results of a workspace as columns, and compute the numbers of its report from them."""
 
 import math
 from collections.abc import Iterable
@@ -16,12 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from desra_core.detection.class_weights import class_names
 from desra_core.detection.detectors import DEFAULT, AppliedDetector, applied
 from desra_core.detection.mask import THRESHOLD
-from desra_core.errors import ImageError, UsageError
-from desra_core.images.codec import CLASS_COUNT
-from desra_core.images.parts import grid
+from desra_core.errors import UsageError
 from desra_core.planning.plan import REGIONS, failure_table, settings_document
 from desra_core.report.pictures import StoredImage
 from desra_core.workspace import Workspace, read_table
@@ -30,26 +23,11 @@ from desra_core.workspace.manifest import MANIFEST, asked_for, picture_files, re
 from desra_core.workspace.matching import FAILURES
 from desra_core.workspace.products import PRODUCTS, read_records
 
-_RECORD = ["height", "width", "mask_key", "artifact_pixels", "failed_stage", "subject", "reason", "remedy",
-           "similarity_kept", "labels_kept"]  # fmt: skip
+_RECORD = ["height", "width", "mask_key", "artifact_pixels", "failed_stage", "subject", "reason", "remedy"]
 _ROLES = [name.removesuffix("_path") for name in MANIFEST.names if name.endswith("_path")]
 # The usual order of stages; other stages follow. The time of a part is also in the time of the stage before it.
 _STAGES = ("super_resolution", "inference", *(product.name for product in PRODUCTS[1:]))
 _PARTS = frozenset({"inference"})
-
-# Sizes of the samples.
-IMAGES, HUMAN_IMAGES = 32, 300
-BINS = 50
-# This share of a class's pixels lies on the good side of the class's mark, as in the published class weights.
-SHARE = 0.85
-
-_TRIED = 3 * IMAGES  # because some images may be unreadable
-_CLASSES = 12
-# Of an image, at most this many tiles are read, 4 MP in all; their side is that of the chunks of a stored map.
-_TILE, _TILES = 512, 16
-
-Counts = npt.NDArray[np.int64]
-Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -143,17 +121,6 @@ class StageTime(NamedTuple):
         return 1 / self.mean if self.mean > 0 else None
 
 
-class Distributions(NamedTuple):
-    """The distributions of the most frequent classes of a sample, ordered by their marks."""
-
-    histograms: dict[str, Counts]  # (BINS,) pixels by class name, from 0 to measure.top; larger values in the last bin
-    marks: dict[str, float]  # by class name: SHARE of the class's pixels lie on the good side of this value
-    edges: Values
-    images: int  # images in the sample
-    kept: int  # images of the corpus whose maps and labels are kept
-    classes: int  # classes in the sample
-
-
 def read_results(workspace: Workspace) -> WorkspaceResults:
     """Read the tables of a workspace, and write nothing.
 
@@ -204,11 +171,6 @@ def recorded_detector(settings: dict[str, Any]) -> AppliedDetector:
     return applied(method, float(threshold))
 
 
-def firsts(images: pa.Table) -> pa.Table:
-    """Keep the first name of each image among rows of `WorkspaceResults.images`; the columns are id and name."""
-    return images.group_by("id", use_threads=False).aggregate([("name", "min")]).rename_columns(["id", "name"])
-
-
 def stage_times(seconds: pa.Table) -> list[StageTime]:
     """Sum up computing times by stage, from the columns ``stage`` and ``seconds``."""
     stages = seconds["stage"].unique().to_pylist()
@@ -243,66 +205,9 @@ def flat_seconds(maps: pa.ChunkedArray) -> pa.Table:
     return flat.rename_columns(["stage", "seconds"])
 
 
-def class_distributions(results: WorkspaceResults, measure: AppliedDetector) -> Distributions | None:
-    """Count stored scores by class, in at most 4 MP of each of 32 images; None without stored maps and labels."""
-    corpus = results.images
-    labelled = corpus["labels_kept"] if "labels" not in results.sources else pa.scalar(True)
-    kept = firsts(corpus.filter(pc.fill_null(pc.and_(corpus["similarity_kept"], labelled), False)))
-    counts = np.zeros((CLASS_COUNT, BINS), np.int64)
-    images = 0
-    for image in _sampled(results, kept, _TRIED).values():
-        try:
-            counts += _counted(image)
-        except (ImageError, MemoryError):
-            continue
-        images += 1
-        if images == IMAGES:
-            break
-    pixels = counts.sum(axis=1)
-    classes = int(np.count_nonzero(pixels))
-    if not classes:
-        return None
-    edges = np.linspace(0, measure.top, BINS + 1)
-    share = SHARE if measure.worse == "above" else 1 - SHARE
-    frequent = np.argsort(-pixels, kind="stable")[: min(_CLASSES, classes)].tolist()
-    by_name = {class_names()[index]: counts[index] for index in frequent}
-    marks = {name: quantile(histogram, edges, share) for name, histogram in by_name.items()}
-    marks = dict(sorted(marks.items(), key=lambda item: (item[1], item[0])))
-    return Distributions({name: by_name[name] for name in marks}, marks, edges, images, kept.num_rows, classes)
-
-
-def quantile(counts: Counts, edges: Values, share: float) -> float:
-    """Find the value below which a share of a histogram lies; values are taken as evenly spread within each bin.
-
-    >>> quantile(np.array([1, 0, 3]), np.array([0.0, 1.0, 2.0, 3.0]), 0.5)
-    2.333...
-    """
-    return float(np.interp(share, np.concatenate([[0], np.cumsum(counts)]) / counts.sum(), edges))
-
-
 def _marked(images: pa.Table) -> pa.Table:
     return images.filter(pc.fill_null(pc.greater(images["artifact_pixels"], 0), False))
 
 
 def _total(column: pa.ChunkedArray) -> int:
     return int(pc.sum(column).as_py() or 0)
-
-
-def _sampled(results: WorkspaceResults, rows: pa.Table, most: int) -> dict[str, StoredImage]:
-    """Choose the rows of `firsts` with the smallest ids, and find where their images are stored, by name."""
-    chosen = rows.take(pc.select_k_unstable(rows, min(most, rows.num_rows), [("id", "ascending")]))
-    return results.stored_images(chosen["name"].to_pylist(), chosen["id"].to_pylist())
-
-
-def _counted(image: StoredImage) -> Counts:
-    """Count the pixels of an image by class and bin, ``(150, BINS)``, in all its tiles or in evenly spread ones."""
-    measure, labels_of = image.measure, image.label_reader()
-    counts = np.zeros(CLASS_COUNT * BINS, np.int64)
-    tiles = list(grid(*image.shape, _TILE))
-    for index in np.linspace(0, len(tiles) - 1, min(_TILES, len(tiles))).astype(int):
-        values = measure.value(image.scores(tiles[index]))
-        defined = ~np.isnan(values)
-        bins = np.clip(values[defined].astype(np.float64) * (BINS / measure.top), 0, BINS - 1).astype(np.int64)
-        classes = labels_of(tiles[index])[defined].astype(np.int64)
-        counts += np.bincount(classes * BINS + bins, minlength=counts.size)
-    return counts.reshape(CLASS_COUNT, BINS)

@@ -20,7 +20,7 @@ from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.table import counted
 from desra_core.files import check_names, replace_file
 from desra_core.images.codec import Labels
-from desra_core.images.parts import RGB, Rectangle, fitted
+from desra_core.images.parts import RGB, fitted
 from desra_core.images.scanning import kinds_in_words
 from desra_core.report import charts, document
 from desra_core.report.document import Cell, cells_within, hex_colour, make_cell, render_page, shortened, stage_name
@@ -30,7 +30,6 @@ from desra_core.report.results import (
     CorpusSummary,
     WorkspaceResults,
     class_counts,
-    class_distributions,
     numbers,
     read_results,
     recorded_detector,
@@ -179,7 +178,6 @@ def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[s
     times = stage_times(results.seconds)
     settings, measure = results.settings, recorded_detector(results.settings)
     classes = class_counts(results.regions)
-    distribution = class_distributions(results, measure)
     notes = _notes(results, summary)
     keys = results.document.get("target") or {}
     try:
@@ -199,7 +197,6 @@ def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[s
         "weighted": settings.get("segmenter", "none") != "none" and settings.get("weights") != "none",
         "measure": measure,
         "classes": classes,
-        "distribution": distribution,
         "gallery": gallery,
         "left_out": left_out,
         "worst": worst,
@@ -253,7 +250,7 @@ def render_pages(results: WorkspaceResults, pages: list[Page], report: str) -> I
         regions = results.regions.filter(pc.equal(results.regions["image"], page.name)).to_pylist()
         regions.sort(key=lambda region: (-region["severity"], region["y"], region["x"]))
         scores = score_kinds(image.measure)
-        labels = None if 0 in image.shape else _or_none(partial(_labels, image))
+        labels = None if 0 in image.shape else _or_none(image.labels)
         cells = _cells(results, image, labels, scores)
         text = render_page(
             "image.html.j2",
@@ -333,7 +330,7 @@ def _cells(results: WorkspaceResults, image: StoredImage, labels: Labels | None,
         return [Cell(kind, None, reason=_FAILED) for kind in kinds]
     crops = Crops(image, largest=_LARGEST)
     draw: dict[str, Callable[[], RGB]] = {kind: partial(crops.make, kind) for kind in kinds}
-    draw["labels"] = lambda: label_picture(_labels(image) if labels is None else labels, largest=_LARGEST)
+    draw["labels"] = lambda: label_picture(image.labels() if labels is None else labels, largest=_LARGEST)
     cells = [make_cell(kind, draw[kind]) for kind in kinds]
     try:
         mse_sr, gan_sr = image.picture("mse_sr"), image.picture("gan_sr")
@@ -349,11 +346,6 @@ def _cells(results: WorkspaceResults, image: StoredImage, labels: Labels | None,
         left -= len(cell.uri or "")
         kept.append(cell if left >= 0 else Cell(cell.kind, None, reason="Left out, to keep this page below 20 MB."))
     return kept
-
-
-def _labels(image: StoredImage) -> Labels:
-    """Read the classes of the whole image (raises `ImageError`)."""
-    return image.label_reader()(Rectangle(0, 0, *image.shape))
 
 
 def _or_none(read: Callable[[], Read]) -> Read | None:

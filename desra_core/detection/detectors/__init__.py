@@ -184,12 +184,12 @@ class AppliedDetector:
 
     @property
     def value_name(self) -> str:
-        """The name of a value, for headings and axes."""
+        """The name of a value."""
         return self.heat_name
 
     @property
     def top(self) -> float:
-        """The largest value, and heat value, that charts and heat maps show."""
+        """The largest value, and heat value, that heat maps show."""
         return self.highest or TIMES * self.threshold
 
     @property
