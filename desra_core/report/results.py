@@ -1,6 +1,5 @@
 """Read the results of a workspace as columns, and compute the numbers of its report from them."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,18 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from desra_core.detection.detectors import DEFAULT, AppliedDetector, applied
-from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import UsageError
-from desra_core.planning.plan import REGIONS, failure_table, settings_document
+from desra_core.planning.plan import REGIONS, failure_table, load_settings, settings_document
 from desra_core.report.pictures import StoredImage
+from desra_core.settings import CorpusSettings, detector_of
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import HumanMask, read_human_masks
 from desra_core.workspace.manifest import MANIFEST, asked_for, picture_files, read_passed_over
 from desra_core.workspace.matching import FAILURES
-from desra_core.workspace.products import PRODUCTS, read_records
+from desra_core.workspace.products import PRODUCTS, Target, read_records
 
 _RECORD = ["height", "width", "mask_key", "artifact_pixels", "failed_stage", "subject", "reason", "remedy"]
 _ROLES = [name.removesuffix("_path") for name in MANIFEST.names if name.endswith("_path")]
@@ -35,7 +32,9 @@ class WorkspaceResults:
     """Results of a workspace, without a Python object per image or region."""
 
     workspace: Workspace
-    document: dict[str, Any]  # content of settings.json; empty where there is none
+    settings: CorpusSettings  # of the latest run
+    target: Target
+    document: dict[str, Any]  # content of settings.json
     sources: dict[str, str]  # the scanned folders by role
     images: pa.Table  # a row per image name of the run, sorted: name, id and the fields _RECORD of its record, or null
     seconds: pa.Table  # computing times: a row (stage, seconds) per image content and stage
@@ -47,27 +46,16 @@ class WorkspaceResults:
     passed_over: dict[str, int]  # other files that the latest scan passed over, by kind
     changed: datetime  # when the results last changed
 
-    @property
-    def verb(self) -> str:
-        """The command that made the results: ``detect`` or ``mine``."""
-        return str(self.document.get("verb", "detect"))
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings of the latest run."""
-        return dict(self.document.get("settings", {}))
-
     def human_masks(self) -> dict[str, HumanMask]:
         """Read which human masks count, by image id."""
-        key = (self.document.get("target") or {}).get("gan_sr_key")
-        return read_human_masks(self.workspace, key if isinstance(key, str) else None)
+        return read_human_masks(self.workspace, self.target.gan_sr_key)
 
     def stored_images(self, names: Iterable[str], ids: Iterable[str]) -> dict[str, StoredImage]:
         """Find where images are stored, by name; ``ids`` has the id of the image of each name."""
         by_name = dict(zip(names, ids, strict=True))
         rows = self.images.filter(pc.is_in(self.images["id"], pa.array(by_name.values(), pa.string())))
         shapes = {row["id"]: (row["height"] or 0, row["width"] or 0) for row in rows.to_pylist()}
-        files, measure = picture_files(self.workspace, self.verb, sorted(by_name)), recorded_detector(self.settings)
+        files, measure = picture_files(self.workspace, self.settings.verb, sorted(by_name)), detector_of(self.settings)
         human = self.human_masks()
         for name in [name for name in files if by_name[name] in human]:
             files[name]["human"] = human[by_name[name]].path
@@ -85,14 +73,13 @@ class CorpusSummary:
         failed = images["failed_stage"].is_valid()
         done = images.filter(pc.and_(images["mask_key"].is_valid(), pc.invert(failed)))
         marked = _marked(done)
-        wanted = (results.document.get("target") or {}).get("mask_key")
         self.images = images.num_rows + results.unscanned
         self.done = done.num_rows
         self.failed = _total(failed) + results.unscanned
         self.pending = self.images - self.done - self.failed
         self.marked = marked.num_rows  # images with artifacts
         # Of these, the images whose mask was made under other settings than those of the latest run.
-        self.outdated = _total(pc.not_equal(marked["mask_key"], wanted)) if isinstance(wanted, str) else 0
+        self.outdated = _total(pc.not_equal(marked["mask_key"], results.target.mask_key))
         self.pixels = _total(pc.multiply(pc.cast(done["height"], pa.int64()), pc.cast(done["width"], pa.int64())))
         self.artifact_pixels = _total(done["artifact_pixels"])
         self.regions = results.regions.num_rows
@@ -125,16 +112,15 @@ def read_results(workspace: Workspace) -> WorkspaceResults:
     """Read the tables of a workspace, and write nothing.
 
     Raises:
-        UsageError: The folder is no workspace, or a table of it is damaged.
+        UsageError: The folder is no workspace with a run in it, or a table of it is damaged or missing.
     """
+    settings, target = load_settings(workspace)
     if not workspace.manifest.exists():
-        raise UsageError(workspace.root, "is no workspace with a run in it", "name one, or run desra mine")
-    document = settings_document(workspace)
+        raise UsageError(workspace.root, "has no manifest", f"run desra {settings.verb}")
     manifest = read_table(workspace.manifest, MANIFEST, ["name", "id", "present", "asked"])
     vanished = manifest.num_rows - (pc.sum(manifest["present"]).as_py() or 0)
-    limit = document.get("settings", {}).get("limit")
     asked = asked_for(manifest)
-    rows = asked.select(["name", "id"]).slice(0, limit if isinstance(limit, int) else None)
+    rows = asked.select(["name", "id"]).slice(0, settings.limit)
     records = read_records(workspace, ["id", *_RECORD, "seconds"])
     index = pc.index_in(rows["id"].combine_chunks(), records["id"].combine_chunks())
     images = rows
@@ -143,11 +129,13 @@ def read_results(workspace: Workspace) -> WorkspaceResults:
     seconds = records.filter(pc.is_in(records["id"], rows["id"].combine_chunks()))["seconds"]
     regions = read_table(workspace.regions, REGIONS)
     unscanned = read_table(workspace.scan_failures, FAILURES)
-    metadata = pq.read_schema(workspace.manifest).metadata or {}
+    metadata = manifest.schema.metadata or {}
     changing = [workspace.manifest, workspace.settings, workspace.regions, workspace.failures, workspace.records]
     return WorkspaceResults(
         workspace=workspace,
-        document=document,
+        settings=settings,
+        target=target,
+        document=settings_document(workspace),
         sources={role: metadata[role.encode()].decode() for role in _ROLES if role.encode() in metadata},
         images=images,
         seconds=flat_seconds(seconds),
@@ -159,16 +147,6 @@ def read_results(workspace: Workspace) -> WorkspaceResults:
         passed_over=read_passed_over(workspace),
         changed=datetime.fromtimestamp(max(path.stat().st_mtime for path in changing if path.exists()), UTC),
     )
-
-
-def recorded_detector(settings: dict[str, Any]) -> AppliedDetector:
-    """Read the detector of a run, and its threshold, from its settings; by default DeSRA with its usual threshold."""
-    method, threshold = settings.get("method"), settings.get("threshold")
-    if not isinstance(method, str) or not method:
-        method = DEFAULT
-    if not isinstance(threshold, int | float) or not 0 < threshold < math.inf:
-        threshold = THRESHOLD
-    return applied(method, float(threshold))
 
 
 def stage_times(seconds: pa.Table) -> list[StageTime]:

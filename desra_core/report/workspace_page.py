@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 
 from desra_core.detection.class_weights import load_weights, weighted_scores
 from desra_core.detection.detectors import METHODS, TIMES, AppliedDetector, DetectorInputs, applied
-from desra_core.detection.mask import WINDOW, valid
+from desra_core.detection.mask import valid
 from desra_core.detection.similarity import TILE
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.table import counted
@@ -32,9 +33,9 @@ from desra_core.report.results import (
     class_counts,
     numbers,
     read_results,
-    recorded_detector,
     stage_times,
 )
+from desra_core.settings import CorpusSettings, detector_of
 from desra_core.workspace import Workspace
 
 WORST = 24
@@ -176,12 +177,11 @@ def choose(regions: pa.Table, worst: int, per_image: int = PER_IMAGE) -> list[di
 def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[str, Any]:
     summary = CorpusSummary(results)
     times = stage_times(results.seconds)
-    settings, measure = results.settings, recorded_detector(results.settings)
+    settings, measure = results.settings, detector_of(results.settings)
     classes = class_counts(results.regions)
     notes = _notes(results, summary)
-    keys = results.document.get("target") or {}
     try:
-        finetuning = read_finetuning(results.workspace, keys.get("mask_key"))
+        finetuning = read_finetuning(results.workspace, results.target.mask_key)
     except UsageError as error:
         finetuning = None
         notes.append(shortened(f"The verdict on finetuned models is left out: {error}.", _NOTE))
@@ -194,7 +194,7 @@ def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[s
         "summary": summary,
         "notes": notes,
         "finetuning": finetuning,
-        "weighted": settings.get("segmenter", "none") != "none" and settings.get("weights") != "none",
+        "weighted": settings.segmenter != "none" and settings.weights != "none",
         "measure": measure,
         "classes": classes,
         "gallery": gallery,
@@ -208,9 +208,9 @@ def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[s
         "times": times,
         # Rate: images per second of one worker that runs all stages.
         "total_rate": max(time.images for time in times) / summary.seconds if summary.seconds > 0 else None,
-        "settings": document.settings_rows(settings),
+        "settings": document.settings_rows(settings.model_dump(mode="json")),
         "versions": results.document.get("versions") or {},
-        "keys": keys,
+        "keys": asdict(results.target),
         "severities": numbers(results.regions["severity"]),
         "charts": charts,
         "class_counts": {row["name"] or "no label": float(row["regions"]) for row in classes[:_CLASSES_DRAWN]},
@@ -289,7 +289,7 @@ def score_kinds(measure: AppliedDetector) -> list[ScoreMap]:
     return kinds
 
 
-def score_picture(kind: ScoreMap, pair: DetectorInputs, settings: dict[str, Any], *, largest: int) -> RGB:
+def score_picture(kind: ScoreMap, pair: DetectorInputs, settings: CorpusSettings, *, largest: int) -> RGB:
     """Draw a heat map of the whole image from 0 to twice the threshold, gray where there is no score.
 
     Args:
@@ -306,14 +306,11 @@ def score_picture(kind: ScoreMap, pair: DetectorInputs, settings: dict[str, Any]
         raise ImageError(kind.caption, f"not computed for {width}x{height} pixels", "look at a part of it")
     if kind.adjusted and pair.labels is None:
         raise ImageError("class labels", "there are none, so that every weight is 1", "add --segmenter")
-    window = settings.get("window")
-    if not isinstance(window, int) or window < 1 or window % 2 == 0:
-        window = WINDOW
     try:
-        scores = kind.detector.score("the image", pair, window, TILE, 1)
+        scores = kind.detector.score("the image", pair, settings.window, TILE, 1)
         frame = (height - scores.shape[0]) // 2
         if kind.adjusted and pair.labels is not None:
-            weights = load_weights(str(settings.get("weights") or "published")).values
+            weights = load_weights(settings.weights or "published").values
             scores = weighted_scores(scores, valid(pair.labels, frame), weights)
     except UsageError as error:
         raise ImageError("detector", error.reason, error.remedy) from None

@@ -185,6 +185,7 @@ def mined(corpus, workspace) -> Workspace:
                 shutil.copy(corpus / kind / f"{name}.png", target)
         write(workspace.dataset("pseudo_gt", name), np.full((*SIZE, 3), (10, 200, 30), np.uint8))
     document = json.loads(workspace.settings.read_bytes())
-    settings = {"photos": "/photos", "mse_model": "/m/mse.pth", "gan_model": "/m/gan.pth", "threshold": 0.7}
+    settings = {"photos": "/photos", "workspace": str(workspace.root), "mse_model": "/m/mse.pth",
+                "gan_model": "/m/gan.pth", "threshold": 0.7}  # fmt: skip
     workspace.settings.write_text(json.dumps(document | {"verb": "mine", "settings": settings}))
     return workspace

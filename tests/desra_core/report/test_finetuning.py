@@ -372,7 +372,7 @@ def test_pictures_count_against_the_size_of_the_page(workspace: Workspace, monke
 def test_a_verdict_under_older_settings_says_so(workspace: Workspace) -> None:
     publish(workspace, mask_key="another")
     assert "other settings, or another model, than this verdict" in text_of(write_report(workspace, worst=0))
-    workspace.settings.unlink()
+    publish(workspace)
     assert "other settings, or another model" not in text_of(write_report(workspace, worst=0))
 
 

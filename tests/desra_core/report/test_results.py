@@ -142,5 +142,5 @@ def test_classes() -> None:
 
 def test_outdated_masks_are_counted(workspace: Workspace) -> None:
     results = read_results(workspace)
-    assert CorpusSummary(replace(results, document={"target": {"mask_key": "new"}})).outdated == 10
-    assert CorpusSummary(replace(results, document={})).outdated == 0
+    assert CorpusSummary(results).outdated == 0
+    assert CorpusSummary(replace(results, target=replace(results.target, mask_key="new"))).outdated == 10
