@@ -197,10 +197,6 @@ class AppliedDetector:
         """The heat value above which a pixel is suspect."""
         return float(self.heat_value(self.score_threshold))
 
-    def value(self, scores: Any) -> Any:
-        """Turn a score, or an array of scores, into values."""
-        return scores
-
     def text(self, score: float) -> str:
         """Write the value of a score."""
         return f"{score:.3g}"
