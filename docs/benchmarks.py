@@ -12,9 +12,8 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-from desra_core.report.charts import heat_table, line_chart, save
+from desra_core.report.charts import line_chart, save
 
 HERE = Path(__file__).parent
 PAIRS = HERE.parents[1] / "shared" / "data" / "pairs"
@@ -30,8 +29,8 @@ computed as published; they do not rank methods. The third section shows which a
 known place, kind and strength are injected.
 """
 RECALL = """\
-*Recall by kind. A method that marks most of a clean image, as LDL does here, is measured only at the few places that it
-does not mark.*"""
+*A method that marks most of a clean image, as LDL does here, is measured only at the few places that it does not
+mark.*"""
 
 
 def main(folder: Path) -> None:
@@ -85,21 +84,8 @@ def synthetic(folder: Path) -> str:
         told += [f"### The pairs {title}", "", "```", shown(command), "```", ""]
         told += [demoted(output / "synthetic.md", by=2), ""]
         if not options:
-            draw_recall(json.loads((output / "synthetic.json").read_text()))
-            told += ["![Recall by kind and method](benchmarks/recall.png)", "", RECALL, ""]
+            told += [RECALL, ""]
     return "\n".join(told)
-
-
-def draw_recall(document: dict[str, Any]) -> None:
-    """Recall by kind and method."""
-    counts: dict[tuple[str, str], list[int]] = {}
-    for row in document["recall"]:
-        found = counts.setdefault((row["kind"], row["method"]), [0, 0])
-        found[0] += row["found"]
-        found[1] += row["counted"]
-    kinds, methods = (list(dict.fromkeys(key[index] for key in counts)) for index in (0, 1))
-    values = [[counts[kind, method][0] / max(1, counts[kind, method][1]) for method in methods] for kind in kinds]
-    save(heat_table(kinds, methods, values), HERE / "benchmarks" / "recall.png")
 
 
 def desra(*command: str) -> str:

@@ -18,9 +18,10 @@ from prefect.cache_policies import NO_CACHE
 from desra_core.benchmarking import AnyBenchmark
 from desra_core.benchmarking.benchmark import judge_image
 from desra_core.calibration.counting import Counting, count_stored
+from desra_core.calibration.summary import weight_sections
 from desra_core.calibration.weights import CalibratedWeights
 from desra_core.errors import ImageError
-from desra_core.evaluation.table import counted
+from desra_core.evaluation.table import counted, document_as_markdown
 from desra_core.files import read_document
 from desra_core.gate.comparison import Comparison, decide_and_publish
 from desra_core.gate.criteria import Verdict
@@ -31,7 +32,7 @@ from desra_core.networks.segmentation import load_segmenter
 from desra_core.planning.plan import target_of
 from desra_core.report import write_report
 from desra_core.report.finetuning import verdict_markdown
-from desra_core.report.pages import PublishedBenchmark, calibration_markdown, publish_results, write_calibration
+from desra_core.report.pages import PublishedBenchmark, publish_results, write_calibration
 from desra_core.settings import Machine
 from desra_core.stages import StageJob
 from desra_core.workspace import Workspace
@@ -291,5 +292,5 @@ def count_shard(number: int, counting: Counting, dask: Dask, progress: RunProgre
 def publish_weights(calibrated: CalibratedWeights, output: Path) -> None:
     """Write the weights, their page and their figure, and show them in the UI."""
     write_calibration(calibrated, output)
-    text = calibration_markdown(calibrated)
+    text = document_as_markdown(f"Class weights in {output.name}", weight_sections(calibrated))
     create_markdown_artifact(text, key="class-weights", description="Class weights, and thresholds to go with them.")

@@ -8,10 +8,10 @@ import typer
 from deployments.commands.runs import prepare_corpus, renew_results, run_flow, show_people
 from deployments.serving.server import end_leftover_server
 from desra_core.calibration.counting import corpus_of, derive_calibration, plan_counting, read_exclusion, unused_masks
-from desra_core.calibration.weights import CalibratedWeights, largest_differences
-from desra_core.detection.mask import THRESHOLD
+from desra_core.calibration.summary import thin_classes, weight_sections
+from desra_core.calibration.weights import CalibratedWeights
 from desra_core.errors import UsageError, printable
-from desra_core.evaluation.table import counted
+from desra_core.evaluation.table import counted, document_as_text
 from desra_core.images.scanning import image_files
 from desra_core.settings import CorpusSettings, Machine
 from desra_core.settings.models import Benchmarking, Calibrating
@@ -20,9 +20,6 @@ from tasks.logs import say, say_each
 
 if TYPE_CHECKING:
     from desra_core.benchmarking import AnyBenchmark
-
-_DIFFERENCES = 5
-_NAMED_CLASSES = 8
 
 
 def run_benchmark(settings: Benchmarking, machine: Machine) -> int:
@@ -104,38 +101,15 @@ def _warn(planned: "AnyBenchmark") -> None:
     weighing = [method for method in planned.methods if method.weighs_classes]
     if weighing and planned.settings.weights != "none" and not any(method.weighted for method in weighing):
         say("warning: every class has weight 1; give --labels or --segmenter to have desra with class weights, too")
-    if planned.lossy:
-        masks = counted(len(planned.lossy), "mask is", "masks are")
-        say(f"warning: {masks} JPEG or lossy WebP, thresholded at half: save masks as PNG")
-    if planned.unjudged:
-        results = counted(len(planned.unjudged), "GAN result has", "GAN results have")
-        say(f"left out: {results} no ground truth, the first is {printable(planned.unjudged[0])}")
+    for note in planned.notes:
+        say(f"warning: {note}")
 
 
 def _show(calibrated: CalibratedWeights, settings: Calibrating) -> None:
-    rows, histogram = calibrated.rows, calibrated.histogram
-    by_state = {state: [row for row in rows if row.state == state] for state in ("calibrated", "thin", "unseen")}
-    excluded = f", {counted(histogram.excluded, 'pixel')} excluded" if histogram.excluded else ""
-    seen = counted(histogram.seen, "image")
-    typer.echo(f"{counted(int(histogram.pixels.sum()), 'pixel')} of {seen} counted{excluded}")
-    counts = ", ".join(f"{len(group)} {state}" for state, group in by_state.items())
-    typer.echo(f"classes: {counts}; thin and unseen ones get the fallback, {settings.fallback}")
-    if thin := sorted(by_state["thin"], key=lambda row: -row.pixels):
-        named = ", ".join(f"{row.name} ({row.pixels:,} px in {row.images})" for row in thin[:_NAMED_CLASSES])
-        more = ", …" if len(thin) > _NAMED_CLASSES else ""
-        say(f"warning: fewer than {settings.min_pixels:,} pixels or {settings.min_images} images: {named}{more}")
-    for row in largest_differences(rows, _DIFFERENCES):
-        typer.echo(f"  {row.name}: weight {row.weight:.3f}, published {row.published_weight:.3f}")
-    ours, published = calibrated.below
-    typer.echo(
-        f"at threshold {THRESHOLD}, {100 * ours:.3g} % of the counted pixels are below "
-        f"({100 * published:.3g} % with the published weights), before morphology"
-    )
-    suggested = calibrated.suggested
-    if suggested.threshold is not None:
-        other = suggested.published_threshold
-        also = f"; with the published weights {other:.4g}" if other is not None else ""
-        typer.echo(f"--threshold {suggested.threshold:.4g} puts at most {100 * suggested.rate:.12g} % below{also}")
+    if thin := thin_classes(calibrated):
+        say(f"warning: {thin}")
+    counts_and_thresholds = weight_sections(calibrated)[:2]  # the page has the weights of all classes
+    typer.echo(document_as_text("", counts_and_thresholds))
     page, figure = settings.output.with_suffix(".html"), settings.output.with_suffix(".svg")
     typer.echo(f"weights  {settings.output}\npage     {page}\nfigure   {figure}")
 

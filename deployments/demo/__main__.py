@@ -20,8 +20,9 @@ from deployments.commands.models import GATE_FAILED
 from desra_core.errors import DesraError, printable
 from desra_core.files import replace_file
 from desra_core.images import codec
-from desra_core.images.parts import rgb8
 from desra_core.planning.plan import REGIONS
+from desra_core.report.pictures import Crops
+from desra_core.report.results import read_results
 from desra_core.report.workspace_page import choose
 from desra_core.workspace import Workspace, read_table
 
@@ -32,14 +33,12 @@ TRAINED_ON = ("astronaut.png", "brick.png", "camera.png", "coffee.png", "grass.p
 # A short finetune. Nothing is promoted, so that a second demo shows the same. The photos are small, and so are regions.
 RECIPE = ("--preset", "cpu", "--iterations", "100", "--checkpoint-every", "50", "--warmup", "60", "--min-area", "2000",
           "--group-by", "^[a-z]+", "--no-promote")  # fmt: skip
-# The size of a crop in the picture, in pixels of the SR results: multiples of SCALE, so that it has whole LR pixels.
-CELL_WIDTH, CELL_HEIGHT = 272, 224
-SCALE = 4
 
 _SEED = 2023
 _WORST = 3
+# Side of a picture, in pixels of the SR results, and of the part of a region that `Crops` shows with context so large.
+_CELL, _PART = 252, 180
 _MARGIN, _CAPTION = 8, 22
-_GREEN = np.array((0, 255, 128))
 _PAPER, _INK = (255, 255, 255), (30, 30, 30)
 
 Pixels = npt.NDArray[np.uint8]
@@ -150,37 +149,26 @@ def draw(regions: Sequence[dict[str, Any]], workspace: Workspace) -> Pixels:
     Returns:
         ``(H, W, 3)`` uint8 RGB.
     """
-    row_height = _CAPTION + CELL_HEIGHT + _MARGIN
-    size = (4 * CELL_WIDTH + 5 * _MARGIN, len(regions) * row_height + _MARGIN)
-    picture = Image.new("RGB", size, _PAPER)
+    names, ids = ([region[key] for region in regions] for key in ("image", "id"))
+    images = read_results(workspace).stored_images(names, ids)
+    row_height = _CAPTION + _CELL + _MARGIN
+    picture = Image.new("RGB", (4 * _CELL + 5 * _MARGIN, len(regions) * row_height + _MARGIN), _PAPER)
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=14)
     for row, region in enumerate(regions):
-        lr, gan_sr, mask, pseudo_gt = (
-            rgb8(codec.decode((path := workspace.dataset(kind, region["image"])).read_bytes(), path).pixels)
-            for kind in ("lr", "gan_sr", "mask", "pseudo_gt")
-        )
-        marked = mask[:, :, 0] > 0
-        inner = cv2.erode(marked.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
-        tint = np.where(inner, 0.25, 1.0)[..., None] * marked[..., None]  # full at the rim, faint inside
-        cells = {
-            f"{region['image']}: LR, x{SCALE}": lr.repeat(SCALE, axis=0).repeat(SCALE, axis=1),
-            "GAN-SR": gan_sr,
-            f"mask: {region['area']:,} px": np.asarray(np.rint(gan_sr * (1 - tint) + _GREEN * tint), np.uint8),
-            "pseudo-GT": pseudo_gt,
+        # A part in the middle of the region, which is shown without scaling, as the region itself may be far larger.
+        left, top = region["x"] + (region["width"] - _PART) // 2, region["y"] + (region["height"] - _PART) // 2
+        crops = Crops(images[region["image"]], (left, top, _PART, _PART))
+        captions = {
+            "lr": f"{region['image']}: LR, x4",
+            "gan_sr": "GAN-SR",
+            "mask": f"mask: {region['area']:,} px",
+            "pseudo_gt": "pseudo-GT",
         }
-        left = _start(region["x"] + region["width"] // 2, CELL_WIDTH, marked.shape[1])
-        top = _start(region["y"] + region["height"] // 2, CELL_HEIGHT, marked.shape[0])
-        for column, (caption, pixels) in enumerate(cells.items()):
-            corner = (_MARGIN + column * (CELL_WIDTH + _MARGIN), _MARGIN // 2 + row * row_height)
+        for column, (kind, caption) in enumerate(captions.items()):
+            corner = (_MARGIN + column * (_CELL + _MARGIN), _MARGIN // 2 + row * row_height)
             pen.text(corner, caption, fill=_INK, font=font)
-            crop = pixels[top : top + CELL_HEIGHT, left : left + CELL_WIDTH]
-            picture.paste(Image.fromarray(crop), (corner[0], corner[1] + _CAPTION))
+            picture.paste(Image.fromarray(crops.make(kind)), (corner[0], corner[1] + _CAPTION))
     return np.asarray(picture)
-
-
-def _start(centre: int, extent: int, available: int) -> int:
-    """Return where a crop of ``extent`` around ``centre`` begins, inside the image and at the edge of an LR pixel."""
-    return max(0, min(centre - extent // 2, available - extent)) // SCALE * SCALE
 
 
 def _cycle(photos: Path, workspace: Path) -> int:

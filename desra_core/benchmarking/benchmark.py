@@ -19,7 +19,7 @@ from desra_core.detection.class_weights import load_weights
 from desra_core.detection.detectors import NEEDED_INPUTS, Detector, DetectorInputs, applied, detector_key, load_detector
 from desra_core.errors import ImageError, TransientError, UsageError, printable
 from desra_core.evaluation.mask_files import is_lossy
-from desra_core.evaluation.table import Section
+from desra_core.evaluation.table import Section, counted
 from desra_core.files import digest, fingerprint, read_bytes
 from desra_core.networks.segmentation import load_segmenter, segment, segmenter_key
 from desra_core.settings.models import Benchmarking
@@ -134,6 +134,18 @@ class Benchmark(Generic[AnyJob]):
         """List the errors of images that cannot be judged, because files are lacking or files are at fault."""
         left = (job.left(self.workspace, self.methods) for _, job in self.work)
         return self.failures + [error for error in left if isinstance(error, ImageError)]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader needs to know to judge the numbers."""
+        said = []
+        if self.lossy:
+            masks = counted(len(self.lossy), "mask is", "masks are")
+            said.append(f"{masks} JPEG or lossy WebP, thresholded at half: save masks as PNG")
+        if self.unjudged:
+            results = counted(len(self.unjudged), "GAN result has", "GAN results have")
+            said.append(f"{results} no ground truth, the first is {printable(self.unjudged[0])}")
+        return said
 
     @property
     def workspace(self) -> Workspace:

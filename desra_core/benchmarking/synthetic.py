@@ -38,10 +38,6 @@ RATIO_BOUNDS = (1.0, 2.0, 4.0)
 # The table "Recall at a price" has a column for each of these shares of the clean pixels that may be marked.
 BUDGETS = (0.001, 0.003, 0.01, 0.03, 0.1)
 
-# `_verdict` compares the interval of a recall with these bounds to choose one of `_VERDICTS`.
-_UNSEEN, _RARE, _COMMON = 0.15, 0.5, 0.75
-_VERDICTS = ("It does not see", "It misses most", "It sees some", "It sees most")
-_PLURALS = {"checkerboard": "checkerboards", "colour_shift": "colour shifts"}
 _OWN_NOTE = (
     "An artifact is found where at least half of its place is marked. Artifacts are left out where a method marks the "
     "place without them, too. Intervals in brackets hold 95 % and take the artifacts of one image as independent."
@@ -244,7 +240,7 @@ def synthetic_tables(
 
 
 def sections_of(summary: SyntheticSummary) -> list[Section]:
-    """List all sections: first the artifacts that DeSRA (else the first method) does not see, then the tables."""
+    """List all sections: tables with explanations, of which the recall by kind says what DeSRA does not see."""
     methods = summary.methods
     if not methods or not summary.injected:
         nothing = "Nothing could be injected: the images are too small, or marked or excluded as a whole."
@@ -252,17 +248,17 @@ def sections_of(summary: SyntheticSummary) -> list[Section]:
     preface = (
         f"{summary.injected} artifacts in {summary.images} pairs ({summary.clean_pixels / 1e6:.1f} MP that count as "
         f"clean); {summary.faint} more were left out, because the image gave them less than {FAINT:g} grey levels of "
-        "contrast. False alarms are marked regions of the unchanged pairs, also artifacts that were not excluded."
+        f"contrast. Strength 1 adds {FULL_CONTRAST:g} grey levels of contrast (RMS), or takes the whole texture away. "
+        "False alarms are marked regions of the unchanged pairs, also artifacts that were not excluded. Regions of at "
+        f"most {methods[0].default.min_area:,} px are dropped, unless said otherwise."
     )
-    desra = [method for method in methods if method.method.partition(", ")[0] == DEFAULT]
-    unseen = []
-    for method in desra or methods[:1]:
-        why = _WHY if method in desra[-1:] else ""
-        unseen.append(Section(f"Artifacts that {method.method} does not see", statements(method), why))
     kinds = [
         {"kind": _named(kind)} | {method.method: _share(method.recall(kind=kind)) for method in methods}
         for kind in (*KINDS, None)
     ]
+    by_kind = Section("Recall by kind", table=kinds)
+    if any(method.method.partition(", ")[0] == DEFAULT for method in methods):
+        by_kind = Section(f"Recall by kind: what {DEFAULT} does not see", note=_WHY, table=kinds)
     bounds = RATIO_BOUNDS
     ranges = [f"below {bounds[0]:g}", *(f"{low:g} to {high:g}" for low, high in pairwise(bounds))]
     ratios = [
@@ -289,9 +285,8 @@ def sections_of(summary: SyntheticSummary) -> list[Section]:
             prices[-1][f"{100 * budget:g} %"] = in_percent(best.rate.share if best else None, form=".3g") + at
     return [
         Section(note=preface),
-        *unseen,
         Section("Methods at their own thresholds", note=_OWN_NOTE, table=own),
-        Section("Recall by kind", table=kinds),
+        by_kind,
         Section("Recall by contrast over texture", note=_RATIO_NOTE, table=ratios),
         Section("Recall at a price", note=_PRICE_NOTE, table=prices),
         *(
@@ -299,29 +294,6 @@ def sections_of(summary: SyntheticSummary) -> list[Section]:
             for method in methods
         ),
     ]
-
-
-def statements(method: _MethodSummary) -> list[str]:
-    """Describe in sentences with numbers which artifacts a method sees at its default point, and which not."""
-    rates = {kind: method.recall(kind=kind) for kind in KINDS if method.recall(kind=kind).counted}
-    lines = []
-    for verdict in _VERDICTS:
-        kinds = sorted((k for k in rates if _verdict(rates[k]) == verdict), key=lambda kind: rates[kind].share or 0)
-        if kinds:
-            lines.append(f"{verdict}: {'; '.join(f'{_PLURALS.get(k, k)}, {_found(rates[k])}' for k in kinds)}.")
-    strengths, sizes = _axes(method)
-    weak, strong = (method.recall(strength=strength) for strength in (strengths[0], strengths[-1]))
-    small, large = (method.recall(size=size) for size in (sizes[0], sizes[-1]))
-    lines += [
-        f"Strength: of the faintest ({FULL_CONTRAST * strengths[0]:g} grey levels RMS; {100 * strengths[0]:.3g} % of "
-        f"the texture where it is flattened) {_found(weak)}; of the strongest ({FULL_CONTRAST * strengths[-1]:g}; "
-        f"{100 * strengths[-1]:.3g} %) {_found(strong)}.",
-        f"Size: of the smallest (some {sizes[0]:,} px; regions of at most {method.default.min_area:,} px are dropped) "
-        f"{_found(small)}; of the largest (some {sizes[-1]:,} px) {_found(large)}.",
-        f"Texture: of artifacts with less contrast than the MSE result's texture {_found(method.by_ratio[0])}; of "
-        f"those with at least {RATIO_BOUNDS[-1]:g} times as much {_found(method.by_ratio[-1])}.",
-    ]
-    return lines
 
 
 def to_rows(summary: SyntheticSummary) -> dict[str, list[dict[str, Any]]]:
@@ -425,15 +397,6 @@ def _total(rates: Iterable[tuple[int, int]]) -> Rate:
     return Rate(sum(found for found, _ in rows), sum(tried for _, tried in rows))
 
 
-def _verdict(rate: Rate) -> str:
-    low, high = rate.interval
-    if high <= _UNSEEN:
-        return _VERDICTS[0]
-    if high <= _RARE:
-        return _VERDICTS[1]
-    return _VERDICTS[3] if low >= _COMMON else _VERDICTS[2]
-
-
 def _named(kind: str | None) -> str:
     return (kind or "all").replace("_", " ")
 
@@ -468,11 +431,6 @@ def _point(point: _GridPoint) -> dict[str, Any]:
 def _rate(rate: Rate) -> dict[str, Any]:
     low, high = rate.interval
     return {"found": rate.found, "counted": rate.counted, "recall": rate.share, "low": low, "high": high}
-
-
-def _found(rate: Rate) -> str:
-    low, high = rate.interval
-    return f"{rate.found} of {rate.counted} found ({100 * low:.0f}–{100 * high:.0f} %)"
 
 
 def _share(rate: Rate) -> str:

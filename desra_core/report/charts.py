@@ -5,7 +5,7 @@ Each function returns a figure, which `inline` puts into a page and `save` write
 
 import io
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,13 @@ from desra_core.files import replace_file
 from desra_core.report.document import number_label, shortened, tick
 
 Numbers = Sequence[float] | npt.NDArray[Any]
-Points = Sequence[tuple[float, float]]
 Values = npt.NDArray[np.float64]
+Points = Sequence[tuple[float, float]] | Values
 
 # Print shows these colours. In a page, `inline` replaces them by colours of the page's light or dark scheme, so nothing
 # else in a figure may have them.
-INK, BAR, SOFT, ALERT, PAPER = "#010203", "#2f6db4", "#a9c6e7", "#a8480c", "#fffffe"
-_PAGE_COLOURS = {INK: "currentColor", BAR: "var(--accent)", SOFT: "var(--soft)", ALERT: "var(--alert)",
-                 PAPER: "var(--paper)"}  # fmt: skip
+INK, BAR, PAPER = "#010203", "#2f6db4", "#fffffe"
+_PAGE_COLOURS = {INK: "currentColor", BAR: "var(--accent)", PAPER: "var(--paper)"}
 # Colour, dashes and marker: eight lines that differ in print without colour too.
 _LINES: tuple[tuple[str, Any, str], ...] = (
     ("#0072b2", "-", "o"),
@@ -43,11 +42,11 @@ _LINES: tuple[tuple[str, Any, str], ...] = (
 MOST_CURVES = len(_LINES)
 _MARKERS = 9
 _BINS = 36
-_LOSS_POINTS = 500
+_LINEAR = 10.0  # up to about this value, the axis of a histogram is linear
+_MOST_POINTS = 500
 _WIDTH = 6.0  # inches
 _CHARACTERS = 92  # of text that fit into the width of a figure
 _LABEL = 40
-_CELLS = "cividis"
 # The background of text that may lie on curves and bars.
 _BACKING = {"facecolor": PAPER, "alpha": 0.75, "linewidth": 0, "pad": 0.8}
 _STYLE: dict[Any, Any] = {
@@ -82,7 +81,7 @@ def line_chart(
         log_x: Draw a logarithmic x axis, and leave out points at 0 and below.
     """
     curves = dict(list(curves.items())[:MOST_CURVES])
-    figure, axes = _new_axes(_WIDTH, 3.2, xlabel, ylabel)
+    figure, axes = _new_axes(3.2, xlabel, ylabel)
     if log_x:
         axes.set_xscale("log")
     for (name, curve), (colour, dashes, marker) in zip(curves.items(), _LINES, strict=False):
@@ -114,7 +113,7 @@ def bar_chart(values: Mapping[str, float], *, xlabel: str, intervals: Mapping[st
         values: Lengths by name, none below 0; a value that is not finite has a dash in place of a bar.
         intervals: The lower and upper end of an interval around some of the values.
     """
-    figure, axes = _new_axes(_WIDTH, 0.6 + 0.26 * max(1, len(values)), xlabel)
+    figure, axes = _new_axes(0.6 + 0.26 * max(1, len(values)), xlabel)
     rows = np.arange(len(values))
     lengths = np.nan_to_num(np.array(list(values.values()), np.float64), posinf=0, neginf=0)
     axes.barh(rows, lengths, height=0.66, color=BAR)
@@ -146,7 +145,7 @@ def distributions(
         edges: The edges of the bins: one more than there are counts.
         marks: By name, a value such as a percentile, which is drawn as a line and written beside it.
     """
-    figure, axes = _new_axes(_WIDTH, 0.7 + 0.34 * max(1, len(histograms)), xlabel)
+    figure, axes = _new_axes(0.7 + 0.34 * max(1, len(histograms)), xlabel)
     for row, (name, counts) in enumerate(histograms.items()):
         shares = np.array(counts, np.float64) / max(float(np.sum(counts)), 1e-300)
         peak = float(shares.max(initial=0))
@@ -173,54 +172,23 @@ def distributions(
 
 
 @_in_style
-def heat_table(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]) -> Figure:
-    """Draw a table whose cells are coloured by their values in 0..1, brighter where they are larger; NaN is blank."""
-    figure, axes = _new_axes(_WIDTH, 0.5 + 0.3 * max(1, len(rows)))
-    for (row, column), value in np.ndenumerate(np.array(values, np.float64).reshape(len(rows), len(columns))):
-        if np.isfinite(value):
-            axes.add_patch(matplotlib.patches.Rectangle((column - 0.5, row - 0.5), 1, 1, linewidth=0,
-                                                        facecolor=matplotlib.colormaps[_CELLS](value)))  # fmt: skip
-            ink = "#000000" if value > 0.5 else "#ffffff"
-            axes.text(column, row, number_label(value), ha="center", va="center", color=ink)
-    axes.set_xlim(-0.5, len(columns) - 0.5)
-    axes.xaxis.tick_top()
-    axes.set_xticks(range(len(columns)), [shortened(name, _LABEL) for name in columns])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    _name_rows(axes, list(rows), top=0.5, bottom=0.5)
-    return figure
-
-
-@_in_style
-def histogram(values: Values, *, scale: str, xlabel: str, ylabel: str, top: float = 1.0) -> Figure:
+def histogram(values: Values, *, xlabel: str, ylabel: str) -> Figure:
     """Draw how many of ``(N,)`` values, at least one, lie in each of 36 bins.
 
-    Args:
-        values: The values.
-        scale: Scale of the x axis: ``linear`` from 0 to ``top``; ``log`` from the smallest to the largest value; or
-            ``asinh``, with the same ends, for values that lie on both sides of 0 and span decades.
-        top: The end of a linear axis.
+    The axis suits values that lie on both sides of 0 and span decades: it is linear near 0, and logarithmic elsewhere.
     """
-    figure, axes = _new_axes(_WIDTH, 2.0, xlabel, ylabel)
-    if scale == "linear":
-        edges, ticks = np.linspace(0, top, _BINS + 1), [0, 0.25, 0.5, 0.75, 1]
-    elif scale == "log":
-        axes.set_xscale("log")
-        low, high = _apart(np.log10(values.min()), np.log10(values.max()))
-        edges = np.logspace(low, high, _BINS + 1)
-        steps = (1, 2, 5) if high - low < 1.5 else (1, 3) if high - low < 3 else (1,)
-        ticks = [step * 10.0**power for power in range(-6, 12) for step in steps]
-    else:
-        width = 10.0
-        axes.set_xscale("asinh", linear_width=width)
-        low, high = _apart(np.arcsinh(values.min() / width), np.arcsinh(values.max() / width))
-        edges = width * np.sinh(np.linspace(low, high, _BINS + 1))
-        ticks = [0.0] + [sign * 10.0**power for power in range(1, 12) for sign in (-1, 1)]
+    figure, axes = _new_axes(2.0, xlabel, ylabel)
+    axes.set_xscale("asinh", linear_width=_LINEAR)
+    low, high = np.arcsinh(values.min() / _LINEAR), np.arcsinh(values.max() / _LINEAR)
+    if high - low < 0.1:  # values that are nearly alike
+        low, high = low - 0.05, high + 0.05
+    edges = _LINEAR * np.sinh(np.linspace(low, high, _BINS + 1))
     # Rounding in the edges must not lose the smallest or the largest value.
     counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
     axes.stairs(counts, edges, fill=True, color=BAR)
     axes.set_xlim(edges[0], edges[-1])
-    shown = [place for place in ticks if edges[0] <= place <= edges[-1]]
+    decades = [0.0] + [sign * 10.0**power for power in range(1, 12) for sign in (-1, 1)]
+    shown = [place for place in decades if edges[0] <= place <= edges[-1]]
     if len(shown) < 3:  # values that are nearly alike
         places = MaxNLocator(nbins=5).tick_values(edges[0], edges[-1])
         shown = [place for place in places if edges[0] <= place <= edges[-1]]
@@ -231,50 +199,10 @@ def histogram(values: Values, *, scale: str, xlabel: str, ylabel: str, top: floa
     return figure
 
 
-@_in_style
-def stage_bars(times: Mapping[str, tuple[float, float]], parts: Collection[str] = ()) -> Figure:
-    """Draw seconds per image by stage: a bar for the mean and a line for the median, paler for ``parts``."""
-    figure, axes = _new_axes(4.4, 0.55 + 0.3 * len(times), "seconds per image: mean (bar), median (line)")
-    colours = [SOFT if name in parts else BAR for name in times]
-    axes.barh(range(len(times)), [mean for mean, _ in times.values()], height=0.62, color=colours)
-    for row, (_, median) in enumerate(times.values()):
-        axes.plot([median] * 2, [row - 0.42, row + 0.42], color=INK, linewidth=1.4)
-    _name_rows(axes, list(times), top=0.5, bottom=0.5)
-    axes.set_xlim(left=0)
-    return figure
-
-
-@_in_style
-def loss_curves(title: str, curves: Mapping[str, Points], best: int | None) -> Figure | None:
-    """Draw up to three losses by iteration; None where there is no point.
-
-    Args:
-        title: Title of the y axis.
-        curves: Points (iteration, value) by name; of many points, means of neighbours are drawn.
-        best: An iteration to mark.
-    """
-    drawn = {label: points for label, curve in curves.items() if len(points := thinned(curve))}
-    if not drawn:
-        return None
-    figure, axes = _new_axes(4.4, 2.2, "iteration", title)
-    # Later curves are dashed: where they lie on the first curve, which is solid, both show.
-    for (label, points), colour, (_, dashes, _) in zip(drawn.items(), (BAR, ALERT, INK), _LINES, strict=False):
-        axes.plot(*points.T, color=colour, linestyle=dashes, linewidth=1.3, label=label,
-                  marker="o" if len(points) == 1 else None)  # fmt: skip
-    axes.set_xlim(0, max(1.0, *(points[-1, 0] for points in drawn.values())))
-    if best is not None and best <= axes.get_xlim()[1]:
-        axes.axvline(best, color=INK, linewidth=0.6)
-        axes.text(best, 1, "best", transform=axes.get_xaxis_transform(), ha="center", va="bottom")
-    if len(drawn) > 1:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.06), ncols=3, frameon=False, borderpad=0)
-    _number_axes(axes)
-    return figure
-
-
 def thinned(points: Points) -> Values:
     """Keep finite points, ``(N, 2)``; of more than 500 points, average neighbours, so that a page stays small."""
     values = _finite(points)
-    parts = np.array_split(values, min(len(values), _LOSS_POINTS)) if len(values) else []
+    parts = np.array_split(values, min(len(values), _MOST_POINTS)) if len(values) else []
     return np.array([part.mean(axis=0) for part in parts]).reshape(-1, 2)
 
 
@@ -301,15 +229,10 @@ def save(figure: Figure, path: Path) -> None:
         replace_file(path, lambda file: figure.savefig(file, format=kind, dpi=200, metadata=metadata))
 
 
-def _new_axes(width: float, height: float, xlabel: str = "", ylabel: str = "") -> tuple[Figure, Axes]:
-    """Make a figure of a size in inches, with one axes."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+def _new_axes(height: float, xlabel: str, ylabel: str = "") -> tuple[Figure, Axes]:
+    """Make a figure of a height in inches, with one axes."""
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     return figure, figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
-
-
-def _apart(low: float, high: float) -> tuple[float, float]:
-    """Widen the range of values that are nearly alike."""
-    return (low, high) if high - low > 0.1 else (low - 0.05, high + 0.05)
 
 
 def _finite(curve: Points) -> Values:

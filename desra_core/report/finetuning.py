@@ -1,10 +1,14 @@
 """Show the gate's latest verdict on a finetune, as a section of the report and as Markdown for the Prefect UI."""
 
 import base64
+import io
 import re
-from datetime import datetime
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
 
 from desra_core.errors import ImageError, UsageError, printable
 from desra_core.evaluation.table import as_markdown, counted
@@ -12,8 +16,8 @@ from desra_core.files import read_bytes
 from desra_core.gate.criteria import PicturedRegion, Verdict, VerdictDocument, read_verdict, score_rows
 from desra_core.gate.model_registry import Event, current_model, history
 from desra_core.images.codec import decode
-from desra_core.report.charts import inline, loss_curves
-from desra_core.report.document import Cell, as_uri, characters, count, moment, percent, settings_rows, shortened
+from desra_core.report.charts import inline, line_chart, thinned
+from desra_core.report.document import Cell, as_uri, characters, count, percent, settings_rows, shortened
 from desra_core.workspace import Workspace
 
 # A description of each column of `desra_core.gate.criteria.score_rows`.
@@ -38,7 +42,7 @@ LOSSES = (
 # The crops of a card, in the order in which the viewer goes through them.
 KINDS = {"before": "before", "after": "after", "lr": "LR", "mse_sr": "MSE-SR"}
 
-_ROWS, _CARDS, _EVENTS = 200, 8, 10
+_ROWS, _CARDS = 200, 8
 # A larger file is no crop of the gate: those have at most 128 kB, even of noise.
 _LARGEST_FILE, _MAX_PIXELS = 150_000, 2**20
 # Each picture in Markdown is some 20 kB, which the server's database keeps.
@@ -83,10 +87,10 @@ def read_finetuning(workspace: Workspace, mask_key: object) -> dict[str, Any] | 
         # The precision that was used, which may differ from the setting.
         training = training | {"amp": document.finetune.precision}
     saved = re.search(r"iteration_(\d+)", Path(document.best.path).name) if document.best else None
+    best = int(saved[1]) if saved else None
     plots = []
     for title, names in LOSSES:
-        curves = {label: _points(document, name) for name, label in names.items()}
-        if figure := loss_curves(title, curves, best=int(saved[1]) if saved else None):
+        if figure := _loss_chart(document, title, names, best):
             plots.append(inline(figure, f"The {title} by iteration"))
     return {
         "document": document,
@@ -101,7 +105,6 @@ def read_finetuning(workspace: Workspace, mask_key: object) -> dict[str, Any] | 
         "plots": plots,
         "training": settings_rows(training),
         "current": _current(past, document),
-        "history": [_entry(event) for event in (past or [])[: -_EVENTS - 1 : -1]],
     }
 
 
@@ -149,6 +152,18 @@ def _crop(gate: Path, kind: str, crop: str | None) -> Cell:
     return Cell(kind, as_uri(data), width, height)
 
 
+def _loss_chart(
+    document: VerdictDocument, title: str, names: Mapping[str, str], best: int | None = None
+) -> Figure | None:
+    """Draw losses by iteration; on the first, the iteration ``best`` is marked. None without any loss."""
+    curves = {label: points for name, label in names.items() if len(points := thinned(_points(document, name)))}
+    if not curves:
+        return None
+    first = next(iter(curves.values()))
+    marks = {"best": (best, np.interp(best, *first.T))} if best is not None and best <= first[-1, 0] else {}
+    return line_chart(curves, xlabel="iteration", ylabel=title, marks=marks)
+
+
 def _points(document: VerdictDocument, loss: str) -> list[tuple[float, float]]:
     return [(row["iteration"], row[loss]) for row in document.losses if {"iteration", loss} <= row.keys()]
 
@@ -163,24 +178,10 @@ def _current(past: list[Event] | None, document: VerdictDocument) -> str:
     # The verdict knows the new model by its file, the history by its key. The promotion of a model names both.
     promotions = [event for event in past if event["kind"] == "promotion" and event["model"] == current]
     files = [Path(str(event.get("source"))).name for event in promotions]
+    name = "the old one" if current == document.before.key else "neither of these two"
     if document.best and Path(document.best.file).name in files:
-        return "the finetuned one"
-    return "the old one" if current == document.before.key else "neither of these two"
-
-
-def _entry(event: Event) -> dict[str, str]:
-    """Write an event in the history of the workspace's model in words."""
-    kinds = {
-        "origin": "where the first finetune started",
-        "promotion": "promoted",
-        "rollback": f"rolled back to {event.get('restores')}",
-    }
-    kind = str(event["kind"])
-    try:
-        when = moment(datetime.fromisoformat(str(event.get("time"))))
-    except (ValueError, OverflowError):
-        when = "unknown"
-    return {"number": str(event["number"]), "event": kinds.get(kind, kind), "when": when, "key": str(event["model"])}
+        name = "the finetuned one"
+    return f"{name}, entry {past[-1]['number']} of its history"
 
 
 def verdict_markdown(workspace: Workspace) -> str:
@@ -202,8 +203,8 @@ def verdict_markdown(workspace: Workspace) -> str:
         rows.append({"region of": f"{picture.image}, {fate}", "before": cells["before"], "after": cells["after"]})
     if rows:
         parts.append(as_markdown(rows))
-    figure = loss_curves("pixel loss", {"pixel": _points(document, "pixel")}, best=None)
-    if figure:
-        curve = inline(figure, "The pixel loss by iteration")
-        parts.append(f"![pixel loss](data:image/svg+xml;base64,{base64.b64encode(curve.encode()).decode()})")
+    if figure := _loss_chart(document, "pixel loss", {"pixel": "all pixels"}):
+        sink = io.BytesIO()
+        figure.savefig(sink, format="png")  # an SVG of `inline` shows inside a page only
+        parts.append(f"![pixel loss](data:image/png;base64,{base64.b64encode(sink.getvalue()).decode()})")
     return "\n\n".join(parts) + "\n"

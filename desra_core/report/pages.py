@@ -1,52 +1,49 @@
 """Write the pages of evaluations, benchmarks and calibrations, and the tables of these in the Prefect UI."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
-from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from desra_core.benchmarking import AnyBenchmark, annotated
 from desra_core.benchmarking.annotated import AnnotatedJob, AnnotatedResults, ImageRecord, MethodRow
 from desra_core.benchmarking.benchmark import Benchmark, OperatingPoint, Tables
-from desra_core.benchmarking.injection import KINDS
 from desra_core.benchmarking.synthetic import SyntheticSummary, curves, read_trials, summarise, synthetic_tables
 from desra_core.calibration import weights
-from desra_core.calibration.weights import CalibratedWeights, ClassWeight, Suggestion
+from desra_core.calibration.summary import COMPARISON, by_pixels, thin_classes, weight_sections
+from desra_core.calibration.weights import CalibratedWeights
 from desra_core.detection.class_weights import class_names
-from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import ImageError
-from desra_core.evaluation.evaluation import Evaluation, class_rows, image_rows, rated_regions
+from desra_core.evaluation.evaluation import Evaluation
 from desra_core.evaluation.mask_files import FRAME, on_valid_region, read_mask
-from desra_core.evaluation.metrics import ImageAgreement, MaskScores, wilson_interval
-from desra_core.evaluation.table import as_json, as_markdown, counted, document_as_markdown, document_as_text, fixed
+from desra_core.evaluation.metrics import Agreement, ImageAgreement, wilson_interval
+from desra_core.evaluation.summary import CLASSES, detail_sections, notes, score_sections
+from desra_core.evaluation.table import as_json, counted, document_as_markdown, document_as_text, fixed
 from desra_core.files import read_bytes, replace_file
-from desra_core.images.codec import Mask, decode
+from desra_core.images.codec import CLASS_COUNT, Mask, decode
 from desra_core.images.parts import RGB, fitted, rgb8
-from desra_core.report.charts import MOST_CURVES, bar_chart, distributions, heat_table, inline, line_chart, save
+from desra_core.report.charts import MOST_CURVES, bar_chart, distributions, inline, line_chart, save
 from desra_core.report.document import Cell, cells_within, make_cell, render_page
 from desra_core.report.pictures import AGREEMENT_SIDE, MAX_PIXELS, drawn_agreement
 from desra_core.stages import read_photo
 from desra_core.workspace.manifest import File
 
 PICTURES = {"gan_sr": "GAN-SR", "agreement": "mask against ground truth"}
-NAMES = {"iou": "IoU", "precision": "precision", "recall": "recall", "f1": "F1"}
 WORST = 6
 
-_ROWS, _LISTED = 200, 200
-_BINS, _DRAWN_CLASSES = 20, 12
+_DRAWN_CLASSES = 12
 # The figure of D by class has this many bins, two for each interval, and at most this many classes.
 _D_BINS, _D_CLASSES = 40, 24
 _DIFFERENCES = 12
-# Edges of the bins of areas of regions, in pixels.
-_EDGES = (0, 1000, 4000, 16_000, 64_000, math.inf)
-_FOUND, _RIGHT = "share of ground-truth regions that are found", "share of detected regions that are right"
+_CURVES = (
+    f"How the similarity D is distributed in the classes with most pixels, {_D_CLASSES} at most. The line of a class "
+    "is where its weight lifts D to 1: pixels to the right of it count as wholly alike. Thin classes have the weight "
+    "of the fallback."
+)
 # The most characters that pictures may take of a page's 20 MB.
 PICTURE_CHARACTERS = 16_000_000
 
@@ -59,30 +56,25 @@ def write_evaluation_page(evaluation: Evaluation, path: Path) -> Path:
     Raises:
         TransientError: The disk is full or failed.
     """
-    prominent = evaluation.prominent
     worst = {
-        kind: [(image, _pictures(image)) for image in images]
+        kind: [(image.pair.name, _facts(image.agreement), _pictures(image)) for image in images]
         for kind, images in worst_images(evaluation.images).items()
     }
-    rows = sorted(image_rows(evaluation), key=lambda row: (row["iou"] is None, row["iou"]))
-    ranked = sorted((evaluation.classes or {}).items(), key=lambda item: (-item[1].marked, item[0]))
-    by_class = {class_names()[index]: (counts.found, counts.marked) for index, counts in ranked if counts.marked}
+    chart = _class_chart(evaluation)
     page = render_page(
-        "evaluation.html.j2",
-        evaluation=evaluation,
-        masks=evaluation.pairing.masks,
-        tiles=_tiles(evaluation.scores),
-        rated=rated_regions(evaluation),
-        prominent_tiles=_tiles(prominent) if prominent else [],
-        notes=_evaluation_notes(evaluation),
-        plots=_evaluation_charts(evaluation),
+        "document.html.j2",
+        title="Masks against a ground truth",
+        lead="",
+        notes=notes(evaluation),
+        sections=score_sections(evaluation, CLASS_COUNT) + detail_sections(evaluation),
+        charts={CLASSES: [("", chart)]} if chart else {},
         worst=worst,
-        kinds=PICTURES,
-        rows=rows[:_ROWS],
-        all_rows=len(rows),
-        classes=sorted(class_rows(evaluation), key=lambda row: (-row["marked"] - row["detected"], row["class"])),
-        class_chart=_shares(dict(list(by_class.items())[:_DRAWN_CLASSES]), _FOUND, "by class") if by_class else "",
-        listed=_LISTED,
+        captions=PICTURES,
+        flip="gan_sr agreement",
+        about={
+            "masks": evaluation.pairing.masks,
+            "ground truth": ", ".join(map(str, evaluation.pairing.ground_truth)),
+        },
     )
     replace_file(path, page.encode())
     return path
@@ -108,37 +100,9 @@ def worst_images(images: Sequence[ImageAgreement], count: int = WORST) -> dict[s
     return {kind: found for kind, found in chosen.items() if found}
 
 
-def _tiles(scores: MaskScores) -> list[tuple[str, str, bool, str]]:
-    """Write value, name and interval of each measure; a dash and the reason where it is undefined."""
-    tiles = []
-    for measure, name in NAMES.items():
-        value, interval = scores.values[measure], scores.intervals[measure]
-        more = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "no interval"
-        if value is None:
-            more = f"undefined: {scores.undefined[measure]}"
-        tiles.append((fixed(value), name, False, more))
-    return tiles
-
-
-def _evaluation_notes(evaluation: Evaluation) -> list[str]:
-    """Write the notes that a reader needs to judge the numbers."""
-    notes = []
-    if evaluation.scores.images == 1:
-        notes.append("One image was judged: these numbers may not hold for other images.")
-    if evaluation.failures:
-        notes.append(f"{counted(len(evaluation.failures), 'file')} could not be judged: see below.")
-    if evaluation.lossy:
-        lossy = counted(len(evaluation.lossy), "mask is", "masks are")
-        notes.append(f"{lossy} JPEG or lossy WebP, thresholded at half: edges are uncertain.")
-    if evaluation.sizes is not None:
-        taken = {"image": "the image's, so 5 px a side were cropped", "valid": "that of the image without 5 px a side"}
-        notes.append(f"Masks and ground truth have one size, which was taken for {taken[evaluation.sizes]}; "
-                     "give --size if that is wrong.")  # fmt: skip
-    if evaluation.pairing.outdated:
-        outdated = counted(evaluation.pairing.outdated, "human mask does not count: it was",
-                           "human masks do not count: they were")  # fmt: skip
-        notes.append(f"{outdated} drawn on another photo or on another model's result.")
-    return notes
+def _facts(agreement: Agreement) -> str:
+    missed, false = agreement.marked - agreement.found, agreement.detected - agreement.right
+    return f"IoU {fixed(agreement.iou)} · {missed} of {agreement.marked} missed · {false} of {agreement.detected} false"
 
 
 def agreement_picture(image: ImageAgreement, gan_sr: RGB | None) -> RGB:
@@ -163,38 +127,16 @@ def gan_sr_of(image: ImageAgreement) -> RGB | None:
     return rgb8(pixels) if pixels.shape[:2] == image.shape else None
 
 
-def _evaluation_charts(evaluation: Evaluation) -> list[Markup]:
-    """Draw how the measures spread over images, and the recall and precision of regions by area where defined."""
-    histograms: dict[str, npt.NDArray[np.int64]] = {}
-    marks: dict[str, float] = {}
-    for measure in ("iou", "precision", "recall"):
-        values = [getattr(image.agreement, measure) for image in evaluation.images]
-        counts, edges = np.histogram([value for value in values if value is not None], _BINS, (0, 1))
-        histograms[NAMES[measure]] = counts
-        of_set = evaluation.scores.values[measure]
-        if of_set is not None:
-            marks[NAMES[measure]] = of_set
-    figure = distributions(histograms, edges=edges, xlabel="of one image; the line: of all", marks=marks)
-    charts = [inline(figure, "How the measures of single images spread, and those of all")]
-    sides = {_FOUND: [image.marked for image in evaluation.images], _RIGHT: [im.detected for im in evaluation.images]}
-    for title, of_images in sides.items():
-        regions = list(chain.from_iterable(of_images))
-        parts = {}
-        for low, high in pairwise(_EDGES):
-            name = f"{low:,.0f} to {high:,.0f} px" if math.isfinite(high) else f"from {low:,.0f} px"
-            covered = [region.covered for region in regions if low <= region.area < high]
-            parts[name] = sum(covered), len(covered)
-        if regions:
-            charts.append(_shares(parts, title, "by area"))
-    return charts
-
-
-def _shares(parts: Mapping[str, tuple[int, int]], title: str, of_what: str) -> Markup:
-    """Draw a bar for each (part, whole), with its 95 % interval."""
-    named = {f"{name} ({whole:,})": (part, whole) for name, (part, whole) in parts.items() if whole}
-    values = {name: part / whole for name, (part, whole) in named.items()}
-    intervals = {name: wilson_interval(part, whole) for name, (part, whole) in named.items()}
-    return inline(bar_chart(values, xlabel=title, intervals=intervals), f"The {title}, {of_what}")
+def _class_chart(evaluation: Evaluation) -> Markup:
+    """Draw the share of ground-truth regions that are found, of the classes with most regions; empty without any."""
+    ranked = sorted((evaluation.classes or {}).items(), key=lambda item: (-item[1].marked, item[0]))
+    shares, intervals = {}, {}
+    for index, counts in ranked[:_DRAWN_CLASSES]:
+        if counts.recall is not None:
+            name = f"{class_names()[index]} ({counts.marked:,})"
+            shares[name], intervals[name] = counts.recall, wilson_interval(counts.found, counts.marked)
+    figure = bar_chart(shares, xlabel="share of ground-truth regions that are found", intervals=intervals)
+    return inline(figure, "Recall by class") if shares else Markup()
 
 
 class PublishedBenchmark(NamedTuple):
@@ -242,7 +184,7 @@ def render_benchmark(
     The same results give the same text.
     """
     lead = ""
-    worst: list[tuple[str, str, list[Cell]]] = []
+    worst: dict[str, list[tuple[str, str, list[Cell]]]] = {}
     if isinstance(results, SyntheticSummary):
         plots = _synthetic_charts(results) if results.injected else []
     elif results.rows:
@@ -253,20 +195,26 @@ def render_benchmark(
         if iou := best.scores.values["iou"]:
             lead += f" The masks of {best.point.name} agree best with the ground truth: IoU {fixed(iou)}."
         drawn = cells_within(PICTURE_CHARACTERS, worst_records(benchmark, results.records), _drawing(benchmark))
+        cases = []
         for record, cells in drawn:
             facts = (f"{point.name}: {fixed(iou)}" for point, iou in _points(benchmark, record))
-            worst.append((record.title, " · ".join(facts), cells))
+            cases.append((record.title, f"IoU {' · '.join(facts)}", cells))
+        worst = {f"Lowest IoU of {benchmark.methods[0].points[0].name}": cases} if cases else {}
     else:
         lead, plots = "No image could be judged.", []
+    failed = [f"{counted(len(failures), 'image')} could not be judged: see the last section"] if failures else []
+    settings = benchmark.settings
     return render_page(
-        "benchmark.html.j2",
-        benchmark=benchmark,
+        "document.html.j2",
         title=tables.title,
         lead=lead,
+        notes=failed + benchmark.notes,
         sections=tables.with_failures(failures),
-        plots=plots,
+        charts={tables.sections[0].heading: plots} if plots else {},
         worst=worst,
-        failed=len(failures),
+        captions={},
+        flip="GAN-SR MSE-SR",
+        about={"data set": settings.dataset, "GAN-SR": settings.gan_sr, "MSE-SR": settings.mse_sr},
     )
 
 
@@ -358,19 +306,12 @@ def _points(benchmark: Benchmark[AnnotatedJob], record: ImageRecord) -> Iterator
 
 
 def _synthetic_charts(summary: SyntheticSummary) -> list[tuple[str, Markup]]:
-    """Draw recall by false alarms, and recall by method and kind; with captions."""
+    """Draw recall by false alarms; with a caption."""
     figure = line_chart(curves(summary), xlabel="share of the clean pixels that is marked", ylabel="recall", log_x=True)
-    shares = [[method.recall(kind=kind).share for kind in KINDS] for method in summary.methods]
-    recall = [[np.nan if share is None else share for share in row] for row in shares]
-    kinds = [kind.replace("_", " ") for kind in KINDS]
-    table = heat_table([method.method for method in summary.methods], kinds, recall)
     caption = (
         "Recall while the threshold and the minimal area change: the most that is found for a share of clean pixels."
     )
-    return [
-        (caption, inline(figure, "Recall by false alarms")),
-        ("Recall of each kind at the methods' own thresholds.", inline(table, "Recall by method and kind")),
-    ]
+    return [(caption, inline(figure, "Recall by false alarms"))]
 
 
 def _read_mask(path: Path, shape: tuple[int, int]) -> Mask:
@@ -395,31 +336,29 @@ def write_calibration(calibrated: CalibratedWeights, output: Path) -> list[Path]
 
 def render_calibration(calibrated: CalibratedWeights, output: Path) -> str:
     """Render the page about the weights in the file ``output``."""
-    rows = calibrated.rows
-    seen = [row for row in rows if row.pixels]
-    changed = weights.largest_differences(rows, _DIFFERENCES)
-    ratios = {row.name: row.weight / row.published_weight for row in changed}
-    differences = bar_chart(ratios, xlabel="weight as a multiple of the published one") if ratios else None
+    charts = {"": [(_CURVES, inline(class_distributions(calibrated), "Distribution of the similarity in each class"))]}
+    changed = weights.largest_differences(calibrated.rows, _DIFFERENCES)
+    if ratios := {row.name: row.weight / row.published_weight for row in changed}:
+        figure = bar_chart(ratios, xlabel="weight as a multiple of the published one")
+        charts[COMPARISON] = [("", inline(figure, "Largest differences to the published weights"))]
+    thin = thin_classes(calibrated)
     return render_page(
-        "calibration.html.j2",
-        name=output.name,
-        calibrated=calibrated,
-        states={state: [row for row in rows if row.state == state] for state in ("calibrated", "thin", "unseen")},
-        distributions=inline(class_distributions(calibrated), "Distribution of the similarity in each class"),
-        drawn=min(len(seen), _D_CLASSES),
-        differences=differences and inline(differences, "Largest differences to the published weights"),
-        classes=weight_rows(seen),
-        unseen=weight_rows([row for row in rows if not row.pixels]),
-        suggestions=suggestion_rows(calibrated.suggestions),
-        threshold=_threshold_text(calibrated.suggested.threshold),
-        default_threshold=THRESHOLD,
-        origin={name.replace("_", " "): value for name, value in calibrated.origin.items() if value is not None},
+        "document.html.j2",
+        title=f"Class weights in {output.name}",
+        lead="",
+        notes=[thin] if thin else [],
+        sections=weight_sections(calibrated),
+        charts=charts,
+        worst={},
+        captions={},
+        flip="",
+        about={name.replace("_", " "): value for name, value in calibrated.origin.items()},
     )
 
 
 def class_distributions(calibrated: CalibratedWeights) -> Figure:
     """Draw D in each class, like figure 10 of the paper; a line marks the D that the weight lifts to 1."""
-    seen = [row for row in _by_pixels(calibrated.rows) if row.pixels]
+    seen = [row for row in by_pixels(calibrated.rows) if row.pixels]
     rows = {row.name + (", thin" if row.state == "thin" else ""): row for row in seen[:_D_CLASSES]}
     counts = calibrated.histogram.counts.reshape(len(calibrated.rows), _D_BINS, -1).sum(axis=2)
     return distributions(
@@ -428,58 +367,3 @@ def class_distributions(calibrated: CalibratedWeights) -> Figure:
         xlabel="similarity D; a line where the class's weight lifts it to 1",
         marks={name: 1 / row.weight for name, row in rows.items()},
     )
-
-
-def weight_rows(rows: list[ClassWeight]) -> list[dict[str, str]]:
-    """Write classes as rows of a table, the classes with most pixels first."""
-    cells = []
-    for row in _by_pixels(rows):
-        ratio = row.weight / row.published_weight
-        note = "as published" if math.isclose(ratio, 1, rel_tol=5e-4) else f"{ratio:.2f} x published"
-        cells.append({
-            "class": f"{row.class_index} {row.name}",
-            "pixels": f"{row.pixels:,}",
-            "images": f"{row.images:,}",
-            "interval": "–" if row.interval is None else str(row.interval),
-            "published interval": str(row.published_interval),
-            "weight": f"{row.weight:.3f}",
-            "published weight": f"{row.published_weight:.3f}",
-            "note": note if row.state == "calibrated" else f"{row.state}: fallback",
-        })  # fmt: skip
-    return cells
-
-
-def suggestion_rows(suggestions: list[Suggestion]) -> list[dict[str, str]]:
-    """Write thresholds by rate as rows of a table."""
-    return [
-        {
-            "of artifact-free pixels below": f"{100 * suggestion.rate:.12g} %",
-            "threshold": _threshold_text(suggestion.threshold),
-            "threshold with published weights": _threshold_text(suggestion.published_threshold),
-        }
-        for suggestion in suggestions
-    ]
-
-
-def calibration_markdown(calibrated: CalibratedWeights) -> str:
-    """Write the weights of all classes that were seen, and the thresholds, in Markdown."""
-    histogram = calibrated.histogram
-    seen = [row for row in calibrated.rows if row.pixels]
-    unseen = counted(len(calibrated.rows) - len(seen), "class is", "classes are")
-    pixels = int(histogram.pixels.sum())
-    parts = [
-        f"{counted(pixels, 'pixel')} of {counted(histogram.seen, 'image')}; {unseen} unseen.",
-        as_markdown(suggestion_rows(calibrated.suggestions)),
-        "Shares of pixels before erosion, dilation, hole filling and the area filter.",
-        as_markdown(weight_rows(seen)),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _by_pixels(rows: list[ClassWeight]) -> list[ClassWeight]:
-    return sorted(rows, key=lambda row: (-row.pixels, row.class_index))
-
-
-def _threshold_text(value: float | None) -> str:
-    """Write a threshold as it is given to ``--threshold``."""
-    return "none" if value is None else f"{value:.4g}"

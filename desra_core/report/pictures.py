@@ -3,7 +3,7 @@
 Nothing in the workspace is written: a damaged file or array is reported, not repaired or deleted.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
@@ -78,21 +78,16 @@ class StoredImage:
         stored = np.full((window.height, window.width), np.nan, np.float32)
         return -self._read("similarity", self.measure.value_name, window, stored, -self.measure.limit)
 
-    def label_reader(self) -> Callable[[Rectangle], Labels]:
-        """Return a function that reads the classes of a window from the label file, or else from the stored array.
-
-        The function may raise an `ImageError`, too.
-        """
+    def labels(self) -> Labels:
+        """Read the classes of the whole image from the label file, or else from the stored array."""
         file = self.files.get("labels")
         if file is None:
-            return self._stored_labels
-        labels = decode_labels(read_bytes(file), file, max_pixels=MAX_PIXELS)
-        self._check_size(labels, file)
-        return lambda window: labels[window.slices]
-
-    def _stored_labels(self, window: Rectangle) -> Labels:
-        labels = self._read("labels", "label map", window, np.zeros((window.height, window.width), np.uint8), -1)
-        check_labels(labels, "label map")
+            whole = Rectangle(0, 0, *self.shape)
+            labels = self._read("labels", "label map", whole, np.zeros(self.shape, np.uint8), -1)
+            check_labels(labels, "label map")
+        else:
+            labels = decode_labels(read_bytes(file), file, max_pixels=MAX_PIXELS)
+            self._check_size(labels, file)
         return labels
 
     def _read(

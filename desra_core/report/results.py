@@ -1,10 +1,5 @@
-"""Read the results of a workspace as columns, and compute the numbers of its report from them.
+"""Read the results of a workspace as columns, and compute the numbers of its report from them."""
 
-Distributions of scores by class, and precision and recall by severity, come from a sample of the images. Ids of images
-are hashes of contents: the smallest ids are a random sample, and the same in every report.
-"""
-
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,43 +9,22 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from desra_core.detection.class_weights import class_names
-from desra_core.detection.detectors import DEFAULT, AppliedDetector, applied
-from desra_core.detection.mask import THRESHOLD, Components, valid
-from desra_core.errors import ImageError, UsageError
-from desra_core.evaluation.mask_files import FRAME
-from desra_core.images.codec import CLASS_COUNT, Mask
-from desra_core.images.parts import grid
-from desra_core.planning.plan import REGIONS, failure_table, settings_document
+from desra_core.errors import UsageError
+from desra_core.planning.plan import REGIONS, failure_table, load_settings, settings_document
 from desra_core.report.pictures import StoredImage
+from desra_core.settings import CorpusSettings, detector_of
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import HumanMask, read_human_masks
 from desra_core.workspace.manifest import MANIFEST, asked_for, picture_files, read_passed_over
 from desra_core.workspace.matching import FAILURES
-from desra_core.workspace.products import PRODUCTS, read_records
+from desra_core.workspace.products import PRODUCTS, Target, read_records
 
-_RECORD = ["height", "width", "mask_key", "artifact_pixels", "failed_stage", "subject", "reason", "remedy",
-           "similarity_kept", "labels_kept"]  # fmt: skip
+_RECORD = ["height", "width", "mask_key", "artifact_pixels", "failed_stage", "subject", "reason", "remedy"]
 _ROLES = [name.removesuffix("_path") for name in MANIFEST.names if name.endswith("_path")]
 # The usual order of stages; other stages follow. The time of a part is also in the time of the stage before it.
 _STAGES = ("super_resolution", "inference", *(product.name for product in PRODUCTS[1:]))
 _PARTS = frozenset({"inference"})
-
-# Sizes of the samples.
-IMAGES, HUMAN_IMAGES = 32, 300
-BINS = 50
-# This share of a class's pixels lies on the good side of the class's mark, as in the published class weights.
-SHARE = 0.85
-
-_TRIED = 3 * IMAGES  # because some images may be unreadable
-_CLASSES = 12
-# Of an image, at most this many tiles are read, 4 MP in all; their side is that of the chunks of a stored map.
-_TILE, _TILES = 512, 16
-
-Counts = npt.NDArray[np.int64]
-Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -58,7 +32,9 @@ class WorkspaceResults:
     """Results of a workspace, without a Python object per image or region."""
 
     workspace: Workspace
-    document: dict[str, Any]  # content of settings.json; empty where there is none
+    settings: CorpusSettings  # of the latest run
+    target: Target
+    document: dict[str, Any]  # content of settings.json
     sources: dict[str, str]  # the scanned folders by role
     images: pa.Table  # a row per image name of the run, sorted: name, id and the fields _RECORD of its record, or null
     seconds: pa.Table  # computing times: a row (stage, seconds) per image content and stage
@@ -70,27 +46,16 @@ class WorkspaceResults:
     passed_over: dict[str, int]  # other files that the latest scan passed over, by kind
     changed: datetime  # when the results last changed
 
-    @property
-    def verb(self) -> str:
-        """The command that made the results: ``detect`` or ``mine``."""
-        return str(self.document.get("verb", "detect"))
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings of the latest run."""
-        return dict(self.document.get("settings", {}))
-
     def human_masks(self) -> dict[str, HumanMask]:
         """Read which human masks count, by image id."""
-        key = (self.document.get("target") or {}).get("gan_sr_key")
-        return read_human_masks(self.workspace, key if isinstance(key, str) else None)
+        return read_human_masks(self.workspace, self.target.gan_sr_key)
 
     def stored_images(self, names: Iterable[str], ids: Iterable[str]) -> dict[str, StoredImage]:
         """Find where images are stored, by name; ``ids`` has the id of the image of each name."""
         by_name = dict(zip(names, ids, strict=True))
         rows = self.images.filter(pc.is_in(self.images["id"], pa.array(by_name.values(), pa.string())))
         shapes = {row["id"]: (row["height"] or 0, row["width"] or 0) for row in rows.to_pylist()}
-        files, measure = picture_files(self.workspace, self.verb, sorted(by_name)), recorded_detector(self.settings)
+        files, measure = picture_files(self.workspace, self.settings.verb, sorted(by_name)), detector_of(self.settings)
         human = self.human_masks()
         for name in [name for name in files if by_name[name] in human]:
             files[name]["human"] = human[by_name[name]].path
@@ -108,17 +73,19 @@ class CorpusSummary:
         failed = images["failed_stage"].is_valid()
         done = images.filter(pc.and_(images["mask_key"].is_valid(), pc.invert(failed)))
         marked = _marked(done)
-        wanted = (results.document.get("target") or {}).get("mask_key")
         self.images = images.num_rows + results.unscanned
         self.done = done.num_rows
         self.failed = _total(failed) + results.unscanned
         self.pending = self.images - self.done - self.failed
         self.marked = marked.num_rows  # images with artifacts
         # Of these, the images whose mask was made under other settings than those of the latest run.
-        self.outdated = _total(pc.not_equal(marked["mask_key"], wanted)) if isinstance(wanted, str) else 0
+        self.outdated = _total(pc.not_equal(marked["mask_key"], results.target.mask_key))
         self.pixels = _total(pc.multiply(pc.cast(done["height"], pa.int64()), pc.cast(done["width"], pa.int64())))
         self.artifact_pixels = _total(done["artifact_pixels"])
         self.regions = results.regions.num_rows
+        # Images with a human mask that counts, copies once.
+        people = pa.array(results.human_masks(), pa.string())
+        self.looked_at = len(images.filter(pc.is_in(images["id"], people))["id"].unique())
         self.marked_share = self.marked / self.done if self.done else None
         self.pixel_share = self.artifact_pixels / self.pixels if self.pixels else None
         # Computing time of all stages.
@@ -141,51 +108,19 @@ class StageTime(NamedTuple):
         return 1 / self.mean if self.mean > 0 else None
 
 
-class Distributions(NamedTuple):
-    """The distributions of the most frequent classes of a sample, ordered by their marks."""
-
-    histograms: dict[str, Counts]  # (BINS,) pixels by class name, from 0 to measure.top; larger values in the last bin
-    marks: dict[str, float]  # by class name: SHARE of the class's pixels lie on the good side of this value
-    edges: Values
-    images: int  # images in the sample
-    kept: int  # images of the corpus whose maps and labels are kept
-    classes: int  # classes in the sample
-
-
-class JudgedRegions(NamedTuple):
-    """Regions of one image: the severity of N detected ones, and how they match M human ones."""
-
-    severity: Values
-    right: npt.NDArray[np.bool_]  # (N,): at least half of the pixels lie in the human mask
-    found: Values  # (M,): the regions of at least this severity cover half of the human region; -inf where never
-
-
-class SeverityCurve(NamedTuple):
-    """Precision and recall of the most severe regions, for growing numbers of regions."""
-
-    points: list[tuple[float, float]]  # (recall, precision), the most severe regions alone first; empty if undefined
-    images: int  # that the curve rests on
-    looked_at: int  # images that have a human mask that counts
-    detected: int  # detected regions
-    right: int  # detected regions of which at least half of the pixels lie in the human mask
-    marked: int  # regions of the human masks
-    found: int  # marked regions of which at least half of the pixels are detected
-
-
 def read_results(workspace: Workspace) -> WorkspaceResults:
     """Read the tables of a workspace, and write nothing.
 
     Raises:
-        UsageError: The folder is no workspace, or a table of it is damaged.
+        UsageError: The folder is no workspace with a run in it, or a table of it is damaged or missing.
     """
+    settings, target = load_settings(workspace)
     if not workspace.manifest.exists():
-        raise UsageError(workspace.root, "is no workspace with a run in it", "name one, or run desra mine")
-    document = settings_document(workspace)
+        raise UsageError(workspace.root, "has no manifest", f"run desra {settings.verb}")
     manifest = read_table(workspace.manifest, MANIFEST, ["name", "id", "present", "asked"])
     vanished = manifest.num_rows - (pc.sum(manifest["present"]).as_py() or 0)
-    limit = document.get("settings", {}).get("limit")
     asked = asked_for(manifest)
-    rows = asked.select(["name", "id"]).slice(0, limit if isinstance(limit, int) else None)
+    rows = asked.select(["name", "id"]).slice(0, settings.limit)
     records = read_records(workspace, ["id", *_RECORD, "seconds"])
     index = pc.index_in(rows["id"].combine_chunks(), records["id"].combine_chunks())
     images = rows
@@ -194,11 +129,13 @@ def read_results(workspace: Workspace) -> WorkspaceResults:
     seconds = records.filter(pc.is_in(records["id"], rows["id"].combine_chunks()))["seconds"]
     regions = read_table(workspace.regions, REGIONS)
     unscanned = read_table(workspace.scan_failures, FAILURES)
-    metadata = pq.read_schema(workspace.manifest).metadata or {}
+    metadata = manifest.schema.metadata or {}
     changing = [workspace.manifest, workspace.settings, workspace.regions, workspace.failures, workspace.records]
     return WorkspaceResults(
         workspace=workspace,
-        document=document,
+        settings=settings,
+        target=target,
+        document=settings_document(workspace),
         sources={role: metadata[role.encode()].decode() for role in _ROLES if role.encode() in metadata},
         images=images,
         seconds=flat_seconds(seconds),
@@ -210,21 +147,6 @@ def read_results(workspace: Workspace) -> WorkspaceResults:
         passed_over=read_passed_over(workspace),
         changed=datetime.fromtimestamp(max(path.stat().st_mtime for path in changing if path.exists()), UTC),
     )
-
-
-def recorded_detector(settings: dict[str, Any]) -> AppliedDetector:
-    """Read the detector of a run, and its threshold, from its settings; by default DeSRA with its usual threshold."""
-    method, threshold = settings.get("method"), settings.get("threshold")
-    if not isinstance(method, str) or not method:
-        method = DEFAULT
-    if not isinstance(threshold, int | float) or not 0 < threshold < math.inf:
-        threshold = THRESHOLD
-    return applied(method, float(threshold))
-
-
-def firsts(images: pa.Table) -> pa.Table:
-    """Keep the first name of each image among rows of `WorkspaceResults.images`; the columns are id and name."""
-    return images.group_by("id", use_threads=False).aggregate([("name", "min")]).rename_columns(["id", "name"])
 
 
 def stage_times(seconds: pa.Table) -> list[StageTime]:
@@ -249,13 +171,6 @@ def class_counts(regions: pa.Table) -> list[dict[str, Any]]:
     return [count | {"share": count["regions"] / regions.num_rows} for count in counts]
 
 
-def masked_shares(results: WorkspaceResults) -> npt.NDArray[np.float64]:
-    """Compute the masked share of each image with artifacts."""
-    marked = _marked(results.images)
-    areas = numbers(marked["height"]) * numbers(marked["width"])
-    return numbers(marked["artifact_pixels"]) / np.maximum(areas, 1)
-
-
 def numbers(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
     """Convert a column to float64."""
     return np.asarray(pc.cast(column, pa.float64()).to_numpy(), np.float64)
@@ -268,143 +183,9 @@ def flat_seconds(maps: pa.ChunkedArray) -> pa.Table:
     return flat.rename_columns(["stage", "seconds"])
 
 
-def class_distributions(results: WorkspaceResults, measure: AppliedDetector) -> Distributions | None:
-    """Count stored scores by class, in at most 4 MP of each of 32 images; None without stored maps and labels."""
-    corpus = results.images
-    labelled = corpus["labels_kept"] if "labels" not in results.sources else pa.scalar(True)
-    kept = firsts(corpus.filter(pc.fill_null(pc.and_(corpus["similarity_kept"], labelled), False)))
-    counts = np.zeros((CLASS_COUNT, BINS), np.int64)
-    images = 0
-    for image in _sampled(results, kept, _TRIED).values():
-        try:
-            counts += _counted(image)
-        except (ImageError, MemoryError):
-            continue
-        images += 1
-        if images == IMAGES:
-            break
-    pixels = counts.sum(axis=1)
-    classes = int(np.count_nonzero(pixels))
-    if not classes:
-        return None
-    edges = np.linspace(0, measure.top, BINS + 1)
-    share = SHARE if measure.worse == "above" else 1 - SHARE
-    frequent = np.argsort(-pixels, kind="stable")[: min(_CLASSES, classes)].tolist()
-    by_name = {class_names()[index]: counts[index] for index in frequent}
-    marks = {name: quantile(histogram, edges, share) for name, histogram in by_name.items()}
-    marks = dict(sorted(marks.items(), key=lambda item: (item[1], item[0])))
-    return Distributions({name: by_name[name] for name in marks}, marks, edges, images, kept.num_rows, classes)
-
-
-def quantile(counts: Counts, edges: Values, share: float) -> float:
-    """Find the value below which a share of a histogram lies; values are taken as evenly spread within each bin.
-
-    >>> quantile(np.array([1, 0, 3]), np.array([0.0, 1.0, 2.0, 3.0]), 0.5)
-    2.333...
-    """
-    return float(np.interp(share, np.concatenate([[0], np.cumsum(counts)]) / counts.sum(), edges))
-
-
-def severity_curve(results: WorkspaceResults) -> SeverityCurve | None:
-    """Compare the masks of a workspace with its human masks, at most 300 of them; None without human masks.
-
-    Images whose masks cannot be read or are of another size are passed over.
-    """
-    masks = pa.array(results.human_masks(), pa.string())
-    images = results.images
-    done = images.filter(pc.and_(images["mask_key"].is_valid(), images["failed_stage"].is_null()))
-    rows = firsts(done.filter(pc.is_in(done["id"], masks)))
-    if rows.num_rows == 0:
-        return None
-    chosen = _sampled(results, rows, HUMAN_IMAGES)
-    regions = results.regions.filter(pc.is_in(results.regions["image"], pa.array(chosen)))
-    judged = []
-    for name, image in chosen.items():
-        try:
-            mask, human = (image.picture(kind)[:, :, 0] > 0 for kind in ("mask", "human"))
-            judged.append(judge(mask, human, regions.filter(pc.equal(regions["image"], name)).to_pylist()))
-        except (ImageError, MemoryError):
-            continue
-    return curve_of(judged, looked_at=rows.num_rows)
-
-
-def judge(mask: Mask, human: Mask, regions: list[dict[str, Any]]) -> JudgedRegions:
-    """Compare the regions of a mask with a human mask: which are right, and which severity finds each human region.
-
-    Args:
-        mask, human: ``(H, W)`` bool. As in the published scripts the outer 5 px do not count.
-        regions: Box (x, y, width, height) and severity of each component of the mask.
-
-    Raises:
-        ImageError: The mask has a component that is none of the regions.
-    """
-    whole = Components(mask)
-    # A box identifies a region: two regions that both reach all four sides of one box would touch.
-    by_box = {tuple(region[key] for key in ("x", "y", "width", "height")): region["severity"] for region in regions}
-    boxes = [tuple(box) for box in whole.boxes.tolist()]
-    if not by_box.keys() >= set(boxes):
-        raise ImageError("mask", "is not the one of the regions", "run again")
-    of_component = np.array([0.0, *(by_box[box] for box in boxes)])
-    mask, human, numbers = valid(mask, FRAME), valid(human, FRAME), valid(whole.numbers, FRAME)
-    # A component that is cut in two by the crop counts as two components, as in the published scripts.
-    parts = Components(mask)
-    severity = np.zeros(len(parts) + 1)
-    severity[parts.numbers[mask]] = of_component[numbers[mask]]
-    # A human region counts as found where detected regions cover half of it. Say that regions of severity 9, 4 and 1
-    # cover 30, 25 and 40 %: with the least severity at 4 it is found. It has -inf where even all of them cover less.
-    marked = Components(human)
-    found = np.full(len(marked), -np.inf)
-    for index, (x, y, width, height) in enumerate(marked.boxes.tolist()):
-        inside = parts.numbers[y : y + height, x : x + width][marked.crop(index)]
-        ids, sizes = np.unique(inside[inside > 0], return_counts=True)
-        order = np.argsort(-severity[ids], kind="stable")
-        enough = np.flatnonzero(2 * np.cumsum(sizes[order]) >= marked.areas[index])
-        if enough.size:
-            found[index] = severity[ids[order[enough[0]]]]
-    return JudgedRegions(severity[1:], parts.covered(human), found)
-
-
-def curve_of(judged: list[JudgedRegions], *, looked_at: int) -> SeverityCurve:
-    """Compute one curve from the regions of all images: a point for each severity, the largest first."""
-    empty = JudgedRegions(np.zeros(0), np.zeros(0, np.bool_), np.zeros(0))
-    severity, right, found = (np.concatenate(parts) for parts in zip(empty, *judged, strict=True))
-    levels = np.unique(severity)[::-1]
-
-    def at_least(values: Values) -> Counts:
-        """Count, for each level, the values that are at least this level."""
-        return values.size - np.searchsorted(np.sort(values), levels)
-
-    points: list[tuple[float, float]] = []
-    if found.size:
-        recalls, precisions = at_least(found) / found.size, at_least(severity[right]) / at_least(severity)
-        points = list(zip(recalls.tolist(), precisions.tolist(), strict=True))
-    return SeverityCurve(points, len(judged), looked_at, severity.size, int(right.sum()), found.size,
-                         int(np.isfinite(found).sum()))  # fmt: skip
-
-
 def _marked(images: pa.Table) -> pa.Table:
     return images.filter(pc.fill_null(pc.greater(images["artifact_pixels"], 0), False))
 
 
 def _total(column: pa.ChunkedArray) -> int:
     return int(pc.sum(column).as_py() or 0)
-
-
-def _sampled(results: WorkspaceResults, rows: pa.Table, most: int) -> dict[str, StoredImage]:
-    """Choose the rows of `firsts` with the smallest ids, and find where their images are stored, by name."""
-    chosen = rows.take(pc.select_k_unstable(rows, min(most, rows.num_rows), [("id", "ascending")]))
-    return results.stored_images(chosen["name"].to_pylist(), chosen["id"].to_pylist())
-
-
-def _counted(image: StoredImage) -> Counts:
-    """Count the pixels of an image by class and bin, ``(150, BINS)``, in all its tiles or in evenly spread ones."""
-    measure, labels_of = image.measure, image.label_reader()
-    counts = np.zeros(CLASS_COUNT * BINS, np.int64)
-    tiles = list(grid(*image.shape, _TILE))
-    for index in np.linspace(0, len(tiles) - 1, min(_TILES, len(tiles))).astype(int):
-        values = measure.value(image.scores(tiles[index]))
-        defined = ~np.isnan(values)
-        bins = np.clip(values[defined].astype(np.float64) * (BINS / measure.top), 0, BINS - 1).astype(np.int64)
-        classes = labels_of(tiles[index])[defined].astype(np.int64)
-        counts += np.bincount(classes * BINS + bins, minlength=counts.size)
-    return counts.reshape(CLASS_COUNT, BINS)

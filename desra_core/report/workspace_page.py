@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -11,20 +12,18 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from markupsafe import Markup
 
 from desra_core.detection.class_weights import load_weights, weighted_scores
 from desra_core.detection.detectors import METHODS, TIMES, AppliedDetector, DetectorInputs, applied
-from desra_core.detection.mask import WINDOW, valid
+from desra_core.detection.mask import valid
 from desra_core.detection.similarity import TILE
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.table import counted
 from desra_core.files import check_names, replace_file
 from desra_core.images.codec import Labels
-from desra_core.images.parts import RGB, Rectangle, fitted
+from desra_core.images.parts import RGB, fitted
 from desra_core.images.scanning import kinds_in_words
 from desra_core.report import charts, document
-from desra_core.report.charts import inline
 from desra_core.report.document import Cell, cells_within, hex_colour, make_cell, render_page, shortened, stage_name
 from desra_core.report.finetuning import read_finetuning
 from desra_core.report.pictures import HUMAN_OUTLINE, KINDS, Crops, StoredImage, class_shares, heat_map, label_picture
@@ -32,14 +31,11 @@ from desra_core.report.results import (
     CorpusSummary,
     WorkspaceResults,
     class_counts,
-    class_distributions,
-    masked_shares,
     numbers,
     read_results,
-    recorded_detector,
-    severity_curve,
     stage_times,
 )
+from desra_core.settings import CorpusSettings, detector_of
 from desra_core.workspace import Workspace
 
 WORST = 24
@@ -181,24 +177,16 @@ def choose(regions: pa.Table, worst: int, per_image: int = PER_IMAGE) -> list[di
 def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[str, Any]:
     summary = CorpusSummary(results)
     times = stage_times(results.seconds)
-    settings, measure = results.settings, recorded_detector(results.settings)
+    settings, measure = results.settings, detector_of(results.settings)
     classes = class_counts(results.regions)
-    distribution, people = class_distributions(results, measure), severity_curve(results)
     notes = _notes(results, summary)
-    keys = results.document.get("target") or {}
     try:
-        finetuning = read_finetuning(results.workspace, keys.get("mask_key"))
+        finetuning = read_finetuning(results.workspace, results.target.mask_key)
     except UsageError as error:
         finetuning = None
         notes.append(shortened(f"The verdict on finetuned models is left out: {error}.", _NOTE))
     budget = PICTURE_CHARACTERS - (finetuning["characters"] if finetuning else 0)
     gallery, left_out = make_gallery(results, worst, budget)
-    people_chart: Markup | None = None
-    if people and people.points:
-        figure = charts.line_chart({"regions by severity": people.points}, xlabel="recall", ylabel="precision",
-                                   marks={"all regions": people.points[-1]})  # fmt: skip
-        figure.axes[0].set(xlim=(0, 1.02), ylim=(0, 1.02))
-        people_chart = inline(figure, "Precision and recall over the severity of the regions")
     return {
         "results": results,
         "workspace": results.workspace.root.absolute(),
@@ -206,11 +194,9 @@ def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[s
         "summary": summary,
         "notes": notes,
         "finetuning": finetuning,
-        "weighted": settings.get("segmenter", "none") != "none" and settings.get("weights") != "none",
+        "weighted": settings.segmenter != "none" and settings.weights != "none",
         "measure": measure,
         "classes": classes,
-        "distribution": distribution,
-        "people": people,
         "gallery": gallery,
         "left_out": left_out,
         "worst": worst,
@@ -222,15 +208,13 @@ def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[s
         "times": times,
         # Rate: images per second of one worker that runs all stages.
         "total_rate": max(time.images for time in times) / summary.seconds if summary.seconds > 0 else None,
-        "settings": document.settings_rows(settings),
+        "settings": document.settings_rows(settings.model_dump(mode="json")),
         "versions": results.document.get("versions") or {},
-        "keys": keys,
-        "plots": _histograms(results, measure),
-        "people_chart": people_chart,
+        "keys": asdict(results.target),
+        "severities": numbers(results.regions["severity"]),
         "charts": charts,
         "class_counts": {row["name"] or "no label": float(row["regions"]) for row in classes[:_CLASSES_DRAWN]},
-        "mean_and_median": {stage_name(time.stage): (time.mean, time.median) for time in times},
-        "parts": [stage_name(time.stage) for time in times if time.part],
+        "means": {stage_name(time.stage): time.mean for time in times},
     }
 
 
@@ -258,28 +242,6 @@ def _notes(results: WorkspaceResults, summary: CorpusSummary) -> list[str]:
     return notes
 
 
-def _histograms(results: WorkspaceResults, measure: AppliedDetector) -> list[Markup]:
-    """Draw the regions by severity, area and similarity, and the masked shares of images with artifacts."""
-    regions, word = results.regions, measure.word
-    if regions.num_rows == 0:
-        return []
-    similarity = measure.value(-numbers(regions["mean_similarity"]))
-    top = measure.highest or max(float(similarity.max()), 1e-12)
-    shares = masked_shares(results)
-    drawn = [
-        ("the severity of the regions", "severity", "regions", "asinh", numbers(regions["severity"])),
-        ("the area of the regions", "area of a region in pixels", "regions", "log", numbers(regions["area"])),
-        (f"the mean {word} of the regions", f"mean {word} of a region", "regions", "linear", similarity),
-        ("the masked share of the images with artifacts", "masked share of an image in %", "images", "log",
-         100 * shares),
-    ]  # fmt: skip
-    return [
-        inline(charts.histogram(values, scale=scale, xlabel=xlabel, ylabel=ylabel, top=top), f"Histogram of {title}")
-        for title, xlabel, ylabel, scale, values in drawn
-        if values.size
-    ]
-
-
 def render_pages(results: WorkspaceResults, pages: list[Page], report: str) -> Iterator[tuple[Page, str]]:
     """Render pages about images, one after the other; each links back to the file ``report``."""
     images = results.stored_images([page.name for page in pages], [page.id for page in pages])
@@ -288,7 +250,7 @@ def render_pages(results: WorkspaceResults, pages: list[Page], report: str) -> I
         regions = results.regions.filter(pc.equal(results.regions["image"], page.name)).to_pylist()
         regions.sort(key=lambda region: (-region["severity"], region["y"], region["x"]))
         scores = score_kinds(image.measure)
-        labels = None if 0 in image.shape else _or_none(partial(_labels, image))
+        labels = None if 0 in image.shape else _or_none(image.labels)
         cells = _cells(results, image, labels, scores)
         text = render_page(
             "image.html.j2",
@@ -327,7 +289,7 @@ def score_kinds(measure: AppliedDetector) -> list[ScoreMap]:
     return kinds
 
 
-def score_picture(kind: ScoreMap, pair: DetectorInputs, settings: dict[str, Any], *, largest: int) -> RGB:
+def score_picture(kind: ScoreMap, pair: DetectorInputs, settings: CorpusSettings, *, largest: int) -> RGB:
     """Draw a heat map of the whole image from 0 to twice the threshold, gray where there is no score.
 
     Args:
@@ -344,14 +306,11 @@ def score_picture(kind: ScoreMap, pair: DetectorInputs, settings: dict[str, Any]
         raise ImageError(kind.caption, f"not computed for {width}x{height} pixels", "look at a part of it")
     if kind.adjusted and pair.labels is None:
         raise ImageError("class labels", "there are none, so that every weight is 1", "add --segmenter")
-    window = settings.get("window")
-    if not isinstance(window, int) or window < 1 or window % 2 == 0:
-        window = WINDOW
     try:
-        scores = kind.detector.score("the image", pair, window, TILE, 1)
+        scores = kind.detector.score("the image", pair, settings.window, TILE, 1)
         frame = (height - scores.shape[0]) // 2
         if kind.adjusted and pair.labels is not None:
-            weights = load_weights(str(settings.get("weights") or "published")).values
+            weights = load_weights(settings.weights or "published").values
             scores = weighted_scores(scores, valid(pair.labels, frame), weights)
     except UsageError as error:
         raise ImageError("detector", error.reason, error.remedy) from None
@@ -368,7 +327,7 @@ def _cells(results: WorkspaceResults, image: StoredImage, labels: Labels | None,
         return [Cell(kind, None, reason=_FAILED) for kind in kinds]
     crops = Crops(image, largest=_LARGEST)
     draw: dict[str, Callable[[], RGB]] = {kind: partial(crops.make, kind) for kind in kinds}
-    draw["labels"] = lambda: label_picture(_labels(image) if labels is None else labels, largest=_LARGEST)
+    draw["labels"] = lambda: label_picture(image.labels() if labels is None else labels, largest=_LARGEST)
     cells = [make_cell(kind, draw[kind]) for kind in kinds]
     try:
         mse_sr, gan_sr = image.picture("mse_sr"), image.picture("gan_sr")
@@ -384,11 +343,6 @@ def _cells(results: WorkspaceResults, image: StoredImage, labels: Labels | None,
         left -= len(cell.uri or "")
         kept.append(cell if left >= 0 else Cell(cell.kind, None, reason="Left out, to keep this page below 20 MB."))
     return kept
-
-
-def _labels(image: StoredImage) -> Labels:
-    """Read the classes of the whole image (raises `ImageError`)."""
-    return image.label_reader()(Rectangle(0, 0, *image.shape))
 
 
 def _or_none(read: Callable[[], Read]) -> Read | None:

@@ -184,22 +184,18 @@ class AppliedDetector:
 
     @property
     def value_name(self) -> str:
-        """The name of a value, for headings and axes."""
+        """The name of a value."""
         return self.heat_name
 
     @property
     def top(self) -> float:
-        """The largest value, and heat value, that charts and heat maps show."""
+        """The largest value, and heat value, that heat maps show."""
         return self.highest or TIMES * self.threshold
 
     @property
     def heat_threshold(self) -> float:
         """The heat value above which a pixel is suspect."""
         return float(self.heat_value(self.score_threshold))
-
-    def value(self, scores: Any) -> Any:
-        """Turn a score, or an array of scores, into values."""
-        return scores
 
     def text(self, score: float) -> str:
         """Write the value of a score."""

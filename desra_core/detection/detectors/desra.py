@@ -87,10 +87,6 @@ class AppliedDesra(AppliedDetector):
         similarity = np.asarray(variance_similarity(inputs.mse_sr, inputs.gan_sr, **options))
         return np.negative(similarity, out=similarity)
 
-    def value(self, scores: Any) -> Any:
-        """Turn scores into D."""
-        return -scores
-
     def text(self, score: float) -> str:
         """Write the D of a score."""
         return f"{-score:.3f}"

@@ -57,10 +57,12 @@ def test_the_published_numbers(desra_here: Desra, shared_data: Path, tmp_path: P
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.splitlines() == [
         "8 images judged",
-        "  IoU        0.3327  (0.265–0.405)  mean over 8 images",
-        "  precision  0.6220  (0.494–0.828)  408 of 656 detected regions right",
-        "  recall     0.3148  (0.115–0.516)  244 of 775 ground-truth regions found",
-        "  F1         0.4181  (0.199–0.534)  of precision and recall",
+        "",
+        "measure                                        value   95 % interval",
+        "IoU: mean over 8 images                        0.3327  0.265–0.405",
+        "precision: 408 of 656 detected regions right   0.6220  0.494–0.828",
+        "recall: 244 of 775 ground-truth regions found  0.3148  0.115–0.516",
+        "F1: of precision and recall                    0.4181  0.199–0.534",
         f"numbers  {numbers}",
     ]
     found = json.loads(numbers.read_text())
@@ -75,12 +77,13 @@ def test_the_printed_scores_and_the_written_files(desra_here: Desra, data: Path)
     assert run.returncode == 0
     assert run.stdout.splitlines() == [
         "2 images judged",
-        "  IoU        0.3333                 mean over 1 image",
-        "  precision  0.5000                 1 of 2 detected regions right",
-        "  recall     0.5000                 1 of 2 ground-truth regions found",
-        "  F1         0.5000                 of precision and recall",
-        "1 image with nothing in mask and ground truth, left out of this IoU; as agreement they make it "
-        "0.6667  (0.333–1.000)",
+        "",
+        "measure                                        value   95 % interval",
+        "IoU: mean over 1 image                         0.3333  –",
+        "precision: 1 of 2 detected regions right       0.5000  –",
+        "recall: 1 of 2 ground-truth regions found      0.5000  –",
+        "F1: of precision and recall                    0.5000  –",
+        "IoU: with 1 pair of empty masks, as agreement  0.6667  0.333–1.000",
         f"tables   {data / 'out'}",
         f"page     {data / 'out/evaluation.html'}",
     ]
@@ -96,13 +99,12 @@ def test_undefined_is_said_and_null(desra_here: Desra, data: Path) -> None:
         (data / folder / "a.png").unlink()
     run = desra_here(*folders(data), "--json", data / "numbers.json")
     assert run.returncode == 0
-    assert run.stdout.splitlines()[:6] == [
-        "1 image judged",
-        "  IoU        undefined: no mask and no ground truth marks anything",
-        "  precision  undefined: no region was detected",
-        "  recall     undefined: the ground truth marks no region",
-        "  F1         undefined: precision or recall is undefined",
-        "1 image with nothing in mask and ground truth, left out of this IoU; as agreement they make it 1.0000",
+    assert [line.rstrip("– ") for line in run.stdout.splitlines()[3:8]] == [
+        "IoU: undefined, no mask and no ground truth marks anything",
+        "precision: undefined, no region was detected",
+        "recall: undefined, the ground truth marks no region",
+        "F1: undefined, precision or recall is undefined",
+        "IoU: with 1 pair of empty masks, as agreement               1.0000",
     ]
     found = json.loads((data / "numbers.json").read_text())
     assert [found[key] for key in ("iou", "precision", "recall", "f1")] == [None] * 4
@@ -117,8 +119,8 @@ def test_missing_twins_and_files_that_fail(desra_here: Desra, data: Path) -> Non
     run = desra_here(*folders(data), "--json", data / "numbers.json")
     assert run.returncode == 0
     assert f"missing: {data / 'masks/alone.png'}: has no ground truth" in run.stderr
-    assert run.stderr.count(": has no mask") == 20
-    assert "and 5 more: --json lists them all" in run.stderr
+    assert run.stderr.count(": has no mask") == 19
+    assert "and 6 more: --json lists them all" in run.stderr
     found = json.loads((data / "numbers.json").read_text())
     assert found["without_ground_truth"] == {"alone": str(data / "masks/alone.png")}
     assert len(found["without_mask"]) == 25
@@ -152,10 +154,10 @@ def test_classes(desra_here: Desra, data: Path) -> None:
     (data / "labels").mkdir()
     (data / "labels/a.png").write_bytes(encode_png(classes))
     run = desra_here(*folders(data), "--labels", data / "labels", "--json", data / "numbers.json")
-    assert run.stdout.splitlines()[6:-1] == [
-        "class   IoU     precision       recall",
-        "wall    1.0000  1.000 (1 of 1)  1.000 (1 of 1)",
-        "person  0.0000  0.000 (0 of 1)  0.000 (0 of 1)",
+    assert run.stdout.splitlines()[13:-1] == [
+        "class   IoU    precision       recall          pixel precision  pixel recall",
+        "wall    1.000  1.000 (1 of 1)  1.000 (1 of 1)  1.000            1.000",
+        "person  0.000  0.000 (0 of 1)  0.000 (0 of 1)  0.000            0.000",
     ]
     assert "warning: 1 image without class labels is left out by class" in run.stderr
     assert [row["name"] for row in json.loads((data / "numbers.json").read_text())["per_class"]] == ["wall", "person"]
@@ -170,17 +172,22 @@ def test_severity_labels(desra_here: Desra, data: Path) -> None:
     command = [*folders(data), "--severity", data / "noticed.csv", "--json", data / "numbers.json"]
     run = desra_here(*command)
     assert run.returncode == 0
-    assert run.stdout.splitlines()[6:11] == [
-        "prominent regions, noticed by at least 50 % of the viewers; the others do not count",
-        "  IoU        0.5000                 mean over 1 image",
-        "  precision  0.5000                 1 of 2 detected regions right",
-        "  recall     1.0000                 1 of 1 ground-truth region found",
-        "  F1         0.6667                 of precision and recall",
+    assert run.stdout.splitlines()[9:18] == [
+        "Prominent regions",
+        "",
+        "Of 2 rated regions, those that at least 50 % of the viewers noticed. The others do not count, nor detected "
+        "regions that are right only by them.",
+        "",
+        "measure                                        value   95 % interval",
+        "IoU: mean over 1 image                         0.5000  –",
+        "precision: 1 of 2 detected regions right       0.5000  –",
+        "recall: 1 of 1 ground-truth region found       1.0000  –",
+        "F1: of precision and recall                    0.6667  –",
     ]
     prominent = json.loads((data / "numbers.json").read_text())["prominent"]
     assert (prominent["noticed_by_at_least"], prominent["rated_regions"], prominent["recall"]) == (0.5, 2, 1)
     run = desra_here(*command, "--prominent", "0.05")
-    assert "  recall     0.5000" in run.stdout.partition("prominent regions")[2]
+    assert "recall: 1 of 2 ground-truth regions found      0.5000" in run.stdout.partition("Prominent regions")[2]
 
 
 def test_severity_labels_that_somebody_filled_in_are_not_lost(desra_here: Desra, data: Path) -> None:
@@ -259,9 +266,12 @@ def test_masks_by_people_in_a_workspace(desra_here: Desra, tmp_path: Path) -> No
     workspace.publish_table(workspace.human_manifest, pa.Table.from_pylist([row], HUMAN_MASKS))
     before = contents(workspace.root)
     run = desra_here("evaluate", "--workspace", workspace.root)
-    assert run.stdout.startswith("1 image judged\n  IoU        0.5000 ")
+    assert "\nIoU: mean over 1 image                     0.5000  –\n" in run.stdout
     assert run.stdout.endswith("people   1 image with a human mask\n")
-    assert run.stderr == "2 images without a human mask: not judged\n"
+    assert run.stderr.splitlines() == [
+        "warning: one image was judged: these numbers may not hold for other images",
+        "warning: 2 images without a human mask: not judged",
+    ]
     run = desra_here("evaluate", "--workspace", workspace.root, "--gt", tmp_path / "gt", "--output", tmp_path / "out")
     assert "1 of 2 detected regions right" in run.stdout
     assert "1 of 3 ground-truth regions found" in run.stdout

@@ -1,4 +1,4 @@
-"""The synthetic benchmark as a run, and its sums and sentences, compared with counts that are made by hand."""
+"""The synthetic benchmark as a run, and its sums and tables, compared with counts that are made by hand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from desra_core.benchmarking.synthetic import (
     curves,
     read_trials,
     sections_of,
-    statements,
     summarise,
     to_rows,
 )
@@ -61,7 +60,7 @@ def test_results_are_the_sums_of_the_trials(plain, spoiled) -> None:
     # Times differ; all else is what one call says.
     assert replace(trials[0], seconds={}) == replace(expected, seconds={})
     sections = [section for section in sections_of(summarise(trials)) if "s per MP" not in str(section.table)]
-    assert len(sections) == 6
+    assert len(sections) == 5
     assert all(document_as_markdown("", [section]).removeprefix("# \n\n") in published.markdown for section in sections)
     assert published.judged == 2
 
@@ -79,8 +78,8 @@ def test_files_of_a_synthetic_benchmark(spoiled) -> None:
     assert document["settings"]["seed"] == 0
     assert published.markdown == (root / "synthetic.md").read_text()
     page = (root / "synthetic.html").read_text()
-    assert "Artifacts that desra, weight 1 does not see" in page
-    assert page.count("<svg") == 2
+    assert "Recall by kind: what desra does not see" in page
+    assert page.count("<svg") == 1
 
 
 def test_only_what_is_new_is_computed(plain, spoiled, tmp_path) -> None:
@@ -218,11 +217,15 @@ def test_best_has_the_highest_recall_for_the_price() -> None:
 
 def test_points_that_mark_more_for_the_same_recall_are_left_out() -> None:
     """All six points find a half; the last point marks least."""
-    same = told(worms=0.5)
-    responses = tuple(row._replace(found=((index % 2 == 0,) * 2,) * 3) for index, row in enumerate(same.responses))
+    nowhere = ((False, False),) * 3
+    cases = [Case("worms", 1.0, 4096, 0, 0, index, 0) for index in range(60)]
+    responses = tuple(
+        Response(case, 30.0, 10.0, "desra", ((index % 2 == 0,) * 2,) * 3, nowhere, 0.5)
+        for index, case in enumerate(cases)
+    )
     pixels = ((600, 500), (400, 300), (200, 100))
     alarms = FalseAlarms("desra", ((1, 1),) * 3, pixels)
-    summary = summarise([replace(same, responses=responses, false_alarms=(alarms,))])
+    summary = summarise([replace(made("a", 1, methods=("desra",)), responses=responses, false_alarms=(alarms,))])
     assert {point.rate for point in summary.methods[0].curve} == {(30, 60)}
     assert summary.methods[0].best(1.0) == summary.methods[0].curve[-1]
     assert curves(summary) == {"desra": [(100 / 1e6, 0.5)]}
@@ -254,30 +257,6 @@ def test_methods_may_lack_images() -> None:
     assert ssim.default.clean_pixels == 10**6
 
 
-def told(**shares: float) -> Trial:
-    """Make a trial in which these shares of 60 artifacts of each kind were found, all of strength 1."""
-    responses = []
-    for number, (kind, share) in enumerate(shares.items()):
-        for index in range(60):
-            found = ((False, index < 60 * share),) * 3
-            case = Case(kind, 1.0, 4096, 0, number, index, 0)
-            responses.append(Response(case, 30.0, 10.0, "desra", found, ((False, False),) * 3, 0.5))
-    return replace(made("a", 1, methods=("desra",)), responses=tuple(responses))
-
-
-def test_statements() -> None:
-    summary = summarise([told(colour_shift=0, flattening=0.1, worms=0.5, checkerboard=1)])
-    lines = statements(summary.methods[0])
-    assert lines[0] == "It does not see: colour shifts, 0 of 60 found (0–6 %)."
-    assert lines[1] == "It misses most: flattening, 6 of 60 found (5–20 %)."
-    assert lines[2] == "It sees some: worms, 30 of 60 found (38–62 %)."
-    assert lines[3] == "It sees most: checkerboards, 60 of 60 found (94–100 %)."
-    assert "of the strongest (40; 100 %) 96 of 240 found (34–46 %)" in lines[4]
-    assert "regions of at most 4,000 px are dropped" in lines[5]
-    assert "at least 4 times as much 0 of 0 found" in lines[6]
-    assert len(lines) == 7
-
-
 def markdown(summary: SyntheticSummary) -> str:
     return document_as_markdown("Title", sections_of(summary))
 
@@ -297,8 +276,9 @@ def test_sections_as_text() -> None:
 def test_markdown() -> None:
     text = markdown(summarise([made("a", 1), made("b", 2)]))
     assert text.startswith("# Title\n\n41 artifacts in 2 pairs (2.0 MP that count as clean); 4 more were left out")
-    assert text.index("## Artifacts that desra does not see") < text.index("## Methods at their own thresholds")
-    assert "## Artifacts that ssim does not see" not in text
+    assert "## Recall by kind: what desra does not see" in text
+    assert "Strength 1 adds 40 grey levels" in text
+    assert "Regions of at most 4,000 px are dropped" in text
     assert "## ssim: recall by kind, strength and size" in text
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
     assert len(tables) == 6
@@ -306,6 +286,13 @@ def test_markdown() -> None:
         assert len({line.count("|") for line in table}) == 1
     assert "nan" not in text
     assert "None" not in text
+
+
+def test_what_d_does_not_see_is_said_of_desra_alone() -> None:
+    texts = [markdown(summarise([made("a", 1, methods=(name,))])) for name in ("desra, weight 1", "ssim")]
+    assert ["D compares local contrasts and nothing else" in text for text in texts] == [True, False]
+    assert ["what desra does not see" in text for text in texts] == [True, False]
+    assert "## Recall by kind\n" in texts[1]
 
 
 def test_nothing_injected() -> None:

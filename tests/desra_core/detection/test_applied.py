@@ -64,9 +64,7 @@ def test_thresholds_and_keys() -> None:
 def test_values_as_people_read_them() -> None:
     stored = np.array([0.0, 0.25, 1.0, np.nan], np.float32)
     desra, ldl = applied(), applied("ldl", 0.25)
-    assert desra.value(-stored)[:3].tolist() == [0, 0.25, 1]
     assert desra.heat(-stored)[:3].tolist() == [1, 0.75, 0]
-    assert ldl.value(stored)[:3].tolist() == [0, 0.25, 1]
     assert ldl.heat(stored)[:3].tolist() == [0, 0.5, 1]  # the threshold in the middle, clipped beyond twice of it
     assert math.isnan(ldl.heat(stored)[3])
     assert math.isnan(desra.heat(-stored)[3])

@@ -74,13 +74,12 @@ def parts_of_pages(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[objec
             drawn[id(figure), title] = figure, charts.inline(figure, title)
         return drawn[id(figure), title][1]
 
-    makers = ("histogram", "stage_bars", "line_chart", "distributions", "bar_chart")
+    makers = ("histogram", "line_chart", "distributions", "bar_chart")
     once = {name: kept(getattr(charts, name)) for name in makers} | {"inline": inline}
     return [
         (jinja2, "Environment", Compiled),
         (workspace_page, "charts", SimpleNamespace(**(vars(charts) | once))),
-        (workspace_page, "inline", inline),
-        (finetuning, "loss_curves", kept(charts.loss_curves)),
+        (finetuning, "line_chart", kept(charts.line_chart)),
         (finetuning, "inline", inline),
     ]
 
@@ -98,9 +97,8 @@ def quick_pages(parts_of_pages: list[tuple[object, str, object]]) -> Iterator[No
 def drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw each chart of each report, as everywhere but in these tests."""
     monkeypatch.setattr(workspace_page, "charts", charts)
-    monkeypatch.setattr(finetuning, "loss_curves", charts.loss_curves)
-    for module in (workspace_page, finetuning):
-        monkeypatch.setattr(module, "inline", charts.inline)
+    monkeypatch.setattr(finetuning, "line_chart", charts.line_chart)
+    monkeypatch.setattr(finetuning, "inline", charts.inline)
 
 
 def write(path: Path, pixels: np.ndarray) -> None:
@@ -187,6 +185,7 @@ def mined(corpus, workspace) -> Workspace:
                 shutil.copy(corpus / kind / f"{name}.png", target)
         write(workspace.dataset("pseudo_gt", name), np.full((*SIZE, 3), (10, 200, 30), np.uint8))
     document = json.loads(workspace.settings.read_bytes())
-    settings = {"photos": "/photos", "mse_model": "/m/mse.pth", "gan_model": "/m/gan.pth", "threshold": 0.7}
+    settings = {"photos": "/photos", "workspace": str(workspace.root), "mse_model": "/m/mse.pth",
+                "gan_model": "/m/gan.pth", "threshold": 0.7}  # fmt: skip
     workspace.settings.write_text(json.dumps(document | {"verb": "mine", "settings": settings}))
     return workspace

@@ -1,48 +1,25 @@
-"""The page of calibrated weights, and the same for the Prefect UI."""
+"""The page of calibrated weights."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+from desra_core.calibration.summary import suggestion_rows, weight_rows
 from desra_core.calibration.weights import (
-    CalibratedWeights,
-    count_image,
     derive_weights,
-    merged,
-    suggest,
-    weight_values,
 )
-from desra_core.detection.class_weights import load_weights
 from desra_core.report.pages import (
-    calibration_markdown,
     class_distributions,
     render_calibration,
-    suggestion_rows,
-    weight_rows,
     write_calibration,
 )
 from desra_core.settings.models import Fallback
+from tests.calibrated_weights import calibrated_weights
 
-
-@pytest.fixture
-def calibrated() -> CalibratedWeights:
-    """Three classes in three images; the third is thin."""
-    rng = np.random.default_rng(0)
-    tables = []
-    for _ in range(3):
-        labels = np.repeat(np.array([4, 2, 9], np.uint8), [2000, 990, 10])[np.newaxis]
-        similarity = rng.beta(np.where(labels == 4, 3, 30), 1.2).astype(np.float32)
-        tables.append(count_image(similarity, labels).to_table())
-    histogram = merged(tables)
-    rows = derive_weights(histogram, min_pixels=1000, fallback="one")
-    published = load_weights("published").values
-    suggestions = [suggest(histogram, weight_values(rows), published, rate) for rate in (0.1, 0.001)]
-    origin = {"workspace": "/a <b> & c", "min_pixels": 1000, "min_images": 3, "fallback": "one", "exclude": None}
-    return CalibratedWeights(rows, histogram, suggestions[1], suggestions, (0.25, 0.5), origin)
+CALIBRATED = calibrated_weights()
 
 
 def cells(page: str) -> list[list[str]]:
@@ -50,56 +27,36 @@ def cells(page: str) -> list[list[str]]:
     return [re.findall(r"<td>(.*?)</td>", row) for row in rows]
 
 
-def test_page(calibrated: CalibratedWeights, tmp_path: Path) -> None:
-    written = write_calibration(calibrated, tmp_path / "mine.toml")
+def test_page(tmp_path: Path) -> None:
+    written = write_calibration(CALIBRATED, tmp_path / "mine.toml")
     assert written == [tmp_path / name for name in ("mine.toml", "mine.html", "mine.svg")]
     page = written[1].read_text()
-    assert page == render_calibration(calibrated, written[0])
+    assert page == render_calibration(CALIBRATED, written[0])
     before = [path.read_bytes() for path in written]
-    write_calibration(calibrated, tmp_path / "mine.toml")
+    write_calibration(CALIBRATED, tmp_path / "mine.toml")
     assert [path.read_bytes() for path in written] == before
-    assert len(cells(page)) == 150 + 2
-    assert cells(page)[:3] == [list(row.values()) for row in weight_rows(calibrated.rows)[:3]]
-    assert cells(page)[-2:] == [list(row.values()) for row in suggestion_rows(calibrated.suggestions)]
-    assert "2 of 150 classes have weights of their own, from 9,000\npixels of 3 images" in page
+    assert cells(page)[:2] == [list(row.values()) for row in suggestion_rows(CALIBRATED.suggestions)]
+    assert cells(page)[2:] == [list(row.values()) for row in weight_rows(CALIBRATED.rows)[:3]]
+    assert "9,000 pixels of 3 images counted" in page
+    assert "classes: 2 calibrated, 1 thin, 147 unseen; thin and unseen ones get the fallback, one" in page
+    assert "at threshold 0.7, 25 % of the counted pixels are below (50 % with the published weights)" in page
     assert "/a &lt;b&gt; &amp; c" in page
-    assert "1 class has fewer than\n1,000 pixels or 3 images" in page
-    assert "147 unseen classes" in page
+    assert "fewer than 1,000 pixels or 3 images: grass (30 px in 3)" in page
+    assert "wall, building, floor, ceiling, " in page
     assert page.count("<svg") == 2
     assert not re.search(r"(src|href)=.(https?:|//)", page)
 
 
-def test_rows_by_pixels(calibrated: CalibratedWeights) -> None:
-    first, second, third, fourth = weight_rows(calibrated.rows)[:4]
-    tree = next(row for row in calibrated.rows if row.class_index == 4)
-    ratio = f"{tree.weight / tree.published_weight:.2f} x published"
-    assert first == {
-        "class": "4 tree", "pixels": "6,000", "images": "3", "interval": str(tree.interval),
-        "published interval": str(tree.published_interval), "weight": f"{20 / (20 - tree.interval):.3f}",
-        "published weight": f"{20 / (20 - tree.published_interval):.3f}", "note": ratio,
-    }  # fmt: skip
-    assert (second["class"], third["note"], fourth["note"]) == ("2 sky", "thin: fallback", "unseen: fallback")
-
-
 @pytest.mark.parametrize("fallback", ["published", "one"])
-def test_page_where_nothing_differs(calibrated: CalibratedWeights, fallback: Fallback) -> None:
-    rows = derive_weights(calibrated.histogram, min_pixels=10**6, fallback=fallback)
-    page = render_calibration(calibrated._replace(rows=rows), Path("a.csv"))
-    assert "No calibrated class differs from the published table." in page
+def test_page_where_nothing_differs(fallback: Fallback) -> None:
+    rows = derive_weights(CALIBRATED.histogram, min_pixels=10**6, fallback=fallback)
+    page = render_calibration(CALIBRATED._replace(rows=rows), Path("a.csv"))
     assert page.count("<svg") == 1
 
 
-def test_figure(calibrated: CalibratedWeights) -> None:
-    axes = class_distributions(calibrated).axes[0]
+def test_figure() -> None:
+    axes = class_distributions(CALIBRATED).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["tree", "sky", "grass, thin"]
-    weights = {row.class_index: row.weight for row in calibrated.rows}
+    weights = {row.class_index: row.weight for row in CALIBRATED.rows}
     lines = [line.get_xdata()[0] for line in axes.get_lines() if len(set(line.get_xdata())) == 1]
     assert lines == [1 / weights[index] for index in (4, 2, 9)]
-
-
-def test_markdown(calibrated: CalibratedWeights) -> None:
-    text = calibration_markdown(calibrated)
-    assert text.startswith("9,000 pixels of 3 images; 147 classes are unseen.\n")
-    assert f"| 0.1 % | {calibrated.suggested.threshold:.4g} | {calibrated.suggested.published_threshold:.4g} |" in text
-    assert "| 4 tree | 6,000 | 3 |" in text
-    assert text.count("\n| ") == 2 + 2 + 2 + 3

@@ -34,12 +34,10 @@ def chart(kind: str, name: str = "name") -> Figure:
                                  marks={name: (0.5, 1.5)})  # fmt: skip
     if kind == "bars":
         return charts.bar_chart({name: 3, "b": 0.5}, xlabel="x", intervals={name: (2, 4)})
-    if kind == "distributions":
-        return charts.distributions({name: [1, 2], "b": [0, 0]}, edges=[0, 0.5, 1], xlabel="D", marks={name: 0.3})
-    return charts.heat_table([name, "b"], ["c", "d"], [[0, 1], [0.5, float("nan")]])
+    return charts.distributions({name: [1, 2], "b": [0, 0]}, edges=[0, 0.5, 1], xlabel="D", marks={name: 0.3})
 
 
-KINDS = ["lines", "bars", "distributions", "heat"]
+KINDS = ["lines", "bars", "distributions"]
 
 
 def test_eight_curves_differ_without_their_colours() -> None:
@@ -98,20 +96,6 @@ def test_distributions_show_shares() -> None:
     assert any(list(line.get_xdata()) == [0.625, 0.625] for line in figure.axes[0].lines)
 
 
-def test_cells_are_brighter_where_values_are_larger() -> None:
-    values = [[0.1, 0.9, float("nan")], [0.5, 0.0, 1.0]]
-    figure = charts.heat_table(["a", "b"], ["c", "d", "e"], values)
-    cells = figure.axes[0].patches
-    brightness = [np.dot(cell.get_facecolor()[:3], (0.3, 0.6, 0.1)) for cell in cells]
-    finite = [value for row in values for value in row if np.isfinite(value)]
-    assert np.argsort(brightness).tolist() == np.argsort(finite).tolist()
-    assert [text.get_text() for text in figure.axes[0].texts] == ["0.1", "0.9", "0.5", "0", "1"]
-    for cell, text in zip(cells, figure.axes[0].texts, strict=True):
-        contrast = np.dot(cell.get_facecolor()[:3], (0.3, 0.6, 0.1)) - matplotlib.colors.to_rgb(text.get_color())[0]
-        assert abs(contrast) > 0.4
-    charts.heat_table(["a"], ["b"], [[float("nan")]])
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_a_page_charts_take_its_colours_and_names_are_text(kind: str) -> None:
     svg = charts.inline(chart(kind, HOSTILE), HOSTILE)
@@ -148,30 +132,14 @@ def test_print_is_black_on_white(kind: str, tmp_path: Path) -> None:
 )
 def test_histograms_of_anything(values: list[float]) -> None:
     array = np.array(values)
-    for figure in (
-        charts.histogram(array, scale="asinh", xlabel="severity", ylabel="regions"),
-        charts.histogram(np.abs(array) + 1, scale="log", xlabel="area", ylabel="regions"),
-        charts.histogram(np.clip(np.abs(array) / 1e7, 1e-4, 100), scale="log", xlabel="%", ylabel="images"),
-        charts.histogram(np.clip(array, 0, 1), scale="linear", xlabel="similarity", ylabel="regions"),
-        charts.histogram(np.abs(array), scale="linear", top=0.01, xlabel="score", ylabel="regions"),
-    ):
-        counts = figure.axes[0].patches[0].get_data().values
-        assert counts.sum() == array.size
-        svg = charts.inline(figure, "t")
-        assert svg.startswith("<svg role=")
-        assert "://" not in svg
-        stand_ins = (charts.INK, charts.BAR, charts.SOFT, charts.ALERT, charts.PAPER)
-        assert not any(stand_in in svg for stand_in in stand_ins)
-        assert len(svg) < 40_000
-
-
-def test_bars_of_stages_say_mean_and_median() -> None:
-    figure = charts.stage_bars({"similarity": (2.0, 1.5), "inference": (1.0, 1.0)}, frozenset({"inference"}))
-    axes = figure.axes[0]
-    assert [bar.get_width() for bar in axes.patches] == [2, 1]
-    assert [line.get_xdata()[0] for line in axes.lines] == [1.5, 1]
-    assert [matplotlib.colors.to_hex(bar.get_facecolor()) for bar in axes.patches] == [charts.BAR, charts.SOFT]
-    assert {"similarity", "inference"} <= set(texts(figure))
+    figure = charts.histogram(array, xlabel="severity", ylabel="regions")
+    counts = figure.axes[0].patches[0].get_data().values
+    assert counts.sum() == array.size
+    svg = charts.inline(figure, "t")
+    assert svg.startswith("<svg role=")
+    assert "://" not in svg
+    assert not any(stand_in in svg for stand_in in (charts.INK, charts.BAR, charts.PAPER))
+    assert len(svg) < 40_000
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.floats(-1e30, 1e30)), max_size=1200))
@@ -186,15 +154,13 @@ def test_thinned_curves_keep_their_mean_and_order(points: list[tuple[float, floa
 
 def test_curves_of_anything() -> None:
     nan, inf = float("nan"), float("inf")
-    assert charts.loss_curves("pixel loss", {"a": [], "b": [(1, nan), (2, inf)]}, best=None) is None
-    for points in ([(0, 0.0)], [(5, 1.0)], [(1, 2.0), (2, nan), (3, 2.0)], [(1, -1e300), (10**9, 1e300)]):
-        figure = charts.loss_curves("pixel loss", {"a": points, "b": points[:1]}, best=2)
-        assert figure is not None
+    curves = ([(0, 0.0)], [(5, 1.0)], [(1, 2.0), (2, nan), (3, 2.0)], [(1, -1e300), (10**9, 1e300)], [], [(2, inf)])
+    for points in curves:
+        figure = charts.line_chart({"a": points, "b": points[:1]}, xlabel="x", ylabel="y", marks={"best": (2, 0.5)})
         svg = charts.inline(figure, "t")
         assert svg.startswith("<svg role=")
         assert "#0102" not in svg
         assert "://" not in svg
-    long = [(float(step), np.sin(step)) for step in range(100_000)]
-    figure = charts.loss_curves("GAN losses", {"a": long, "b": long, "c": long}, best=50_000)
-    assert figure is not None
+    long = charts.thinned([(float(step), np.sin(step)) for step in range(100_000)])
+    figure = charts.line_chart({"a": long, "b": long, "c": long}, xlabel="x", ylabel="y", marks={"best": (50_000, 0)})
     assert len(charts.inline(figure, "t")) < 60_000

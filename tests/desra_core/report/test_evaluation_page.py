@@ -60,14 +60,17 @@ def written(evaluation: Evaluation, folder: Path) -> str:
 def test_the_page_shows_scores_failures_and_names_as_text(evaluation: Evaluation, tmp_path: Path) -> None:
     page = written(evaluation, tmp_path)
     text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
-    assert "1 of 3 detected regions are right," in text
-    assert "1 of 3 ground-truth regions are found, in 3 images." in text
-    assert "in 1 neither mask marks anything" in text
+    assert "3 images judged, 1 failed" in text
+    assert "precision: 1 of 3 detected regions right 0.3333 0.000–0.500" in text
+    assert "recall: 1 of 3 ground-truth regions found 0.3333 0.000–0.500" in text
+    assert "IoU: with 1 pair of empty masks, as agreement 0.4444" in text
     assert "is 31x31 but" in text
     assert "alone.png" in text
-    assert "ground-truth regions that at least 50 % of the viewers noticed, 1 of 2 that were rated" in text
-    assert "2 images without labels are left out" in text
+    assert "Of 2 rated regions, those that at least 50 % of the viewers noticed." in text
+    assert "recall: 1 of 1 ground-truth region found 1.0000" in text
+    assert "2 images without class labels are left out by class" in text
     assert "tree" in text
+    assert re.search('aria-label="Recall by class".*tree \\(2\\)', page, re.DOTALL)
     assert "nan" not in text.lower()
     assert "&lt;b&gt;all wrong&lt;/b&gt;" in page
     assert "<b>all wrong" not in page
@@ -153,9 +156,10 @@ def test_nothing_is_marked_anywhere(tmp_path: Path) -> None:
     pair(tmp_path, "a", [], [])
     evaluation = evaluate_masks(pair_folders(tmp_path / "masks", tmp_path / "gt"))
     text = " ".join(re.sub(r"<[^>]*>", " ", written(evaluation, tmp_path)).split())
-    assert "Neither the masks nor the ground truth of 1 image mark anything." in text
-    assert "undefined: no mask and no ground truth marks anything" in text
-    assert "There are none: all masks agree with their ground truth." in text
+    assert "IoU: undefined, no mask and no ground truth marks anything" in text
+    assert "one image was judged: these numbers may not hold for other images" in text
+    assert "Not judged nothing: every mask has a ground truth" in text
+    assert "Worst images" not in text
 
 
 def test_in_a_browser(evaluation: Evaluation, browser: Page, tmp_path: Path) -> None:

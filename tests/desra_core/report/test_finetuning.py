@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 import json
 import re
 import shutil
@@ -14,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from pydantic import TypeAdapter
 
 from desra_core.errors import UsageError
@@ -199,8 +202,19 @@ def test_a_passed_verdict(workspace: Workspace, drawn_anew: None) -> None:
         assert " ".join(row.values()).replace("-", "−").replace("500 ema", "500 ema best") in text
     assert page.count('class="best"') == 1
     assert page.count("data:image/webp") == 32
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == page.count(">best</text>") == 3
     assert '<a href="#finetuning">' in path.read_text()
+
+
+def test_the_pixel_loss_in_markdown_is_a_picture(workspace: Workspace) -> None:
+    publish(workspace)
+    uri = re.search(r"!\[pixel loss\]\(data:image/png;base64,([^)]*)\)", verdict_markdown(workspace))
+    assert uri is not None
+    with Image.open(io.BytesIO(base64.b64decode(uri[1]))) as picture:
+        assert picture.width == 600
+        assert len(picture.convert("RGB").getcolors(2**20)) > 20
+    publish(workspace, losses=[])
+    assert "pixel loss" not in verdict_markdown(workspace)
 
 
 def test_dropped_candidates_are_told_from_the_others(workspace: Workspace) -> None:
@@ -358,21 +372,19 @@ def test_pictures_count_against_the_size_of_the_page(workspace: Workspace, monke
 def test_a_verdict_under_older_settings_says_so(workspace: Workspace) -> None:
     publish(workspace, mask_key="another")
     assert "other settings, or another model, than this verdict" in text_of(write_report(workspace, worst=0))
-    workspace.settings.unlink()
+    publish(workspace)
     assert "other settings, or another model" not in text_of(write_report(workspace, worst=0))
 
 
-def test_the_current_model_and_its_history(workspace: Workspace, tmp_path: Path) -> None:
+def test_the_current_model(workspace: Workspace, tmp_path: Path) -> None:
     document = publish(workspace)
     old, best = tmp_path / "old.pth", Path(document["best"]["file"])
     promoted(workspace, best, old)
     text = text_of(rendered(workspace))
     assert "current model the finetuned one, entry 1 of its history" in text
-    assert re.search(r"1 promoted \d+ \w+ \d{4}, \d\d:\d\d UTC \w{8} 0 where the first finetune started", text)
     rollback(workspace)
     text = text_of(rendered(workspace))
     assert "current model neither of these two, entry 2" in text
-    assert "2 rolled back to 0" in text
     publish(workspace, before={"path": str(old), "key": content_key(old)})
     assert "current model the old one, entry 2" in text_of(rendered(workspace))
     publish(workspace)
@@ -381,12 +393,6 @@ def test_the_current_model_and_its_history(workspace: Workspace, tmp_path: Path)
     assert "current model neither of these two, entry 4" in text_of(rendered(workspace))
     rollback(workspace)
     assert "current model the finetuned one, entry 5" in text_of(rendered(workspace))
-    rollback(workspace)
-    for _ in range(5):
-        promoted(workspace, best, old)
-        rollback(workspace)
-    history = section(rendered(workspace)).split('class="history"')[1].split("</table>")[0]
-    assert re.findall(r"<tr><td>(\d+)</td>", history) == [str(number) for number in range(16, 6, -1)]
 
 
 def test_a_damaged_current_model_or_history_is_noted(workspace: Workspace, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from tests.in_process import process
 
 SCORES = ["difference", "adjusted", "ldl", "ssim", "niqe"]
 NAME = "set1/photo001"
+SETTINGS = Detection(workspace=Path("ws"), mse_sr=Path("mse_sr"), gan_sr=Path("gan_sr"))
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,7 @@ def test_a_score_at_its_threshold_has_the_middle_colour(tmp_path: Path) -> None:
         file = tmp_path / f"flat{index}.py"
         file.write_text(FLAT.format(score=score))
         kind = score_kinds(applied(str(file), 4.0))[-1]
-        picture = score_picture(kind, DetectorInputs(flat, flat, None, None), {}, largest=900)
+        picture = score_picture(kind, DetectorInputs(flat, flat, None, None), SETTINGS, largest=900)
         assert (picture[2:-2, 2:-2] == heat_map(np.full((1, 1), brightness))).all()
         assert (picture[:2] == 128).all()
 
@@ -274,7 +275,7 @@ def test_large_images_are_scaled_down_together(tmp_path: Path) -> None:
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) == 2
     large = np.zeros((1000, 3000, 3), np.uint8)
     pair = DetectorInputs(large, large, None, None)
-    assert score_picture(score_kinds(applied())[0], pair, {}, largest=900).shape == (300, 900, 3)
+    assert score_picture(score_kinds(applied())[0], pair, SETTINGS, largest=900).shape == (300, 900, 3)
 
 
 def test_images_too_small_or_too_large_for_a_detector() -> None:
@@ -282,7 +283,7 @@ def test_images_too_small_or_too_large_for_a_detector() -> None:
         image = np.zeros((height, width, 3), np.uint8)
         (chosen,) = (score for score in score_kinds(applied()) if score.kind == kind)
         with pytest.raises(ImageError) as error:
-            score_picture(chosen, DetectorInputs(image, image, None, None), {}, largest=900)
+            score_picture(chosen, DetectorInputs(image, image, None, None), SETTINGS, largest=900)
         return str(error.value)
 
     assert "is 95x200, smaller than the 96 px that niqe needs" in reason(200, 95, "niqe")
@@ -307,7 +308,7 @@ def test_a_detector_of_a_users_own_that_fails(tmp_path: Path, body: str, reason:
     measure = applied(str(tmp_path / "mine.py"), 1.0)
     image = np.zeros((64, 64, 3), np.uint8)
     with pytest.raises(ImageError) as error:
-        score_picture(score_kinds(measure)[-1], DetectorInputs(image, image, None, None), {}, largest=900)
+        score_picture(score_kinds(measure)[-1], DetectorInputs(image, image, None, None), SETTINGS, largest=900)
     assert reason in error.value.reason
     assert "\n" not in error.value.reason
 
@@ -321,9 +322,9 @@ def test_a_detector_gets_what_it_needs_and_nothing_else(tmp_path: Path) -> None:
     measure = applied(str(tmp_path / "needs_lr.py"), 1.0)
     image, lr = np.zeros((64, 64, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)
     labels = np.zeros((64, 64), np.uint8)
-    score_picture(score_kinds(measure)[-1], DetectorInputs(image, image, lr, labels), {}, largest=900)
+    score_picture(score_kinds(measure)[-1], DetectorInputs(image, image, lr, labels), SETTINGS, largest=900)
     with pytest.raises(ImageError, match="has no LR photos"):
-        score_picture(score_kinds(measure)[-1], DetectorInputs(image, image, None, labels), {}, largest=900)
+        score_picture(score_kinds(measure)[-1], DetectorInputs(image, image, None, labels), SETTINGS, largest=900)
 
 
 def test_classes_keep_their_colours() -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from desra_core.detection.mask import Components
 from desra_core.errors import ImageError
 from desra_core.images.codec import encode_mask, encode_png
 from desra_core.images.parts import window_around
@@ -169,3 +170,10 @@ def test_a_damaged_map_is_not_shown_and_not_mended(crops: Crops, similarity: Pat
 def test_a_map_of_another_size_is_not_shown(files: dict[str, Path], similarity: Path) -> None:
     with pytest.raises(ImageError, match="another size"):
         crops_of(files, similarity, (300, 401)).make("difference")
+
+
+@given(st.integers(0, 10**6), st.floats(0.05, 0.6))
+def test_no_two_regions_of_a_mask_have_one_box(seed: int, share: float) -> None:
+    mask = np.random.default_rng(seed).random((60, 70)) < share
+    boxes = Components(mask).boxes.tolist()
+    assert len(boxes) == len(set(map(tuple, boxes)))

@@ -20,6 +20,7 @@ from desra_core.report import write_report
 from desra_core.report.document import csp_hash
 from desra_core.report.results import read_results
 from desra_core.report.workspace_page import choose, make_gallery
+from desra_core.settings import Mining
 from desra_core.workspace import Workspace
 from desra_core.workspace.matching import FAILURES
 from desra_core.workspace.products import SCHEMA
@@ -172,18 +173,19 @@ def test_a_run_that_was_cut_off(workspace: Workspace) -> None:
     assert "The region table is missing" in text
 
 
-def test_a_changed_setting_and_unknown_ones(workspace: Workspace) -> None:
+def test_a_changed_setting(workspace: Workspace) -> None:
     document = json.loads(workspace.settings.read_bytes())
     document["target"]["mask_key"] = "another"
-    document["settings"] |= {"nested": {"some_thing": [1, "<b>"]}, "absent": None, "flag": True}
+    document["settings"] |= {"exclude": ["1", "<b>"], "limit": None}
     del document["versions"]
     workspace.settings.write_text(json.dumps(document))
     text = words(write_report(workspace).read_text())
     assert "that earlier settings found" in text
-    assert "nested some thing 1, <b>" in text
-    assert "flag yes" in text
+    assert "exclude 1, <b>" in text
+    assert "limit all" in text
     workspace.settings.unlink()
-    assert "does not say which settings" in words(write_report(workspace).read_text())
+    with pytest.raises(UsageError, match="no workspace with a run in it"):
+        write_report(workspace)
 
 
 def test_many_and_long_failures(workspace: Workspace) -> None:
@@ -276,7 +278,8 @@ def test_a_page_about_noise_stays_below_its_size(workspace: Workspace, tmp_path:
     table = pa.Table.from_pylist([row | {"id": f"{index}", "severity": 1.0} for index in range(count)], REGIONS)
     record = {"name": "noise", "height": 420, "width": 420, "mask_key": "k", "artifact_pixels": 176_400}
     images = pa.Table.from_pylist([record | {"id": f"{index}"} for index in range(count)], results.images.schema)
-    large = replace(results, document={"verb": "mine", "settings": {}}, regions=table, images=images)
+    mining = Mining(photos="/p", workspace="/w", mse_model="/m", gan_model="/g")
+    large = replace(results, settings=mining, regions=table, images=images)
     monkeypatch.setattr(page_module, "read_results", lambda _: large)
     assert page_module.PICTURE_CHARACTERS <= 17_000_000
     monkeypatch.setattr(page_module, "PICTURE_CHARACTERS", 1_700_000)  # a tenth of the page, to be quick

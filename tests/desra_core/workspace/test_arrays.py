@@ -51,7 +51,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def read_label_window(workspace: Workspace) -> object:
-    return StoredImage({}, workspace.group(IMAGE), (60, 80)).label_reader()(Rectangle(0, 0, 60, 80))
+    return StoredImage({}, workspace.group(IMAGE), (60, 80)).labels()
 
 
 READERS: dict[str, Callable[[Workspace], object]] = {
