@@ -40,7 +40,7 @@ from desra_core.workspace.products import REGION_FIELDS, SCHEMA, Flags, Held, Ta
 # Raise a version when the meaning or a bit of that product changes: all products that depend on it are made again.
 DECODING_VERSION = 2
 SUPER_RESOLUTION_VERSION = 1
-BICUBIC_VERSION = 1
+BICUBIC_VERSION = 2
 RRDB_VERSION = 2  # of results of an RRDBNet, which alone had another halo in version 1
 MASK_VERSION = 1
 
