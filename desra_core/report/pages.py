@@ -18,7 +18,7 @@ from desra_core.benchmarking.benchmark import Benchmark, OperatingPoint, Tables
 from desra_core.benchmarking.injection import KINDS
 from desra_core.benchmarking.synthetic import SyntheticSummary, curves, read_trials, summarise, synthetic_tables
 from desra_core.calibration import weights
-from desra_core.calibration.weights import CalibratedWeights, ClassWeight, Suggestion
+from desra_core.calibration.weights import CalibratedWeights, ClassWeight
 from desra_core.detection.class_weights import class_names
 from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import ImageError
@@ -410,8 +410,8 @@ def render_calibration(calibrated: CalibratedWeights, output: Path) -> str:
         differences=differences and inline(differences, "Largest differences to the published weights"),
         classes=weight_rows(seen),
         unseen=weight_rows([row for row in rows if not row.pixels]),
-        suggestions=suggestion_rows(calibrated.suggestions),
         threshold=_threshold_text(calibrated.suggested.threshold),
+        published_threshold=_threshold_text(calibrated.suggested.published_threshold),
         default_threshold=THRESHOLD,
         origin={name.replace("_", " "): value for name, value in calibrated.origin.items() if value is not None},
     )
@@ -449,28 +449,17 @@ def weight_rows(rows: list[ClassWeight]) -> list[dict[str, str]]:
     return cells
 
 
-def suggestion_rows(suggestions: list[Suggestion]) -> list[dict[str, str]]:
-    """Write thresholds by rate as rows of a table."""
-    return [
-        {
-            "of artifact-free pixels below": f"{100 * suggestion.rate:.12g} %",
-            "threshold": _threshold_text(suggestion.threshold),
-            "threshold with published weights": _threshold_text(suggestion.published_threshold),
-        }
-        for suggestion in suggestions
-    ]
-
-
 def calibration_markdown(calibrated: CalibratedWeights) -> str:
     """Write the weights of all classes that were seen, and the thresholds, in Markdown."""
-    histogram = calibrated.histogram
+    histogram, suggested = calibrated.histogram, calibrated.suggested
     seen = [row for row in calibrated.rows if row.pixels]
     unseen = counted(len(calibrated.rows) - len(seen), "class is", "classes are")
     pixels = int(histogram.pixels.sum())
     parts = [
         f"{counted(pixels, 'pixel')} of {counted(histogram.seen, 'image')}; {unseen} unseen.",
-        as_markdown(suggestion_rows(calibrated.suggestions)),
-        "Shares of pixels before erosion, dilation, hole filling and the area filter.",
+        f"At most {100 * suggested.rate:.12g} % of the pixels are below the threshold "
+        f"{_threshold_text(suggested.threshold)}, with the published weights below "
+        f"{_threshold_text(suggested.published_threshold)}, before erosion, dilation, hole filling and area filter.",
         as_markdown(weight_rows(seen)),
     ]
     return "\n\n".join(parts) + "\n"

@@ -21,7 +21,6 @@ from desra_core.report.pages import (
     calibration_markdown,
     class_distributions,
     render_calibration,
-    suggestion_rows,
     weight_rows,
     write_calibration,
 )
@@ -40,9 +39,9 @@ def calibrated() -> CalibratedWeights:
     histogram = merged(tables)
     rows = derive_weights(histogram, min_pixels=1000, fallback="one")
     published = load_weights("published").values
-    suggestions = [suggest(histogram, weight_values(rows), published, rate) for rate in (0.1, 0.001)]
+    suggested = suggest(histogram, weight_values(rows), published, 0.001)
     origin = {"workspace": "/a <b> & c", "min_pixels": 1000, "min_images": 3, "fallback": "one", "exclude": None}
-    return CalibratedWeights(rows, histogram, suggestions[1], suggestions, (0.25, 0.5), origin)
+    return CalibratedWeights(rows, histogram, suggested, (0.25, 0.5), origin)
 
 
 def cells(page: str) -> list[list[str]]:
@@ -58,9 +57,11 @@ def test_page(calibrated: CalibratedWeights, tmp_path: Path) -> None:
     before = [path.read_bytes() for path in written]
     write_calibration(calibrated, tmp_path / "mine.toml")
     assert [path.read_bytes() for path in written] == before
-    assert len(cells(page)) == 150 + 2
+    assert len(cells(page)) == 150
     assert cells(page)[:3] == [list(row.values()) for row in weight_rows(calibrated.rows)[:3]]
-    assert cells(page)[-2:] == [list(row.values()) for row in suggestion_rows(calibrated.suggestions)]
+    ours, published = (f"{value:.4g}" for value in calibrated.suggested[1:])
+    assert f"at most 0.10 % of the counted, artifact-free pixels fall below is\n<b>{ours}</b>" in page
+    assert f"with the published weights {published}:" in page
     assert "2 of 150 classes have weights of their own, from 9,000\npixels of 3 images" in page
     assert "/a &lt;b&gt; &amp; c" in page
     assert "1 class has fewer than\n1,000 pixels or 3 images" in page
@@ -100,6 +101,10 @@ def test_figure(calibrated: CalibratedWeights) -> None:
 def test_markdown(calibrated: CalibratedWeights) -> None:
     text = calibration_markdown(calibrated)
     assert text.startswith("9,000 pixels of 3 images; 147 classes are unseen.\n")
-    assert f"| 0.1 % | {calibrated.suggested.threshold:.4g} | {calibrated.suggested.published_threshold:.4g} |" in text
+    ours, published = (f"{value:.4g}" for value in calibrated.suggested[1:])
+    assert (
+        f"At most 0.1 % of the pixels are below the threshold {ours}, with the published weights below {published}"
+        in text
+    )
     assert "| 4 tree | 6,000 | 3 |" in text
-    assert text.count("\n| ") == 2 + 2 + 2 + 3
+    assert text.count("\n| ") == 2 + 3
