@@ -12,13 +12,12 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from ssl import SSLError
 from typing import Any, ClassVar, NamedTuple
 
 from dask import config as dask_config
 from dask.utils import parse_bytes
 from distributed import Client, Nanny, Scheduler, SpecCluster
-from distributed.comm.core import CommClosedError, connect
+from distributed.comm.core import connect
 from distributed.core import Status, send_recv
 from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
@@ -27,7 +26,7 @@ from pydantic import BaseModel
 from tornado.routing import PathMatches, Rule
 from tornado.web import HTTPError, RequestHandler
 
-from desra_core.errors import AbsentError, TransientError, UsageError
+from desra_core.errors import AbsentError, TransientError, UsageError, described
 from desra_core.files import write_secret
 from desra_core.settings import Machine
 from tasks import question
@@ -214,22 +213,13 @@ async def _try_connection(address: str, security: Security) -> None:
 
 def _unanswered(address: str, error: Exception) -> UsageError:
     """Make the error for a scheduler that does not answer; TLS on one side only shows as several kinds of errors."""
-    tls = address.startswith("tls://")
-    if tls and isinstance(error, TypeError):
-        remedy = "set DASK_DISTRIBUTED__COMM__TLS__CA_FILE, …__TLS__CLIENT__KEY and …__TLS__CLIENT__CERT"
-        return AbsentError(address, "asks for TLS, and no certificates are configured here", remedy)
-    if tls and isinstance(error, ValueError | SSLError | CommClosedError):
-        reason = f"no connection by TLS ({type(error).__name__})"
-        return AbsentError(address, reason, "give its tcp:// address if it has no TLS, or certificates that it trusts")
-    if isinstance(error, CommClosedError):
-        remedy = "give its tls:// address, with certificates in Dask's configuration"
-        return AbsentError(address, "the server there closes the connection, as a scheduler with TLS does", remedy)
-    if isinstance(error, RuntimeError):
-        return AbsentError(address, f"is refused ({error})", "give its tls:// address, or change that configuration")
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError) and not address.startswith("tls://"):
         return UsageError(address, f"is no address of a scheduler ({error})", "give one such as tcp://HOST:8786")
-    reason = f"no Dask scheduler answers ({type(error).__name__})"
-    return AbsentError(address, reason, "start it, or leave --scheduler out to compute on this machine")
+    remedy = (
+        "start it, give tls:// or tcp:// as it has, with certificates in Dask's configuration, or leave --scheduler "
+        "out to compute on this machine"
+    )
+    return AbsentError(address, f"no Dask scheduler answers ({described(error)})", remedy)
 
 
 def share_of(machine: Machine, base_bytes: int, gpus: int, pixels: int = 0) -> Share:

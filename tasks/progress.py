@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from datetime import timedelta
 from functools import cache
 from typing import Any, cast
 from uuid import UUID
@@ -14,7 +16,7 @@ from prefect.futures import PrefectFuture, wait
 from prefect.settings import get_current_settings
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, Task, TaskID, TaskProgressColumn, TextColumn
 
 from desra_core.errors import DesraError, TransientError, may_pass, printable
 from tasks.logs import LINE_SECONDS, SHOWN_FAILURES, is_json, say
@@ -30,38 +32,9 @@ def _usual_retries() -> int:
     return get_current_settings().client.max_retries
 
 
-class _Pace:
-    """The speed of the steps done since this was made, and the time left."""
-
-    def __init__(self, done: int = 0) -> None:
-        self._before = self._done = done
-        self._started = self._latest = time.monotonic()
-
-    def reached(self, done: int) -> None:
-        """Note the number of steps done in all; a number below the last one starts the measurement anew."""
-        if done < self._done:
-            self._before, self._done = done, done
-            self._started = self._latest = time.monotonic()
-        elif done > self._done:
-            self._done, self._latest = done, time.monotonic()
-
-    def rate(self) -> float | None:
-        """Return the steps per second; None before the first step."""
-        steps = self._done - self._before
-        return steps / max(self._latest - self._started, 1e-9) if steps else None
-
-    def left(self, total: int) -> str | None:
-        """Return the time until all steps are done, such as ``0:00:29``; None before the first step.
-
-        The time does not grow while a step takes longer than usual.
-        """
-        rate = self.rate()
-        if rate is None:
-            return None
-        steps = total - self._done
-        since = time.monotonic() - self._latest
-        seconds = int(max(steps / rate - since, (steps - 1) / rate, 0))
-        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+def _left(task: Task) -> str | None:
+    """Return the time until a task of rich is done, such as ``0:00:29``; None before its first step."""
+    return None if task.time_remaining is None else str(timedelta(seconds=task.time_remaining))
 
 
 class RunProgress:
@@ -80,8 +53,6 @@ class RunProgress:
         self._images = images
         self._steps = images * stages
         self._steps_done = self._finished = self._failed = self._failure_lines = 0
-        self._pace = _Pace()
-        self._preparing: _Pace | None = None
         self._worth_a_retry: list[TransientError] = []
         self._lock = threading.Lock()
         self._last_line = time.monotonic()
@@ -94,8 +65,12 @@ class RunProgress:
             TextColumn("{task.description}"),
             console=self._console,
             disable=not self._drawn,
+            get_time=time.monotonic,
+            speed_estimate_period=math.inf,
         )
         self._task = self._bar.add_task("", total=self._steps)
+        self._bar.advance(self._task, 0)  # the speed is measured from now on
+        self._preparing: TaskID | None = None
         self._artifact = cast(UUID, create_progress_artifact(0.0, key="progress", description=self.line()))
         self._silent_until = 0.0
         _usual_retries()  # caches the setting before `show` changes it
@@ -116,23 +91,26 @@ class RunProgress:
 
     def _step(self, count: int) -> None:
         self._steps_done += count
-        self._pace.reached(self._steps_done)
+        self._bar.update(self._task, completed=self._steps_done)
 
     def reached(self, count: int, note: str) -> None:
         """Set the number of things that have passed their only stage; the speed is measured from the first call."""
         with self._lock:
-            if not self._finished:
-                self._pace = _Pace(count)
-            self._pace.reached(count)
+            if not self._finished or count < self._finished:
+                self._bar.reset(self._task, completed=count)
+                self._bar.advance(self._task, 0)
+            self._bar.update(self._task, completed=count)
             self._steps_done = self._finished = count
             self._note = note
 
     def preparing(self, what: str, done: int, total: int) -> None:
         """Show the steps done of a preparation, before the first step that counts."""
         with self._lock:
-            self._preparing = self._preparing or _Pace(done)
-            self._preparing.reached(done)
-            left = self._preparing.left(total)
+            if self._preparing is None:
+                self._preparing = self._bar.add_task("", total=total, completed=done, visible=False)
+                self._bar.advance(self._preparing, 0)
+            self._bar.update(self._preparing, completed=done)
+            left = _left(self._bar.tasks[self._preparing])
             self._note = f"{what} {done} of {total} steps" + (f", {left} of that left" if left else "")
 
     def failed(self, error: DesraError, names: int, stages_left: int) -> None:
@@ -173,7 +151,7 @@ class RunProgress:
         The work goes on where the server does not answer.
         """
         line = self.line()
-        self._bar.update(self._task, completed=self._steps_done, description=line)
+        self._bar.update(self._task, description=line)
         now = time.monotonic()
         if now >= self._silent_until:
             client = get_current_settings().client
@@ -202,12 +180,11 @@ class RunProgress:
         parts += [self._note] if self._note else []
         if self._images < self._steps and 0 < self._steps_done < self._steps:
             parts.append(f"{self._share():.0%} of the work")  # images count as done only after the last stage
-        with self._lock:
-            steps_a_second, left = self._pace.rate(), self._pace.left(self._steps)
-        if steps_a_second:
-            rate = steps_a_second / self._steps * self._images
+        task = self._bar.tasks[self._task]
+        if task.speed:
+            rate = task.speed / self._steps * self._images
             parts.append(f"{rate:.1f} {self._unit}/s" if rate >= 1 else f"{1 / rate:.1f} s per {self._unit[:-1]}")
-            parts.append(f"{left} left")
+            parts.append(f"{_left(task)} left")
         return ", ".join(parts)
 
     def _share(self) -> float:

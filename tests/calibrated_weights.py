@@ -26,6 +26,6 @@ def calibrated_weights() -> CalibratedWeights:
     histogram = merged(tables)
     rows = derive_weights(histogram, min_pixels=1000, fallback="one")
     published = load_weights("published").values
-    suggestions = [suggest(histogram, weight_values(rows), published, rate) for rate in (0.1, 0.001)]
+    suggested = suggest(histogram, weight_values(rows), published, 0.001)
     origin = {"workspace": "/a <b> & c", "min_pixels": 1000, "min_images": 3, "fallback": "one", "exclude": None}
-    return CalibratedWeights(rows, histogram, suggestions[1], suggestions, (0.25, 0.5), origin)
+    return CalibratedWeights(rows, histogram, suggested, (0.25, 0.5), origin)

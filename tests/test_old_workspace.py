@@ -236,7 +236,7 @@ def test_a_calibration_counts_nothing_twice(old: Path, desra_here: Desra) -> Non
     assert touched(ws / "calibration") == counted
     then, now = (tomllib.loads(path.read_text()) for path in (old / "weights.toml", output))
     assert now["class"] == then["class"]
-    assert now["false_alarms"] == then["false_alarms"]
+    assert now["suggestion"] == then["suggestion"]
 
 
 def test_masks_by_people_count_and_can_be_taken_back(old: Path, desra_here: Desra) -> None:

@@ -108,8 +108,7 @@ def _warn(planned: "AnyBenchmark") -> None:
 def _show(calibrated: CalibratedWeights, settings: Calibrating) -> None:
     if thin := thin_classes(calibrated):
         say(f"warning: {thin}")
-    counts_and_thresholds = weight_sections(calibrated)[:2]  # the page has the weights of all classes
-    typer.echo(document_as_text("", counts_and_thresholds))
+    typer.echo(document_as_text("", weight_sections(calibrated)[:1]))  # the page has the weights of all classes
     page, figure = settings.output.with_suffix(".html"), settings.output.with_suffix(".svg")
     typer.echo(f"weights  {settings.output}\npage     {page}\nfigure   {figure}")
 

@@ -171,24 +171,13 @@ def check_alone(pool: str, client: SyncPrefectClient) -> None:
 
 
 def next_run(deployed: Deployed, client: SyncPrefectClient) -> datetime | None:
-    """Return when a deployment runs next by its schedule, in its time zone; None without a next run.
-
-    Raises:
-        UsageError: The server cannot plan runs.
-    """
-    from prefect.exceptions import PrefectHTTPStatusError
-
+    """Return when a deployment runs next by its schedule, in its time zone; None without a next run."""
     if not deployed.schedules:
         return None
     deployment = client.read_deployment_by_name(deployed.full_name)
     if deployment.paused:
         return None
-    try:
-        client.request("POST", "/deployments/{id}/schedule", path_params={"id": str(deployment.id)}, json={})
-    except PrefectHTTPStatusError as error:
-        reason = f"cannot be planned by the Prefect server, which answers {error.response.status_code}"
-        remedy = "read the log of the server; is its SQLAlchemy below 2.1?"
-        raise UsageError(deployed.full_name, reason, remedy) from None
+    client.request("POST", "/deployments/{id}/schedule", path_params={"id": str(deployment.id)}, json={})
     query = {
         "deployments": {"id": {"any_": [str(deployment.id)]}},
         "flow_runs": {

@@ -8,7 +8,7 @@ artifacts. Places are laid out on cells of 4x4 px. An image with injected artifa
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import cv2
@@ -127,15 +127,7 @@ class Case(NamedTuple):
         return placed
 
 
-def cases(
-    name: str,
-    gan_sr: Pixels,
-    *,
-    strengths: Sequence[float] = STRENGTHS,
-    sizes: Sequence[int] = SIZES,
-    seed: int = 0,
-    exclude: Mask | None = None,
-) -> list[Case]:
+def cases(name: str, gan_sr: Pixels, *, seed: int = 0, exclude: Mask | None = None) -> list[Case]:
     """Draw the artifacts to inject into an image: each kind in each strength and size once, as far as there is room.
 
     Artifacts on one sheet are at least 40 px apart, and cover a fifth of the sheet on average at most. The number of
@@ -146,7 +138,6 @@ def cases(
     Args:
         name, seed: The name of the image, and a seed. Another name or seed draws other places and patterns.
         gan_sr: ``(H, W, 1 or 3)``. A gray image gets no colour shift.
-        strengths, sizes: Strengths in 0..1, and areas in pixels.
         exclude: ``(H, W)`` bool, True at pixels that are kept free, as are 20 px around them.
 
     Returns:
@@ -156,7 +147,7 @@ def cases(
         return []
     free = _free(gan_sr.shape, exclude)
     kinds = [kind for kind in KINDS if gan_sr.shape[2] == 3 or kind != "colour_shift"]
-    wanted = list(itertools.product(kinds, map(float, strengths), map(int, sizes)))
+    wanted = list(itertools.product(kinds, STRENGTHS, SIZES))
     digests = {one: hashlib.blake2b(repr((name, seed, one)).encode(), digest_size=8).digest() for one in wanted}
     seeds = {one: int.from_bytes(digest) for one, digest in digests.items()}
     # The area that each artifact takes up, with the gap around small ones.

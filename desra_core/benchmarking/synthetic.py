@@ -15,7 +15,7 @@ from desra_core import __version__
 from desra_core.benchmarking.benchmark import Benchmark, DecodedPair, Job, Method, Tables, plan_jobs
 from desra_core.benchmarking.data_sets import Example, given_folders, read_data_set
 from desra_core.benchmarking.injection import FULL_CONTRAST, KINDS, SIZES, STRENGTHS
-from desra_core.benchmarking.trial import FAINT, GRID, MIN_AREAS, Design, Trial, run_trial
+from desra_core.benchmarking.trial import FAINT, GRID, MIN_AREAS, Trial, run_trial
 from desra_core.detection.detectors import DEFAULT
 from desra_core.errors import Failure, ImageError, UsageError, printable
 from desra_core.evaluation.mask_files import FRAME, decode_any_mask, on_valid_region
@@ -101,8 +101,10 @@ class SyntheticJob(Job):
             mask = decode_any_mask(read_content(self.exclude), self.exclude.path)
             valid = on_valid_region(mask, pair.shape, self.exclude.path)
             exclude = mask if mask.shape == pair.shape else np.pad(valid, FRAME)
-        design = Design(seed=benchmark.settings.seed, min_area=int(benchmark.settings.min_area))
-        trial = run_trial(self.name, pair.inputs, detectors, design, exclude)
+        settings = benchmark.settings
+        trial = run_trial(
+            self.name, pair.inputs, detectors, exclude, seed=settings.seed, min_area=int(settings.min_area)
+        )
         return _RECORD.dump_json(TrialRecord(self.key, trial), exclude_none=True)
 
     def failed(self, error: ImageError, workspace: Workspace) -> bytes:  # noqa: ARG002, D102

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.benchmarking.injection import SIZES, STRENGTHS, Case, cases, contrast, inject, texture
+from desra_core.benchmarking.injection import Case, cases, contrast, inject, texture
 from desra_core.detection.detectors import Detector, DetectorInputs, Scores
-from desra_core.detection.mask import MIN_AREA, Components, score_mask
+from desra_core.detection.mask import Components, score_mask
 from desra_core.images.codec import Mask, Pixels
 
 MIN_AREAS = (400, 1000, 2000, 4000, 8000)
@@ -25,17 +25,6 @@ Bits = tuple[tuple[bool, ...], ...]
 Counts = tuple[tuple[int, ...], ...]
 # An artifact: its case, its contrast, the texture at its place, and its pixels as indices of the flattened image.
 Injected = tuple[Case, float, float, npt.NDArray[np.intp]]
-
-
-class Design(NamedTuple):
-    """The artifacts to inject, and the thresholds and minimal areas at which masks are judged."""
-
-    strengths: tuple[float, ...] = STRENGTHS
-    sizes: tuple[int, ...] = SIZES
-    seed: int = 0
-    factors: tuple[float, ...] = GRID  # multiples of a detector's own threshold
-    min_areas: tuple[int, ...] = MIN_AREAS  # in pixels
-    min_area: int = MIN_AREA  # the default among these
 
 
 class Response(NamedTuple):
@@ -132,7 +121,13 @@ class ScoreGrid:
 
 
 def run_trial(
-    name: str, pair: DetectorInputs, detectors: Mapping[str, Detector], design: Design, exclude: Mask | None = None
+    name: str,
+    pair: DetectorInputs,
+    detectors: Mapping[str, Detector],
+    exclude: Mask | None = None,
+    *,
+    seed: int = 0,
+    min_area: int,
 ) -> Trial:
     """Inject artifacts into a pair of results, clean or nearly so, and see which detectors find them.
 
@@ -142,7 +137,7 @@ def run_trial(
         detectors: By method. A detector that needs a lacking input or a larger image is left out. Nothing is injected
             near regions that the first detector which is not left out marks in the clean pair, at its own threshold
             and the smallest minimal area.
-        design: Each detector's own threshold and ``min_area`` are added to the grid.
+        min_area: It is added to the grid of minimal areas, as each detector's own threshold is to the thresholds.
         exclude: ``(H, W)`` bool, known artifacts: nothing is injected near them, and they are no false alarms.
     """
     shape: tuple[int, int] = pair.gan_sr.shape[:2]
@@ -152,20 +147,19 @@ def run_trial(
         for key, detector in detectors.items()
         if given.issuperset(detector.inputs) and min(shape) >= detector.smallest
     }
-    areas = tuple(sorted({*design.min_areas, design.min_area}))
+    areas = tuple(sorted({*MIN_AREAS, min_area}))
     grids = {}
     for key, detector in usable.items():
         own = float(detector.threshold)
-        thresholds = tuple(sorted({own, *(own * factor for factor in design.factors)}))
-        grids[key] = ScoreGrid(shape, thresholds, areas, own, design.min_area)
+        thresholds = tuple(sorted({own, *(own * factor for factor in GRID)}))
+        grids[key] = ScoreGrid(shape, thresholds, areas, own, min_area)
     clean = {key: _score(detector, pair, pair.gan_sr) for key, detector in usable.items()}
     known = np.zeros(shape, np.bool_) if exclude is None else exclude
     drawn: list[Case] = []
     if usable:
         first = next(iter(usable))
         marked = score_mask(clean[first], shape, threshold=grids[first].threshold, min_area=areas[0])
-        drawn = cases(name, pair.gan_sr, strengths=design.strengths, sizes=design.sizes, seed=design.seed,
-                      exclude=known | marked)  # fmt: skip
+        drawn = cases(name, pair.gan_sr, seed=seed, exclude=known | marked)
 
     # One injected image at a time: all of them together may take more memory than a worker has.
     injected: list[Injected] = []
@@ -193,7 +187,7 @@ def run_trial(
         thresholds={key: grid.thresholds for key, grid in grids.items()},
         default={key: grid.threshold for key, grid in grids.items()},
         min_areas=areas,
-        min_area=design.min_area,
+        min_area=min_area,
         responses=tuple(responses),
         false_alarms=tuple(FalseAlarms(key, *grid.false_alarms(clean[key], known)) for key, grid in grids.items()),
         seconds=seconds,

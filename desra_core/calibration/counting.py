@@ -324,8 +324,6 @@ def derive_calibration(calibrating: Calibrating, corpus: CorpusSettings, countin
         raise UsageError(corpus.workspace, reason, "see desra status for what failed, and the masks of --exclude")
     rows = weights.derive_weights(histogram, **calibrating.model_dump(include=set(_RULE)))
     ours, published = weights.weight_values(rows), load_weights("published").values
-    rates = sorted({*weights.RATES, calibrating.false_alarm_rate}, reverse=True)
-    suggestions = [weights.suggest(histogram, ours, published, rate) for rate in rates]
     below = tuple(weights.false_alarm_rate(histogram, values, THRESHOLD) or 0.0 for values in (ours, published))
     if not isinstance(corpus, Mining):
         models = {role: str(getattr(corpus, role)) for role in ("mse_sr", "gan_sr")}
@@ -352,8 +350,8 @@ def derive_calibration(calibrating: Calibrating, corpus: CorpusSettings, countin
         "pixels": int(histogram.pixels.sum()),
         "excluded_pixels": histogram.excluded,
     }
-    suggested = suggestions[rates.index(calibrating.false_alarm_rate)]
-    return CalibratedWeights(rows, histogram, suggested, suggestions, (below[0], below[1]), origin)
+    suggested = weights.suggest(histogram, ours, published, calibrating.false_alarm_rate)
+    return CalibratedWeights(rows, histogram, suggested, (below[0], below[1]), origin)
 
 
 def _hashed(path: Path) -> File:

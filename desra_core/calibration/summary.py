@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from desra_core.calibration.weights import CalibratedWeights, ClassWeight, Suggestion, largest_differences
+from desra_core.calibration.weights import CalibratedWeights, ClassWeight, largest_differences
 from desra_core.detection.mask import THRESHOLD
 from desra_core.evaluation.table import Section, counted
 
@@ -21,7 +21,7 @@ def thin_classes(calibrated: CalibratedWeights) -> str:
 
 
 def weight_sections(calibrated: CalibratedWeights) -> list[Section]:
-    """Describe what was counted, the thresholds, and the weights of all classes."""
+    """Describe what was counted and the threshold, then the weights of all classes."""
     histogram, suggested = calibrated.histogram, calibrated.suggested
     excluded = f", {counted(histogram.excluded, 'pixel')} excluded" if histogram.excluded else ""
     states = (f"{len(_in_state(calibrated, state))} {state}" for state in ("calibrated", "thin", "unseen"))
@@ -35,22 +35,17 @@ def weight_sections(calibrated: CalibratedWeights) -> list[Section]:
     if suggested.threshold is not None:
         other = suggested.published_threshold
         also = f"; with the published weights {other:.4g}" if other is not None else ""
-        bullets.append(f"--threshold {suggested.threshold:.4g} puts at most {100 * suggested.rate:.12g} % below{also}")
+        share = f"{100 * suggested.rate:.12g} % of the counted, artifact-free pixels"
+        bullets.append(f"--threshold {suggested.threshold:.4g} puts at most {share} below, before morphology{also}")
     bullets += [
         f"{row.name}: weight {row.weight:.3f}, published {row.published_weight:.3f}"
         for row in largest_differences(calibrated.rows, _DIFFERENCES)
     ]
     seen = weight_rows([row for row in calibrated.rows if row.pixels])
     unseen = ", ".join(row.name for row in _in_state(calibrated, "unseen"))
-    thresholds = (
-        "For each share, the highest threshold that at most this share of the counted, artifact-free pixels falls "
-        "below: after weighting, and before erosion, dilation, hole filling and the area filter, which drop most small "
-        "regions."
-    )
     larger = "A weight above the published one forgives more."
     return [
         Section(bullets=bullets),
-        Section("Thresholds", note=thresholds, table=suggestion_rows(calibrated.suggestions)),
         Section(COMPARISON, note=larger, table=seen),
         *([Section("Unseen classes, with the weights of the fallback", note=f"{unseen}.")] if unseen else []),
     ]
@@ -75,18 +70,6 @@ def weight_rows(rows: Sequence[ClassWeight]) -> list[dict[str, str]]:
     return cells
 
 
-def suggestion_rows(suggestions: Sequence[Suggestion]) -> list[dict[str, str]]:
-    """Write thresholds by rate as rows of a table."""
-    return [
-        {
-            "of artifact-free pixels below": f"{100 * suggestion.rate:.12g} %",
-            "threshold": _threshold_text(suggestion.threshold),
-            "threshold with published weights": _threshold_text(suggestion.published_threshold),
-        }
-        for suggestion in suggestions
-    ]
-
-
 def by_pixels(rows: Sequence[ClassWeight]) -> list[ClassWeight]:
     """Sort classes, those with most pixels first."""
     return sorted(rows, key=lambda row: (-row.pixels, row.class_index))
@@ -94,8 +77,3 @@ def by_pixels(rows: Sequence[ClassWeight]) -> list[ClassWeight]:
 
 def _in_state(calibrated: CalibratedWeights, state: str) -> list[ClassWeight]:
     return [row for row in calibrated.rows if row.state == state]
-
-
-def _threshold_text(value: float | None) -> str:
-    """Write a threshold as it is given to ``--threshold``."""
-    return "none" if value is None else f"{value:.4g}"

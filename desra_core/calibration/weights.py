@@ -24,7 +24,6 @@ from desra_core.settings.models import MIN_IMAGES, MIN_PIXELS, PERCENTILE, RATE,
 
 # The published rule has 20 bins; each of them is 500 of these.
 BINS = 10_000
-RATES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 
 HISTOGRAM = pa.schema([("class", pa.int16()), ("bin", pa.int16()), ("count", pa.int64())])
 
@@ -180,7 +179,7 @@ class ClassWeight(NamedTuple):
 
 
 class Suggestion(NamedTuple):
-    """Thresholds below which a share of artifact-free pixels lies: with the derived and with the published weights."""
+    """Thresholds below which the rate of artifact-free pixels lies: with the derived and with the published weights."""
 
     rate: float
     threshold: float | None
@@ -192,8 +191,7 @@ class CalibratedWeights(NamedTuple):
 
     rows: list[ClassWeight]
     histogram: ClassHistogram
-    suggested: Suggestion  # for the rate of the settings
-    suggestions: list[Suggestion]  # for several rates
+    suggested: Suggestion
     below: tuple[float, float]  # share of the pixels below the default threshold, with these and with published weights
     origin: dict[str, Any]  # facts about the calibration, for people to read
 
@@ -257,23 +255,17 @@ def largest_differences(rows: Iterable[ClassWeight], count: int) -> list[ClassWe
 
 def write_weights(calibrated: CalibratedWeights, path: Path) -> None:
     """Write the weights as TOML with their origin, or as CSV, by the suffix (raises `TransientError`)."""
-    about = {
-        "origin": calibrated.origin,
-        "suggestion": calibrated.suggested._asdict(),
-        "false_alarms": [suggestion._asdict() for suggestion in calibrated.suggestions],
-    }
+    about = {"origin": calibrated.origin, "suggestion": calibrated.suggested._asdict()}
     csv_file = path.suffix.lower() == ".csv"
     replace_file(path, to_csv(calibrated.rows) if csv_file else to_toml(calibrated.rows, about))
 
 
-def to_toml(rows: Sequence[ClassWeight], about: Mapping[str, Any]) -> bytes:
-    """Encode a weights file with its origin: the tables of ``about`` (texts, numbers, lists of tables) come first."""
+def to_toml(rows: Sequence[ClassWeight], about: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """Encode a weights file with its origin: the tables of ``about`` (texts and numbers) come first."""
     lines = ["# Class weights of desra calibrate, for --weights of desra detect and desra mine.",
              f"version = {class_weights.WEIGHTS_VERSION}"]  # fmt: skip
     for name, content in about.items():
-        tables = content if isinstance(content, list) else [content]
-        for table in tables:
-            lines += ["", f"[[{name}]]" if isinstance(content, list) else f"[{name}]", *_assignments(table)]
+        lines += ["", f"[{name}]", *_assignments(content)]
     for row in rows:
         value = {"weight": row.weight} if row.interval is None else {"interval": row.interval}
         table = {"index": row.class_index, "name": row.name} | value | {"pixels": row.pixels, "images": row.images}

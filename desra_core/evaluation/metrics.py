@@ -319,18 +319,10 @@ def scores_document(scores: MaskScores) -> dict[str, Any]:
     }
 
 
-def bootstrap_intervals(
-    agreements: Sequence[Agreement], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = SEED
-) -> dict[str, Interval | None]:
+def bootstrap_intervals(agreements: Sequence[Agreement]) -> dict[str, Interval | None]:
     """Bound the measures of a set of images by the percentile bootstrap over images (Efron 1979).
 
-    Each resample draws as many images with replacement, and is measured like the set. The options are for tests.
-
-    Args:
-        agreements: One per image.
-        resamples: The number of resamples.
-        confidence: The share of the resamples between the bounds, in 0..1.
-        seed: Equal seeds give equal bounds.
+    Each of `RESAMPLES` draws as many images with replacement, and is measured like the set.
 
     Returns:
         Lower and upper bound by measure, within 0..1. None where the measure is undefined or rests on a single image.
@@ -341,8 +333,8 @@ def bootstrap_intervals(
         return dict.fromkeys(MEASURES)
     counts = [(a.iou or 0, not a.empty, a.empty, a.right, a.detected, a.found, a.marked) for a in agreements]
     columns = np.array(counts, np.float64)
-    draws, sums = np.random.default_rng(seed), []
-    for _ in range(resamples):
+    draws, sums = np.random.default_rng(SEED), []
+    for _ in range(RESAMPLES):
         times = np.bincount(draws.integers(images, size=images), minlength=images)
         # IoUs are summed apart: only the other columns are whole numbers, whose matrix product is exact.
         sums.append([(times * columns[:, 0]).sum(), *(times @ columns[:, 1:])])
@@ -352,7 +344,7 @@ def bootstrap_intervals(
         # This form of F1 is 0 where precision, recall or both are 0.
         f1 = 2 / (1 / precision + 1 / recall)
         values = iou / with_pixels, (iou + empty) / (with_pixels + empty), precision, recall, f1
-    tail = (1 - confidence) / 2
+    tail = (1 - CONFIDENCE) / 2
     defined, detected, marked = np.count_nonzero(columns[:, [1, 4, 6]], axis=0)
     support = (defined, images, detected, marked, min(detected, marked))
     intervals: dict[str, Interval | None] = dict.fromkeys(MEASURES)

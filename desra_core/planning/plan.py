@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import version
@@ -40,7 +40,7 @@ from desra_core.workspace.products import REGION_FIELDS, SCHEMA, Flags, Held, Ta
 # Raise a version when the meaning or a bit of that product changes: all products that depend on it are made again.
 DECODING_VERSION = 2
 SUPER_RESOLUTION_VERSION = 1
-BICUBIC_VERSION = 1
+BICUBIC_VERSION = 2
 RRDB_VERSION = 2  # of results of an RRDBNet, which alone had another halo in version 1
 MASK_VERSION = 1
 
@@ -188,10 +188,14 @@ def save_settings(workspace: Workspace, settings: CorpusSettings, target: Target
         "settings": settings.model_dump(mode="json"),
         "reference": describe_reference(settings),
         "target": asdict(target),
-        "versions": {"desra": __version__, "python": platform.python_version()}
-        | {name: version(name) for name in _PACKAGES},
+        "versions": versions(_PACKAGES),
     }
     workspace.publish(workspace.settings, json.dumps(document, indent=2).encode())
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of desra, of Python and of some packages."""
+    return {"desra": __version__, "python": platform.python_version()} | {name: version(name) for name in packages}
 
 
 def check_kind(workspace: Workspace, settings: CorpusSettings) -> None:

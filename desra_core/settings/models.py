@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
+from cronsim import CronSim, CronSimError
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from tzlocal import get_localzone_name
 
@@ -39,8 +40,6 @@ _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
 _SPAN = re.compile(rf"(\d+)? ?({'|'.join(_UNITS)})s?")
 _DAYS = ("sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday")
 _CLOCK = re.compile(rf"(daily|weekdays|(?:{'|'.join(_DAYS)})s?) at (\d\d?):(\d\d)")
-# Lowest and highest value of each field of a cron expression; both 0 and 7 are Sunday.
-_CRON_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
 _SHORTEST_PERIOD = timedelta(seconds=10)  # with shorter periods, a server is busy with planning runs
 _SHORTEST_HISTORY = timedelta(days=1)  # Prefect keeps no run for less
 _LONGEST_SPAN = timedelta(days=36500)  # longer spans lead to dates that Python does not have
@@ -501,23 +500,11 @@ def parse_period(text: str) -> Period:
         if every < _SHORTEST_PERIOD:
             raise ValueError("is more often than every 10 seconds")
         return Period(every=every)
-    fields = words.split()
-    if len(fields) != len(_CRON_RANGES) or not all(map(_is_cron_field, fields, _CRON_RANGES)):
-        raise ValueError("no time like daily at 2:00 or every 15 minutes, and no cron expression of five fields")
-    return Period(cron=words)
-
-
-def _is_cron_field(field: str, bounds: tuple[int, int]) -> bool:
-    """Check whether each part of a field is ``*``, a number or a range of numbers, perhaps with a step."""
-    low, high = bounds
-    for part in field.split(","):
-        found = re.fullmatch(r"(?:\*|(\d+)(?:-(\d+))?)(?:/(\d+))?", part)
-        if found is None:
-            return False
-        first, step = int(found[1] or low), int(found[3] or 1)
-        if not (low <= first <= int(found[2] or first) <= high and 1 <= step <= high):
-            return False
-    return True
+    with contextlib.suppress(CronSimError):
+        CronSim(words, datetime.now(UTC))
+        if len(words.split()) == 5:  # CronSim takes seconds as well, and Prefect does not
+            return Period(cron=words)
+    raise ValueError("no time like daily at 2:00 or every 15 minutes, and no cron expression of five fields")
 
 
 def local_timezone() -> str:

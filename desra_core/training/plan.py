@@ -15,15 +15,13 @@ All files of the folder are written whole or not at all.
 """
 
 import contextlib
-import platform
 import shutil
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from desra_core import __version__, files
+from desra_core import files
 from desra_core.errors import ImageError, LockedError, UsageError
 from desra_core.files import (
     content_key,
@@ -36,7 +34,7 @@ from desra_core.files import (
     read_json,
     write_json,
 )
-from desra_core.planning.plan import load_settings
+from desra_core.planning.plan import load_settings, versions
 from desra_core.settings.models import Finetuning, Training
 from desra_core.training.patches import Sample, freeze, read_sample
 from desra_core.training.pools import Pools
@@ -222,7 +220,6 @@ def begin(plan: FinetunePlan, scale: int) -> tuple[int, list[ImageError]]:
         shutil.rmtree(plan.run.data, ignore_errors=True)
         reason = "has lost its training images, and the workspace has others by now"
         raise UsageError(plan.run.root, reason, "name another --output")
-    versions = {"desra": __version__, "python": platform.python_version()}
     document = _identity(plan.gan_model, plan.training) | {
         "made_under": plan.made_under,
         "images": [
@@ -231,7 +228,7 @@ def begin(plan: FinetunePlan, scale: int) -> tuple[int, list[ImageError]]:
             for sample in used
         ],
         "data": data,
-        "versions": versions | {name: version(name) for name in _PACKAGES},
+        "versions": versions(_PACKAGES),
     }  # fmt: skip
     if before and "precision" in before:
         document["precision"] = before["precision"]

@@ -9,10 +9,8 @@
 """
 
 import math
-import platform
 import shutil
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -20,7 +18,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from desra_core import __version__
 from desra_core.detection import variance_similarity
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.fidelity import psnr, squared_error, structural_similarity
@@ -35,11 +32,12 @@ from desra_core.files import (
     replace_file,
     write_json,
 )
-from desra_core.images.codec import Pixels, bgr8, decode
+from desra_core.images.codec import Pixels, decode
+from desra_core.images.parts import rgb8
 from desra_core.images.scanning import Found, image_files, no_images, root_of
 from desra_core.networks import load_model, super_resolve
 from desra_core.networks.checkpoints import read_kinds, save_torch
-from desra_core.planning.plan import lacks_twin, no_twin
+from desra_core.planning.plan import lacks_twin, no_twin, versions
 from desra_core.settings.models import Cycling, Training, Twinning
 from desra_core.training.degradation import degrade
 from desra_core.training.patches import Batch
@@ -182,8 +180,7 @@ def freeze_photos(plan: TwinPlan, scale: int) -> tuple[int, list[ImageError]]:
             {"path": str(photo.path), "key": photo.key, "pool": pool} for pool in pools for photo in pools[pool]
         ],
         "data": fingerprint([photo.key for photo in photos]),
-        "versions": {"desra": __version__, "python": platform.python_version()}
-        | {name: version(name) for name in _PACKAGES},
+        "versions": versions(_PACKAGES),
     }
     write_json(plan.run.document, document, durable=True)
     return len(photos), errors
@@ -210,7 +207,7 @@ def _sharp_photos(plan: TwinPlan, scale: int) -> tuple[list[Sharp], list[ImageEr
         path = root_of(twinning.photos) / row["path"]
         try:
             data = read_bytes(path)
-            photo = _rgb(data, path)
+            photo = np.ascontiguousarray(rgb8(decode(data, path).pixels))
             seen = signature(photo)
             if twinning.self:
                 photo = _shrunk(photo, least)
@@ -283,10 +280,6 @@ def open_crops(plan_data: Path, pool: str) -> tuple[Crops, Crops | None]:
     return np.load(plan_data / f"{pool}.npy", mmap_mode="r"), np.load(lr, mmap_mode="r") if lr.exists() else None
 
 
-def _rgb(data: bytes, path: Path) -> Crops:
-    return np.ascontiguousarray(bgr8(decode(data, path).pixels)[:, :, ::-1])
-
-
 def _resized(photo: Crops, width: int, height: int, interpolation: int) -> Crops:
     return np.asarray(cv2.resize(photo, (width, height), interpolation=interpolation), np.uint8)
 
@@ -305,7 +298,7 @@ def _lr_of(photo: Crops, files: list[Path], path: Path, folder: Path, scale: int
         reason = f"has {len(files) or 'no'} LR photos of its name in {folder}"
         raise ImageError(path, reason, "give one, or leave this photo out")
     (lr,) = files
-    pixels = _rgb(read_bytes(lr), lr)
+    pixels = np.ascontiguousarray(rgb8(decode(read_bytes(lr), lr).pixels))
     if pixels.shape[:2] != (photo.shape[0] // scale, photo.shape[1] // scale):
         sizes = f"is {pixels.shape[1]}x{pixels.shape[0]}, and its sharp photo {photo.shape[1]}x{photo.shape[0]}"
         raise ImageError(lr, sizes, f"give pairs of the scale {scale}")

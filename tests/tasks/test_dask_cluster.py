@@ -130,26 +130,27 @@ def test_tls_on_one_side_alone_is_one_line(tmp_path: Path) -> None:
     config = certificates(tmp_path, security)
     (tmp_path / "others").mkdir()
     others = certificates(tmp_path / "others", Security.temporary())
+    unanswered = r"no Dask scheduler answers \(\w+: .*; start it, give tls:// or tcp:// as it has, with certificates in"
     with scheduler(security) as encrypted, scheduler(None) as plain:
         cases: list[tuple[str, dict[str, str], str]] = [
-            (f"tcp://{encrypted}", {}, "closes the connection, as a scheduler with TLS does; give its tls:// address"),
-            (f"tls://{encrypted}", {}, "asks for TLS, and no certificates are configured here; set DASK_DISTRIBUTED"),
-            (f"tls://{encrypted}", others, r"no connection by TLS \(.*; give its tcp:// .* or certificates that"),
-            (f"tls://{plain}", {}, "asks for TLS, and no certificates are configured here; set DASK_DISTRIBUTED"),
-            (f"tls://{plain}", config, r"no connection by TLS \(.*; give its tcp:// address if it has no TLS"),
+            (f"tcp://{encrypted}", {}, unanswered),
+            (f"tls://{encrypted}", {}, unanswered),
+            (f"tls://{encrypted}", others, unanswered),
+            (f"tls://{plain}", {}, unanswered),
+            (f"tls://{plain}", config, unanswered),
             (f"tls://{encrypted}", config, "has no workers"),
             (f"tcp://{plain}", {}, "has no workers"),
             (
                 f"tcp://{plain}",
                 {"distributed.comm.require-encryption": True},
-                r"is refused \(encryption required by",
+                r"no Dask scheduler answers \(RuntimeError: encryption required by",
             ),
             ("tcp://127.0.0.1", {}, r"is no address of a scheduler \(missing port number .*; give one such as tcp://"),
         ]
         for address, client, reason in cases:
             with (
                 dask_config.set(client),
-                pytest.raises(UsageError, match=f"^{address}: (the server there )?{reason}"),
+                pytest.raises(UsageError, match=f"^{address}: {reason}"),
                 open_dask(Machine(scheduler=address)),
             ):
                 pass

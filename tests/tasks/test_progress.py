@@ -106,9 +106,7 @@ def test_the_time_left_does_not_climb_for_lack_of_an_image(clock: Clock, stages:
     for _ in range(120):
         seen.append(progress.line().rpartition(", ")[2])
         clock.now += 1
-    assert seen[:3] == ["0:04:00 left", "0:03:59 left", "0:03:58 left"]
-    assert seen == sorted(seen, reverse=True)
-    assert seen[-1] > "0:03:00"
+    assert set(seen) == {"0:04:00 left"}
     assert "60.0 s per image" in progress.line()
     progress.passed(stages, finished=stages)  # the second one took two minutes
     assert progress.line().endswith("90.0 s per image, 0:04:30 left")

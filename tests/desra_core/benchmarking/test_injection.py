@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from desra_core.benchmarking import injection
 from desra_core.benchmarking.injection import FULL_CONTRAST, KINDS, Case, blob, cases, contrast, inject, texture
 
 LUMINANCE = np.array([0.299, 0.587, 0.114])
@@ -248,7 +250,12 @@ def test_texture_is_the_deviation_in_a_gaussian_window() -> None:
     assert texture(pixels * np.uint16(257), place) == pytest.approx(texture(pixels, place), rel=1e-6)
 
 
-SMALL = {"strengths": (0.5, 1.0), "sizes": (16**2, 40**2)}
+@pytest.fixture(scope="module", autouse=True)
+def small_artifacts() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(injection, "STRENGTHS", (0.5, 1.0))
+        patch.setattr(injection, "SIZES", (16**2, 40**2))
+        yield
 
 
 def scene(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
@@ -282,7 +289,7 @@ def test_cases_keep_their_distance(height: int, width: int, channels: int, seed:
     rng = np.random.default_rng(seed)
     pixels = scene((height, width, channels), seed)
     exclude = cv2.GaussianBlur(rng.standard_normal((height, width)), (0, 0), 12) > 0.06
-    drawn = cases("a", pixels, **SMALL, seed=seed, exclude=exclude)
+    drawn = cases("a", pixels, seed=seed, exclude=exclude)
     far = ndimage.distance_transform_cdt(np.pad(~exclude, 1, constant_values=True), "chessboard")[1:-1, 1:-1]
     for case in drawn:
         place = case.place(pixels.shape)
@@ -299,11 +306,11 @@ def test_cases_keep_their_distance(height: int, width: int, channels: int, seed:
             assert gap > 40
 
 
-def test_each_kind_strength_and_size_once_where_there_is_room() -> None:
+def test_each_kind_strength_and_size_once_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = scene((700, 800, 3))
-    given = {"strengths": (0.5, 1.0), "sizes": (16**2, 96**2)}
-    drawn = cases("a", pixels, **given)
-    wanted = set(itertools.product(KINDS, *given.values()))
+    monkeypatch.setattr(injection, "SIZES", (16**2, 96**2))
+    drawn = cases("a", pixels)
+    wanted = set(itertools.product(KINDS, (0.5, 1.0), (16**2, 96**2)))
     assert {case[:3] for case in drawn} == wanted
     assert len(drawn) == len(wanted)
     used = [0] * (1 + max(case.sheet for case in drawn))
@@ -311,18 +318,20 @@ def test_each_kind_strength_and_size_once_where_there_is_room() -> None:
         used[case.sheet] += case.size
     assert np.mean(used) < 0.2 * 700 * 800
     assert max(used) - min(used) <= 96**2
-    gray = cases("a", pixels[:, :, :1], **given)
+    gray = cases("a", pixels[:, :, :1])
     assert {case[:3] for case in gray} == {one for one in wanted if one[0] != "colour_shift"}
 
 
-def test_cases_depend_on_name_and_seed_alone() -> None:
+def test_cases_depend_on_name_and_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = scene((300, 300, 3))
-    drawn = cases("a", pixels, **SMALL, seed=3)
-    assert cases("a", pixels, **SMALL, seed=3) == drawn
-    assert cases("b", pixels, **SMALL, seed=3) != drawn
-    assert cases("a", pixels, **SMALL, seed=4) != drawn
+    drawn = cases("a", pixels, seed=3)
+    assert cases("a", pixels, seed=3) == drawn
+    assert cases("b", pixels, seed=3) != drawn
+    assert cases("a", pixels, seed=4) != drawn
     # A case keeps its pattern whatever else is injected.
-    fewer = cases("a", pixels, strengths=(1.0,), sizes=(16**2,), seed=3)
+    monkeypatch.setattr(injection, "STRENGTHS", (1.0,))
+    monkeypatch.setattr(injection, "SIZES", (16**2,))
+    fewer = cases("a", pixels, seed=3)
     seeds = {case[:3]: case.seed for case in drawn}
     assert fewer
     assert all(case.seed == seeds[case[:3]] for case in fewer if case[:3] in seeds)
@@ -332,16 +341,18 @@ def test_cases_depend_on_name_and_seed_alone() -> None:
 
 def test_cases_and_shapes_stay_as_published() -> None:
     """If a number here changes, all published tables are of other artifacts."""
-    first = min(cases("a", scene((300, 300, 3)), **SMALL), key=lambda case: case[:3])
+    first = min(cases("a", scene((300, 300, 3))), key=lambda case: case[:3])
     assert first == Case("blotches", 0.5, 256, *first[3:6], 5739803970879232626)
     assert int(blob(256, first.seed).sum()) == 250
 
 
-def test_kinds_go_where_they_can_be_seen() -> None:
+def test_kinds_go_where_they_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(injection, "STRENGTHS", STRENGTHS)
+    monkeypatch.setattr(injection, "SIZES", (24**2,))
     pixels = np.full((400, 500, 3), 128, np.uint8)
     pixels[:, :250] = np.random.default_rng(0).integers(0, 256, (400, 250, 3))
     kinds = set()
-    for case in cases("a", pixels, strengths=(0.25, 0.5, 1), sizes=(24**2,)):
+    for case in cases("a", pixels):
         textured = case.place(pixels.shape)[:, :250].mean() / case.place(pixels.shape).mean() / 2
         if case.kind in ("ringing", "flattening", "colour_shift"):
             kinds.add(case.kind)
@@ -350,10 +361,11 @@ def test_kinds_go_where_they_can_be_seen() -> None:
 
 
 @pytest.mark.parametrize("shape", [(11, 11, 3), (16, 400, 1), (17, 17, 3), (64, 30, 3)])
-def test_no_room(shape: tuple[int, int, int]) -> None:
-    assert cases("a", scene(shape), sizes=(64**2,)) == []
+def test_no_room(shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(injection, "SIZES", (64**2,))
+    assert cases("a", scene(shape)) == []
 
 
 def test_all_excluded() -> None:
     pixels = scene((200, 200, 3))
-    assert cases("a", pixels, **SMALL, exclude=np.ones((200, 200), bool)) == []
+    assert cases("a", pixels, exclude=np.ones((200, 200), bool)) == []

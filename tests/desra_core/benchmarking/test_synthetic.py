@@ -26,7 +26,7 @@ from desra_core.benchmarking.synthetic import (
     summarise,
     to_rows,
 )
-from desra_core.benchmarking.trial import Design, FalseAlarms, Response, Trial, run_trial
+from desra_core.benchmarking.trial import FalseAlarms, Response, Trial, run_trial
 from desra_core.detection.detectors import DetectorInputs
 from desra_core.evaluation.metrics import wilson_interval
 from desra_core.evaluation.table import Section, document_as_markdown, document_as_text
@@ -56,7 +56,7 @@ def test_results_are_the_sums_of_the_trials(plain, spoiled) -> None:
     assert [trial.image for trial in trials] == sorted(names)
     paths = [folder / role / f"{trials[0].image}.png" for role in ("mse_sr", "gan_sr")]
     pair = DetectorInputs(*(decode(path.read_bytes(), path).pixels for path in paths))
-    expected = run_trial(trials[0].image, pair, detectors, Design(min_area=400))
+    expected = run_trial(trials[0].image, pair, detectors, min_area=400)
     # Times differ; all else is what one call says.
     assert replace(trials[0], seconds={}) == replace(expected, seconds={})
     sections = [section for section in sections_of(summarise(trials)) if "s per MP" not in str(section.table)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,15 +16,15 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from scipy import ndimage
 
+from desra_core.benchmarking import injection, trial
 from desra_core.benchmarking.injection import cases, contrast, inject, texture
-from desra_core.benchmarking.trial import FAINT, Design, ScoreGrid, Trial, run_trial
+from desra_core.benchmarking.trial import FAINT, GRID, ScoreGrid, Trial, run_trial
 from desra_core.detection.class_weights import load_weights
 from desra_core.detection.detectors import DetectorInputs, load_detector
 from desra_core.detection.detectors.desra import Desra
-from desra_core.detection.mask import score_mask
+from desra_core.detection.mask import MIN_AREA, score_mask
 
 EIGHT = np.ones((3, 3))
-DESIGN = Design((0.25, 1.0), (24**2, 40**2), 2, (0.25, 1.5), (100, 300), 200)
 
 
 class Residual:
@@ -67,9 +68,31 @@ def pair_of(inputs: dict[str, np.ndarray]) -> DetectorInputs:
     return DetectorInputs(inputs["mse_sr"], inputs["gan_sr"], labels=inputs["labels"])
 
 
+def designed(
+    patch: pytest.MonkeyPatch,
+    strengths: tuple[float, ...],
+    sizes: tuple[int, ...],
+    grid: tuple[float, ...],
+    areas: tuple[int, ...] = trial.MIN_AREAS,
+) -> None:
+    """Make trials of few artifacts, thresholds and minimal areas."""
+    patch.setattr(injection, "STRENGTHS", strengths)
+    patch.setattr(injection, "SIZES", sizes)
+    patch.setattr(trial, "GRID", grid)
+    patch.setattr(trial, "MIN_AREAS", areas)
+
+
 @pytest.fixture(scope="module")
-def tried(inputs: dict[str, np.ndarray]) -> Trial:
-    return run_trial("a", pair_of(inputs), METHODS, DESIGN, inputs["exclude"])
+def few() -> Iterator[None]:
+    """The design of `tried`."""
+    with pytest.MonkeyPatch.context() as patch:
+        designed(patch, (0.25, 1.0), (24**2, 40**2), (0.25, 1.5), (100, 300))
+        yield
+
+
+@pytest.fixture(scope="module")
+def tried(inputs: dict[str, np.ndarray], few: None) -> Trial:
+    return run_trial("a", pair_of(inputs), METHODS, inputs["exclude"], seed=2, min_area=200)
 
 
 def test_trial(tried: Trial, inputs: dict[str, np.ndarray]) -> None:
@@ -79,7 +102,7 @@ def test_trial(tried: Trial, inputs: dict[str, np.ndarray]) -> None:
     clean = {name: method(mse_sr, gan_sr, None, labels) for name, method in METHODS.items()}
     fired = score_mask(clean["desra"], shape, threshold=METHODS["desra"].threshold, min_area=100)
     assert fired[20:70, 20:80].mean() > 0.5
-    drawn = cases("a", gan_sr, strengths=(0.25, 1.0), sizes=(24**2, 40**2), seed=2, exclude=exclude | fired)
+    drawn = cases("a", gan_sr, seed=2, exclude=exclude | fired)
     seen = []
     for sheet in sorted({case.sheet for case in drawn}):
         spoilt = gan_sr
@@ -150,7 +173,7 @@ def test_axes(tried: Trial) -> None:
     assert tried.thresholds["desra"] == (0.25 * Desra.threshold, Desra.threshold, 1.5 * Desra.threshold)
     assert tried.thresholds["residual"] == (1.5, 6.0, 9.0)
     assert tried.default == {"desra": Desra.threshold, "residual": 6.0, "plain": Desra.threshold}
-    assert 1.0 in Design().factors
+    assert 1.0 in GRID
     sheets = {row.case.sheet for row in tried.responses}
     assert tried.scored_pixels == len(sheets) * 260 * 280
     assert all(seconds > 0 for seconds in tried.seconds.values())
@@ -161,28 +184,31 @@ def test_a_trial_is_plain_and_repeatable(tried: Trial, inputs: dict[str, np.ndar
     assert adapter.validate_json(adapter.dump_json(tried)) == tried
     assert adapter.validate_json(json.dumps(asdict(tried))) == tried
     assert pickle.loads(pickle.dumps(tried)) == tried
-    again = run_trial("a", pair_of(inputs), METHODS, DESIGN, inputs["exclude"])
+    again = run_trial("a", pair_of(inputs), METHODS, inputs["exclude"], seed=2, min_area=200)
     assert replace(again, seconds=tried.seconds) == tried
 
 
-def test_methods_that_cannot_be_run_are_left_out(inputs: dict[str, np.ndarray]) -> None:
-    small = Design((1.0,), (24**2,), factors=(1.0,))
+def test_methods_that_cannot_be_run_are_left_out(
+    inputs: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    designed(monkeypatch, (1.0,), (24**2,), (1.0,))
     both = DetectorInputs(inputs["mse_sr"], inputs["gan_sr"])
-    made = run_trial("a", both, METHODS, small)
+    made = run_trial("a", both, METHODS, min_area=MIN_AREA)
     assert list(made.thresholds) == list(made.seconds) == ["plain"]
     assert {row.method for row in made.responses} == {"plain"}
     both = DetectorInputs(inputs["mse_sr"][:60, :60], inputs["gan_sr"][:60, :60])
-    tiny = run_trial("a", both, {"niqe": load_detector("niqe")}, small)
+    tiny = run_trial("a", both, {"niqe": load_detector("niqe")}, min_area=MIN_AREA)
     assert tiny.responses == ()
     assert tiny.thresholds == {}
 
 
-def test_gray_and_deep(inputs: dict[str, np.ndarray]) -> None:
+def test_gray_and_deep(inputs: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
     """The same grey levels in 16 bits, and a gray pair, which has no colour to shift."""
-    small = Design((1.0,), (30**2,), factors=(0.5, 1.0, 2.0))
+    designed(monkeypatch, (1.0,), (30**2,), (0.5, 1.0, 2.0))
     gray = [inputs[key][:, :, :1] for key in ("mse_sr", "gan_sr")]
     deep = [image.astype(np.uint16) * np.uint16(257) for image in gray]
-    shallow, exact = (run_trial("a", DetectorInputs(*both), {"plain": Desra()}, small) for both in (gray, deep))
+    pairs = [DetectorInputs(*both) for both in (gray, deep)]
+    shallow, exact = (run_trial("a", both, {"plain": Desra()}, min_area=MIN_AREA) for both in pairs)
     kinds = {row.case.kind for row in shallow.responses}
     assert "colour_shift" not in kinds
     assert "worms" in kinds
@@ -190,12 +216,12 @@ def test_gray_and_deep(inputs: dict[str, np.ndarray]) -> None:
     assert shallow.false_alarms == exact.false_alarms
 
 
-def test_real_pair(shared_data: Path) -> None:
+def test_real_pair(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A strong grid on a real photo is found outside of texture; a change of colour is not found."""
     read = [cv2.imread(str(shared_data / "pairs" / role / "computer.png")) for role in ("mse_sr", "gan_sr")]
     mse_sr, gan_sr = (np.ascontiguousarray(image[:600, :600, ::-1]) for image in read)
-    design = Design((1.0,), (64**2, 90**2), factors=(1.0,), min_area=400)
-    made = run_trial("computer", DetectorInputs(mse_sr, gan_sr), {"desra": Desra()}, design)
+    designed(monkeypatch, (1.0,), (64**2, 90**2), (1.0,))
+    made = run_trial("computer", DetectorInputs(mse_sr, gan_sr), {"desra": Desra()}, min_area=400)
     found = {row.case.kind: [] for row in made.responses}
     for row in made.responses:
         found[row.case.kind].append(row.found[0][0])

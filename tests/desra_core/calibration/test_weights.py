@@ -260,7 +260,7 @@ def test_largest_differences_are_of_calibrated_classes() -> None:
 @pytest.mark.parametrize("suffix", ["toml", "csv"])
 def test_weights_files_give_the_very_weights(histogram: ClassHistogram, tmp_path: Path, rule: Any, suffix: str) -> None:
     rows = derive_weights(histogram, rule=rule, min_pixels=1000)
-    about = {"origin": {"path": 'a "b"\\c\n\x7f ü \udcff', "none": None, "number": 1e-05}, "rates": [{"rate": 0.5}] * 2}
+    about = {"origin": {"path": 'a "b"\\c\n\x7f ü \udcff', "none": None, "number": 1e-05}, "suggestion": {"rate": 0.5}}
     path = tmp_path / f"mine.{suffix}"
     path.write_bytes(to_toml(rows, about) if suffix == "toml" else to_csv(rows))
     weights = load_weights(str(path))
@@ -275,7 +275,7 @@ def test_weights_files_give_the_very_weights(histogram: ClassHistogram, tmp_path
     document = tomllib.loads(path.read_text("utf-8"))
     assert document["version"] == 1
     assert document["origin"] == {"path": 'a "b"\\c\\n\\x7f ü \\udcff', "number": 1e-05}
-    assert document["rates"] == [{"rate": 0.5}] * 2
+    assert document["suggestion"] == {"rate": 0.5}
     assert [entry["name"] for entry in document["class"]] == class_names()
     assert document["class"][0] | {"interval": 0, "weight": 0} == {
         "index": 0, "name": "wall", "pixels": 6000, "images": 3, "source": "calibrated", "interval": 0, "weight": 0

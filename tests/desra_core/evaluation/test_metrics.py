@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from desra_core.evaluation import metrics
 from desra_core.evaluation.mask_files import read_mask
 from desra_core.evaluation.metrics import (
     MEASURES,
@@ -155,24 +156,30 @@ def slow_intervals(agreements: list[Agreement], resamples: int, confidence: floa
 
 
 @pytest.mark.parametrize(("count", "detections"), [(2, 9), (7, 2), (40, 9)])
-def test_the_same_as_one_set_after_the_other(count: int, detections: int) -> None:
+def test_the_same_as_one_set_after_the_other(monkeypatch: pytest.MonkeyPatch, count: int, detections: int) -> None:
+    monkeypatch.setattr(metrics, "RESAMPLES", 100)
+    monkeypatch.setattr(metrics, "CONFIDENCE", 0.9)
     for seed in range(3):
         agreements = [*random_agreements(seed, count, detections=detections), *[Agreement(1, 3, 2, 1, 3, 2)] * 2]
-        found = bootstrap_intervals(agreements, resamples=100, confidence=0.9, seed=seed)
+        monkeypatch.setattr(metrics, "SEED", seed)
+        found = bootstrap_intervals(agreements)
         expected = slow_intervals(agreements, 100, 0.9, seed)
         assert list(found) == list(expected)
         for measure, interval in found.items():
             assert interval == (None if expected[measure] is None else pytest.approx(expected[measure], rel=1e-12))
 
 
-def test_the_seed_decides_the_draws() -> None:
+def test_the_seed_decides_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     agreements = random_agreements(0, 20)
-    assert bootstrap_intervals(agreements) == bootstrap_intervals(agreements, seed=0)
-    assert bootstrap_intervals(agreements) != bootstrap_intervals(agreements, seed=1)
+    found = bootstrap_intervals(agreements)
+    assert bootstrap_intervals(agreements) == found
+    monkeypatch.setattr(metrics, "SEED", 1)
+    assert bootstrap_intervals(agreements) != found
 
 
-def test_intervals_hold_the_measure_as_often_as_they_say() -> None:
+def test_intervals_hold_the_measure_as_often_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """95 % of the intervals of sets that are drawn from a large set hold the large set's measure, or slightly fewer."""
+    monkeypatch.setattr(metrics, "RESAMPLES", 300)
     population = random_agreements(5, 3000)
     total = pooled(population)
     truth = {"iou": mean_iou(population), "precision": total.precision, "recall": total.recall}
@@ -180,7 +187,7 @@ def test_intervals_hold_the_measure_as_often_as_they_say() -> None:
     held = dict.fromkeys(truth, 0)
     for _ in range(200):
         sample = [population[index] for index in rng.integers(len(population), size=40)]
-        intervals = bootstrap_intervals(sample, resamples=300)
+        intervals = bootstrap_intervals(sample)
         for measure, value in truth.items():
             low, high = intervals[measure]
             held[measure] += low <= value <= high

@@ -69,7 +69,7 @@ def test_keys_of_bicubic_results(mining: Mining, make_models, tmp_path: Path, mo
     assert result_keys(mining.mse_model, mining.gan_model, "float32")[0] not in keys
     assert result_keys("bicubic", other, "float32")[0] not in keys
     assert result_keys(None, other, "float32")[0] is None
-    monkeypatch.setattr("desra_core.planning.plan.BICUBIC_VERSION", 2)
+    monkeypatch.setattr("desra_core.planning.plan.BICUBIC_VERSION", 0)
     changed, _ = target_of(word)
     assert changed.gan_sr_key == target.gan_sr_key
     assert changed.mse_sr_key != target.mse_sr_key
