@@ -37,7 +37,8 @@ def compare(comparing: Comparing, machine: Machine = Machine()) -> Compared:  # 
     load_settings(workspace)  # raises where the workspace has vanished
     with workspace.locked():
         comparison = handed_over(comparing, Comparison) or plan_comparison(comparing)
-        failures = judge_images(comparison, machine)
+        refresh = bool(comparison.missing())
+        failures = judge_images.with_options(refresh_cache=refresh)(comparison.key, comparison, machine)
         verdict = decide_verdict(comparison)
         promoted = promote_best(comparison, verdict) if comparing.promote and verdict.passed else None
         line = f"{verdict.best} passes the gate" + (" and was promoted" if promoted else "")

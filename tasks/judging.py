@@ -42,6 +42,7 @@ from tasks.dask_map import Dask, ImageFunction, Resources, device_of
 from tasks.logs import say
 from tasks.progress import RunProgress
 from tasks.run_end import show_outcome, show_overview
+from tasks.shards import explicit_key
 
 # The histograms of this many images are written together: a killed run loses at most these and those on workers.
 _AT_A_TIME = 50
@@ -181,15 +182,15 @@ def publish_benchmark(benchmark: AnyBenchmark) -> PublishedBenchmark:
     return published
 
 
-@task(task_run_name="judge", cache_policy=NO_CACHE)
-def judge_images(comparison: Comparison, machine: Machine) -> int:
+@task(task_run_name="judge", cache_key_fn=explicit_key, persist_result=True, result_serializer="json")
+def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> int:  # noqa: ARG001
     """Judge the candidates on held-out images in rounds, as `desra_core.gate.rounds` says, as far as it is not done.
+
+    The caller refreshes Prefect's cache if the workspace lacks a result, as `process_shard` does for its stages.
 
     Returns:
         The number of images that could not be judged.
     """
-    if not comparison.missing():
-        return 0
     workspace = Workspace(comparison.settings.workspace)
     _, weights = target_of(comparison.corpus)
 

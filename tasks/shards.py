@@ -1,18 +1,20 @@
-"""One Prefect task per shard, which calls a task per stage."""
+"""One Prefect task per shard, which calls a cached task per stage."""
 
 import logging
 from functools import partial
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.context import TaskRunContext
 from prefect.runtime import flow_run
 
 from desra_core.detection.class_weights import Weights
 from desra_core.errors import ImageError
 from desra_core.evaluation.table import counted
+from desra_core.files import fingerprint
 from desra_core.planning.plan import Plan, assess
 from desra_core.settings import CorpusSettings, Machine
 from desra_core.stages import Stage, StageJob, failure, run_stage
@@ -55,7 +57,8 @@ class Shard:
     """The images of a shard that lack products, and their records so far.
 
     The plan and the records that workers return say which products exist. The workspace is not read again, since its
-    lock keeps other runs out. ``work`` lists the images for the current stage, each with its record.
+    lock keeps other runs out. ``content`` lists the ids of all images of the shard, finished images too. ``work``
+    lists the images for the current stage, each with its record.
     """
 
     def __init__(self, run: Run, number: int) -> None:
@@ -70,6 +73,7 @@ class Shard:
         self.records = {key: record for key, record in read_shard(run.workspace, number).items() if key in self.images}
         self.work: list[tuple[ImageRef, Record]] = []
         self.failed: set[str] = set()
+        self.content = sorted(set(run.plan.rows(number)["id"].to_pylist()))
 
     def pending(self, product: str) -> list[tuple[ImageRef, Record]]:
         """List the images that still lack a product, each with its record."""
@@ -91,9 +95,18 @@ class Shard:
             self._held.arrays[array][self._indices[record.id]] = True
 
 
-@task(cache_policy=NO_CACHE)
-def stage_of_shard(stage: int, shard: Shard, run: Run) -> Counts:
-    """Run one stage on the images of a shard that need it, ``shard.work``."""
+def explicit_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
+    """Return the cache key that is an argument of the task."""
+    return str(parameters["cache_key"])
+
+
+@task(cache_key_fn=explicit_key, persist_result=True, result_serializer="json")
+def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts:  # noqa: ARG001
+    """Run one stage on the images of a shard that need it, ``shard.work``.
+
+    The cache key hashes the stage, its settings and the content of the images. `process_shard` refreshes Prefect's
+    cache if the workspace lacks the product of any image.
+    """
     spec = run.stages[stage]
     function = partial(run_stage, spec.function, workspace=run.workspace, job=spec.job)
     work, failed_before = shard.work, len(shard.failed)
@@ -122,7 +135,9 @@ def process_shard(number: int, run: Run) -> Counts:
         shard.work = shard.pending(spec.name)
         passed = shard.images.keys() - shard.failed - {image.id for image, _ in shard.work}
         run.progress.passed(sum(len(shard.images[key].names) for key in passed))
-        stage_of_shard.with_options(name=spec.name, task_run_name=f"{spec.name}-{number:05d}")(index, shard, run)
+        stage_of_shard.with_options(
+            name=spec.name, task_run_name=f"{spec.name}-{number:05d}", refresh_cache=bool(shard.work)
+        )(fingerprint(spec.name, spec.job.key, shard.content), index, shard, run)
     gather_shard(run.workspace, number, [shard.records[key] for key in sorted(shard.failed)])
     counts = {"images": len(shard.images), "failed": len(shard.failed)}
     line = f"{counted(counts['images'], 'image')}, {counts['failed']} failed"

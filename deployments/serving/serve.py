@@ -32,7 +32,7 @@ from deployments.serving import schedules
 from deployments.serving.connection import CONSOLE, check_server, connected, watch_at
 from deployments.serving.guarded import report_server
 from deployments.serving.processes import Child, RestlessError, Served, end_marked, for_other_folder, serving_alone
-from deployments.serving.server import Server, check_temporary, end_leftover_server
+from deployments.serving.server import Server, check_temporary, end_leftover_server, forget_results
 from desra_core.errors import DesraError, UsageError, printable
 from desra_core.gate.comparison import check_mining, check_training, mining_of
 from desra_core.settings import Machine
@@ -49,6 +49,7 @@ _POLL_SECONDS = 1.0
 _END_SECONDS = 10
 _SAY_SECONDS = 10.0
 _LOOK_SECONDS = 60.0
+_HOUSEKEEPING_SECONDS = 86400.0
 # A run whose state is newer than this may have no process yet.
 _SETTLED = timedelta(minutes=2)
 
@@ -113,15 +114,15 @@ def serve(serving: Serving, machine: Machine) -> int:
 def look_after(
     server: Server | None, worker: Worker, cluster: StandingCluster | None, serving: Serving, endings: schedules.Endings
 ) -> None:
-    """Restart processes that end by themselves, and replace dead runs, until a signal comes.
+    """Restart processes that end by themselves, replace dead runs, and clean up, until a signal comes.
 
     Raises:
         UsageError: A process ends again and again, or the workspace has vanished, perhaps with its disk: a process
             that was started now would make a new workspace in its place.
     """
-    workspace = Workspace(serving.workspace)
+    workspace, history = Workspace(serving.workspace), parse_span(serving.history)
     processes: list[Child] = [server, worker] if server else [worker]
-    looked = said = time.monotonic()
+    looked = cleaned = said = time.monotonic()
     while True:
         time.sleep(_POLL_SECONDS)
         now = time.monotonic()
@@ -143,6 +144,9 @@ def look_after(
             _tidy_runs(workspace, endings.pool, own=server is not None)
             if cluster:
                 cluster.keep_up()
+        if now - cleaned >= _HOUSEKEEPING_SECONDS:
+            cleaned = now
+            forget_results(workspace.prefect_home, history)
 
 
 @contextlib.contextmanager
@@ -208,7 +212,9 @@ def _environment(serving: Serving, machine: Machine, cluster: StandingCluster | 
     from flows.desra_flow import WEBHOOK
     from tasks.run_end import REPORT
 
-    environment = {REPORT: report}
+    # Cached results go to the folder in which desra serve deletes old ones, also with a configured server.
+    storage = Workspace(serving.workspace).prefect_home / "storage"
+    environment = {REPORT: report, "PREFECT_LOCAL_STORAGE_PATH": str(storage)}
     if cluster:
         environment |= cluster.environment
     if machine.log_format == "json":  # Prefect's lines are not JSON; they are on the server

@@ -36,6 +36,7 @@ HISTORY = timedelta(days=90)
 _EVENTS = timedelta(days=3)
 # The share of free space above which the database is written anew. Freed space is used again, so this is rare.
 _FREE_SHARE = 0.5
+_LOG_BYTES = 10_000_000
 _STARTS = 2
 _START_SECONDS = 600  # a busy machine may take minutes
 _PATIENCE_SECONDS = 30
@@ -136,6 +137,7 @@ class Server(processes.Child):
         if _is_full(self._home):
             raise self._without_room(self._home)
         compact(self._home)
+        forget_results(self._home, self._history)
         write_secret(connection.key_file(self._workspace), self._key)
         connection.configure(self._workspace, self.url, self._key)
         late = False
@@ -286,6 +288,19 @@ def server_settings(history: timedelta) -> dict[str, str]:
         "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(int(history.total_seconds())),
         "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": f"PT{int(min(history, _EVENTS).total_seconds())}S",
     }
+
+
+def forget_results(home: Path, history: timedelta) -> None:
+    """Delete cached results older than ``history`` from the server's folder, and empty long logs."""
+    oldest = time.time() - history.total_seconds()
+    for path in (home / "storage").glob("*"):
+        with contextlib.suppress(OSError):  # another process has deleted or writes it
+            if path.is_file() and path.stat().st_mtime < oldest:
+                path.unlink()
+    for path in home.glob("*.log"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_size > _LOG_BYTES:
+                os.truncate(path, 0)  # its writer appends, and so begins anew
 
 
 def compact(home: Path) -> None:

@@ -33,7 +33,7 @@ from deployments.commands.runs import server_for_run
 from deployments.serving import server as servers
 from deployments.serving.connection import CONSOLE
 from deployments.serving.processes import Child
-from deployments.serving.server import HISTORY, Server, ServerLostError, compact, server_settings
+from deployments.serving.server import HISTORY, Server, ServerLostError, compact, forget_results, server_settings
 from desra_core.errors import TransientError, UsageError
 from desra_core.workspace import Workspace
 from tests.conftest import desra_command, keyed
@@ -295,6 +295,38 @@ def test_prefect_takes_the_settings_of_the_server(monkeypatch) -> None:
     assert services.event_persister.enabled is False
     assert Settings().server.events.retention_period == timedelta(days=3)
     assert server_settings(timedelta(days=1))["PREFECT_SERVER_EVENTS_RETENTION_PERIOD"] == "PT86400S"
+
+
+def test_old_results_are_forgotten(tmp_path) -> None:
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    for name, days in (("old", 91), ("older", 400), ("new", 89)):
+        (storage / name).write_text("{}")
+        moment = time.time() - days * 86400
+        os.utime(storage / name, (moment, moment))
+    (tmp_path / "worker.log").write_bytes(b"x" * 11_000_000)
+    (tmp_path / "server.log").write_bytes(b"kept")
+    forget_results(tmp_path, timedelta(days=90))
+    assert [path.name for path in storage.iterdir()] == ["new"]
+    assert (tmp_path / "worker.log").stat().st_size == 0
+    assert (tmp_path / "server.log").read_bytes() == b"kept"
+    forget_results(tmp_path / "nowhere", timedelta(days=90))
+
+
+def test_the_writer_of_an_emptied_log_goes_on_at_its_beginning(tmp_path) -> None:
+    path = tmp_path / "worker.log"
+    with path.open("ab") as log:
+        writer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=log)
+    assert writer.stdin is not None
+    writer.stdin.write(b"x" * 11_000_000)
+    writer.stdin.flush()
+    deadline = time.monotonic() + 30
+    while path.stat().st_size < 11_000_000:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    forget_results(tmp_path, timedelta(days=90))
+    writer.communicate(b"after")
+    assert path.read_bytes() == b"after"
 
 
 def test_the_space_of_deleted_rows_is_given_back(tmp_path) -> None:
