@@ -217,9 +217,11 @@ def _write(name: str, place: Place, titles: list[str]) -> None:
         parts += [as_markdown(_judged_twins(place)), as_markdown([_agreement(place)])]
     (HERE / name / "results.md").write_text("\n\n".join(parts))
     gate_folder = Workspace(place.workspace).gate
-    shown = _shown(documents["seed 0"][0]["pictures"][0]["crops"], gate_folder)
-    _draw(shown[:ROWS], gate_folder, 240).quantize(256).save(HERE / name / "regions.png")
-    _draw(shown[:CROPS], gate_folder, 160).save(place.own / "crops.png")
+    crops = documents["seed 0"][0]["pictures"][0]["crops"]
+    _draw(_shown(crops, gate_folder, 1, LARGEST)[:ROWS], gate_folder, 240).quantize(256).save(
+        HERE / name / "regions.png"
+    )
+    _draw(_shown(crops, gate_folder, 2)[:CROPS], gate_folder, 160).save(place.own / "crops.png")
 
 
 def _other_detectors(place: Place) -> list[dict[str, Any]]:
@@ -288,15 +290,16 @@ def _agreement(place: Place) -> dict[str, str]:
     return row(SELF, THRESHOLD, pooled(compare_masks(*pair) for pair in pairs))
 
 
-def _shown(crops: dict[str, str], gate: Path) -> list[dict[str, Any]]:
-    """The most severe regions that can be shown pixel by pixel, one of an image; ``crops`` are those of any region."""
+def _shown(crops: dict[str, str], gate: Path, per_image: int, largest: float = np.inf) -> list[dict[str, Any]]:
+    """Choose the most severe regions of up to ``largest`` px a side; ``crops`` are those of any region."""
     folders = {kind: Path(path).parent for kind, path in crops.items()}
     found = []
     for path in (gate / folders["after"]).glob("*.json"):
         document = json.loads(path.read_text())
-        worst = sorted(document["regions"], key=lambda region: -region["severity"])[:2]
-        shown = [rank for rank, region in enumerate(worst) if max(region["width"], region["height"]) <= LARGEST]
-        for rank in shown[:1]:
+        severe = [region for region in document["regions"] if region["severity"] >= 0]  # others have no crops
+        worst = sorted(severe, key=lambda region: -region["severity"])[:2]
+        shown = [rank for rank, region in enumerate(worst) if max(region["width"], region["height"]) <= largest]
+        for rank in shown[:per_image]:
             names = {kind: folder / f"{path.stem}-{rank}-{kind}.webp" for kind, folder in folders.items()}
             found.append({"image": document["image"], "severity": worst[rank]["severity"], "crops": names})
     return sorted(found, key=lambda picture: -picture["severity"])
