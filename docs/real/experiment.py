@@ -315,7 +315,7 @@ def _draw(pictures: list[dict[str, Any]], gate: Path, side: int) -> Image.Image:
         for column, (kind, title) in enumerate(KINDS.items()):
             crop = Image.open(gate / picture["crops"][kind]).resize((side, side), Image.Resampling.LANCZOS)
             corner = margin + column * (side + margin), margin + number * (side + caption + margin)
-            pen.text(corner, f"{picture['image']}: {title}" if column == 0 else title, fill="black", font=font)
+            pen.text(corner, f"{picture['image'][-20:]}: {title}" if column == 0 else title, fill="black", font=font)
             canvas.paste(Image.fromarray(np.asarray(crop)), (corner[0], corner[1] + caption))
     return canvas
 
