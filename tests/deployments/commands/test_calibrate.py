@@ -149,7 +149,7 @@ def test_rules_and_formats(workspace, desra_here, tmp_path) -> None:
     strict, told_strict = weights("b.csv", "--percentile=99", "--rule=quantile", "--false-alarm-rate=0.02")
     assert strict[9] > quantile[9]
     assert "at most 0.1 % of the counted" in told
-    assert "at most 2 % below" in told_strict
+    assert "at most 2 % of the counted" in told_strict
     assert sorted(path.name for path in tmp_path.glob("*.*")) == [
         "a.csv", "a.html", "a.svg", "a.toml", "b.csv", "b.html", "b.svg"
     ]  # fmt: skip
