@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import sys
+import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -295,9 +297,12 @@ def _built(config: Path) -> tuple[Any, Pipeline]:
     from mmseg.datasets.pipelines import Compose
     from mmseg.models import build_segmentor
 
+    search_path = sys.path.copy()
     try:
         settings = Config.fromfile(str(config))
     except LOAD_ERRORS as error:
+        sys.path[:] = search_path
+        _drop_frames(error)
         raise UsageError(config, f"cannot be run as a config ({described(error)})", _CONFIG_REMEDY) from None
     if not isinstance(settings.get("model"), dict):
         raise UsageError(config, "describes no model", _CONFIG_REMEDY)
@@ -324,6 +329,19 @@ def _built(config: Path) -> tuple[Any, Pipeline]:
         raise UsageError(config, f"has a decode head for {classes} classes", "use a config for ADE20K, which has 150")
     _check_single_view(pipeline, config)
     return model, pipeline
+
+
+def _drop_frames(error: BaseException) -> None:
+    """Free the objects that mmcv leaves when a config fails.
+
+    mmcv removes a temporary folder with an open self-deleting file in it, whose finalizer then prints a traceback.
+    """
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        traceback.clear_frames(error.__traceback__)
+    finally:
+        sys.unraisablehook = hook
 
 
 def _views(pipeline: Pipeline, bgr: Any) -> dict[str, Any]:
