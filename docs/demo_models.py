@@ -1,7 +1,7 @@
 """Make the models of the demo: a published GAN model in half precision, and its twin, trained by ``desra twin``.
 
 The twin is trained on photos inside scikit-image's wheel, in a minute on two cores. Another kind of CPU gives other
-weights: count what the demo marks before you replace the models.
+weights: count what the demo marks before you commit the models, since this script writes over them.
 
     python docs/demo_models.py realesr-general-x4v3.pth FOLDER
 """

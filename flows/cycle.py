@@ -1,4 +1,4 @@
-"""Cycle: photos and two models in, a better model out: mine, finetune, gate, promote."""
+"""Cycle: photos and a GAN model in, a better model out: mine, finetune, gate, promote."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -177,7 +177,11 @@ class DesraFlow(Flow[P, R]):
             for field, value in settings if isinstance(settings, BaseModel) else ():
                 given = raw.get(field) if isinstance(raw, dict) else None
                 # Settings that may be a word make other texts whole paths.
-                made_whole = isinstance(given, str) and given != value == str(Path(given).absolute())
+                made_whole = (
+                    isinstance(given, str)
+                    and not Path(given).expanduser().is_absolute()
+                    and given != value == str(Path(given).absolute())
+                )
                 if made_whole or (isinstance(value, Path) and not value.is_absolute()):
                     # A relative path would lie in the folder of the run, which is deleted at its end.
                     reason = f"{printable(given if made_whole else value)} is not accepted (a run needs the whole path)"

@@ -1,4 +1,4 @@
-"""Mine: a folder of photos and two checkpoints in, artifact masks and a dataset for finetuning out."""
+"""Mine: a folder of photos and a GAN model and its reference in, artifact masks and a dataset for finetuning out."""
 
 from desra_core.gate.comparison import mining_with_current
 from desra_core.settings import Machine, Mining

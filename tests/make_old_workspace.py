@@ -60,7 +60,7 @@ def make_pairs(folder: Path) -> None:
 
 
 def make_photos(folder: Path) -> None:
-    """Three photos for the demo's models: pieces of the demo's own photos."""
+    """Three photos: pieces of the demo's."""
     sys.path.insert(0, str(REPOSITORY))
     from deployments.demo_photos import make_photos as make_demo_photos
 
@@ -131,7 +131,7 @@ def make_detected(folder: Path) -> None:
 
 
 def make_mined(folder: Path) -> None:
-    """A run of the demo's models, with a mask that a person has drawn in an export."""
+    """A run, with a mask that a person has drawn in an export."""
     make_photos(folder / "photos")
     models = ("--mse-model", MODELS / "mse.pth", "--gan-model", MODELS / "gan.pth")
     mined, review = folder / "mined", folder / "review"

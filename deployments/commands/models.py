@@ -18,7 +18,7 @@ from desra_core.images.scanning import image_files
 from desra_core.settings import Machine
 from desra_core.settings.models import Comparing, Cycling, Finetuning, Serving, Twinning
 from desra_core.training.plan import RunFolder, check_networks, plan_finetune
-from desra_core.training.twin import plan_twin, twinning_of
+from desra_core.training.twin import delete_training, plan_twin, twinning_of
 from desra_core.workspace import Workspace
 from tasks.logs import say
 
@@ -53,6 +53,7 @@ def run_twin(settings: Twinning, machine: Machine) -> int:
     verdict = plan.verdict
     if verdict:
         typer.echo("nothing to do: this twin was trained before")
+        delete_training(plan, verdict)
     else:
         check_networks(plan.gan_model, plan.training)
         with workspace.opened():
@@ -66,8 +67,8 @@ def run_twin(settings: Twinning, machine: Machine) -> int:
     typer.echo(f"texture  mean similarity of twin and sharp photo {verdict.similarity:.3f}")
     if not verdict.passed:
         typer.echo(f"failed   the twin is no better than the GAN model in PSNR, so {settings.output} is not written")
-        again = f"delete {workspace.root} or name another --output, and train longer (--iterations) or on more photos"
-        typer.echo(f"next     {again}")
+        command = f"desra twin PHOTOS --gan-model {settings.gan_model} --output {settings.output} --iterations N"
+        typer.echo(f"next     delete {workspace.root}, and train longer or on more photos: {command}")
         return GATE_FAILED
     typer.echo(f"twin     {settings.output}")
     return 0

@@ -81,6 +81,8 @@ def detail_sections(evaluation: Evaluation) -> list[Section]:
     rows = sorted(image_rows(evaluation), key=lambda row: (row["iou"] is None, row["iou"]))
     some = f"The {_IMAGES} of {len(rows):,} with the lowest IoU; images.csv has them all."
     left = [printable(error) for error in evaluation.failures] + without_twin(evaluation)
+    if evaluation.pairing.not_looked_at:
+        left.append(f"{counted(evaluation.pairing.not_looked_at, 'image')} without a human mask")
     lines = left[:_LISTED] or ["nothing: every mask has a ground truth, and every ground truth a mask"]
     if len(left) > _LISTED:
         lines.append(f"and {len(left) - _LISTED:,} more: evaluation.json has them all")

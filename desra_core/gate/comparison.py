@@ -29,7 +29,7 @@ from desra_core.networks.checkpoints import (
     read_kinds,
     save_torch,
 )
-from desra_core.planning.plan import check_kind, check_models, load_settings, reference_key, target_of
+from desra_core.planning.plan import check_kind, check_models, load_settings, reference_key, result_version, target_of
 from desra_core.settings import CorpusSettings, Mining, detector_of
 from desra_core.settings.models import Comparing, Cycling, Finetuning
 from desra_core.training.plan import RunFolder, check_networks
@@ -134,10 +134,16 @@ def plan_comparison(settings: Comparing) -> Comparison:
         (found.image for found in pools.with_artifacts("held_out") if found.detected), key=lambda image: image.id
     )
 
+    networks = [before, *([Path(mse_model)] if mse_model and str(mse_model) != BICUBIC else [])]
+
     def judge_key(candidate: str) -> str:
         models = [reference_key(str(model)) if model else None for model in (before, mse_model, settings.lpips)]
         detection = [target.similarity_key, target.weighting_key, target.threshold, target.min_area]
-        return fingerprint("judge", JUDGE_VERSION, models, detection, candidate)
+        # Where results of a network have changed, judgements of the earlier ones do not count.
+        versions = [result_version(model, content_key(model)) for model in networks]
+        return fingerprint(
+            "judge", JUDGE_VERSION, models, detection, candidate, *([versions] if max(versions) > 1 else [])
+        )
 
     found = _split_checkpoints(workspace, settings.after, judge_key)
     noted = read_document(workspace.compared(settings.after)).get("candidates", [])

@@ -73,7 +73,7 @@ class Rounds:
         self._order = [image for _, image in sorted(places, key=lambda each: each[0])]
         parts = ((marked, LEAST_MARKED), (clean, LEAST_CLEAN))
         self._first = [image for kind, least in parts for image in kind[: max(least, -(-len(kind) // 8))]]
-        self._asked: dict[str, dict[str, None]] = {candidate.name: {} for candidate in candidates}
+        self._asked: dict[str, dict[str, None]] = {candidate.key: {} for candidate in candidates}
         self._found: dict[tuple[str, str], Judgement] = {}
 
     def __iter__(self) -> Iterator[PendingRound]:
@@ -82,7 +82,7 @@ class Rounds:
         title = f"{counted(len(self._candidates), 'candidate')} on {len(first)} of {counted(len(everything), 'image')}"
         yield from self._round(title, [(self._control, everything), *((each, first) for each in self._candidates)])
         while (challenger := self._challenger()) is not None:
-            asked = self._asked[challenger.name].keys()
+            asked = self._asked[challenger.key].keys()
             rest = [image for image in self._order if image.id in self._images and image.id not in asked]
             telling = [image for image in rest if any(self._gains(each, image) for each in self._candidates)]
             images = telling or (rest[: max(1, len(asked))] if self._complete() else rest)
@@ -102,7 +102,7 @@ class Rounds:
 
     def _round(self, title: str, asked: list[tuple[Candidate, list[ImageRef]]]) -> Iterator[PendingRound]:
         for candidate, images in asked:
-            self._asked[candidate.name] |= dict.fromkeys(image.id for image in images)
+            self._asked[candidate.key] |= dict.fromkeys(image.id for image in images)
         if missing := self._missing():
             yield PendingRound(title, missing)
             for image, _ in self._missing():
@@ -114,8 +114,8 @@ class Rounds:
         for image in self._images.values():
             lacking = []
             for candidate in (*self._candidates, self._control):
-                place = candidate.name, image.id
-                if image.id not in self._asked[candidate.name] or place in self._found:
+                place = candidate.key, image.id
+                if image.id not in self._asked[candidate.key] or place in self._found:
                     continue
                 if (judgement := self._read(candidate, image)) is None:
                     lacking.append(candidate.name)
@@ -127,19 +127,19 @@ class Rounds:
 
     def _judgements(self, candidate: Candidate) -> list[Judgement]:
         """List the judgements of a candidate that were asked for, in the order of the images."""
-        asked = self._asked[candidate.name]
-        return [self._found[candidate.name, key] for key in self._images if key in asked]
+        asked = self._asked[candidate.key]
+        return [self._found[candidate.key, key] for key in self._images if key in asked]
 
     def _score(self, candidate: Candidate) -> Score:
         return score(candidate.name, self._judgements(candidate))
 
     def _complete(self) -> list[Candidate]:
         """List the candidates that were judged on all images."""
-        return [each for each in self._candidates if self._images.keys() <= self._asked[each.name].keys()]
+        return [each for each in self._candidates if self._images.keys() <= self._asked[each.key].keys()]
 
     def _gains(self, candidate: Candidate, image: ImageRef) -> bool:
         """Check whether a candidate is known to add a region to an image."""
-        found = image.id in self._asked[candidate.name] and self._found[candidate.name, image.id]
+        found = image.id in self._asked[candidate.key] and self._found[candidate.key, image.id]
         return bool(found and found.added)
 
     def _challenger(self) -> Candidate | None:

@@ -26,6 +26,8 @@ class Traits(NamedTuple):
     minimum: int = 1  # the least side of a window
     # The last module, which computes in float32 where the others compute in bfloat16.
     last: torch.nn.Module | None = None
+    # How many times larger windows are on a GPU, which has the memory: they lose less to halos.
+    on_gpu: int = 2
 
     def rounded_up(self, length: int) -> int:
         """Round a length up to a multiple of ``multiple``."""
@@ -131,10 +133,13 @@ def _swinir(network: Any) -> Traits:
 
 
 def _rlfn(network: Any) -> Traits:
-    """RLFN: its attention stretches a coarse map over the whole window, so results depend on windows: large ones."""
+    """RLFN: its attention stretches a coarse map over the whole window, so results depend on windows.
+
+    Hence windows are large, and the same on all devices.
+    """
     from desra_core.networks.rlfn import LEAST_SIDE
 
-    return Traits(halo=32, tile=832, minimum=LEAST_SIDE, last=network.upsampler[0])
+    return Traits(halo=32, tile=832, minimum=LEAST_SIDE, last=network.upsampler[0], on_gpu=1)
 
 
 def _convolutions(network: Any) -> int:

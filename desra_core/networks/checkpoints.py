@@ -37,8 +37,6 @@ BICUBIC = "bicubic"
 KEPT_BYTES = 800_000_000
 # Threads of a worker that need the same model wait until one thread has loaded it.
 _LOADING = threading.Lock()
-# GPUs have the memory for larger windows, which lose less to halos. Where memory runs out, windows become smaller.
-_GPU_TILE_FACTOR = 2
 _REMEDY = "give the checkpoint of a super-resolution network, such as RRDBNet, SRVGGNetCompact or SwinIR"
 
 # Raised by torch.load, safetensors, spandrel and mmcv for files that are damaged, or no checkpoint or config, and by
@@ -156,7 +154,7 @@ def _loaded(path: Path, _key: str, device: str, precision: Precision) -> Model:
     if precision == "bfloat16" and traits.last is not None:
         _keep_float32(traits.last)
     if device != "cpu":
-        traits = traits._replace(tile=traits.tile * _GPU_TILE_FACTOR)
+        traits = traits._replace(tile=traits.tile * traits.on_gpu)
     try:
         network.to(device, memory_format=torch.channels_last)
     except (AssertionError, RuntimeError) as error:

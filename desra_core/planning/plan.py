@@ -136,11 +136,11 @@ def _origin_of_weights(settings: CorpusSettings, detector: AppliedDetector) -> s
 def result_key(model: Path, precision: str) -> str:
     """Return the cache key of the results of a checkpoint (raises `UsageError` where it cannot be read)."""
     content = content_key(model)
-    return fingerprint("super_resolution", _result_version(model, content), DECODING_VERSION, content, precision)
+    return fingerprint("super_resolution", result_version(model, content), DECODING_VERSION, content, precision)
 
 
 @lru_cache(maxsize=64)
-def _result_version(model: Path, _content: str) -> int:
+def result_version(model: Path, content: str) -> int:  # noqa: ARG001, content is part of the key of the cache
     """Find the version of a network's results by the names of its tensors, which every format stores as they are."""
     data = model.read_bytes()
     return RRDB_VERSION if b"rdb1.conv1" in data or b"RDB1.conv1" in data else SUPER_RESOLUTION_VERSION

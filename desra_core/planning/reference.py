@@ -1,6 +1,7 @@
 """Say which reference the masks of a run rest on, and how far to trust them."""
 
 from pathlib import Path
+from typing import Any
 
 from desra_core.files import content_key, read_document, read_json
 from desra_core.networks.checkpoints import BICUBIC
@@ -32,12 +33,31 @@ def describe_reference(settings: CorpusSettings) -> str | None:
     except (KeyError, TypeError, ValueError):
         return f"{path.name}, a network that desra did not train: unless the GAN model was finetuned from it, {_LOOK}"
     gan_model = settings.gan_model
-    events = read_json(gan_model.with_name("history.json"))  # beside a promoted model: all models before it
-    past = [event.get("model") for event in events if isinstance(event, dict)] if isinstance(events, list) else []
-    if content_key(gan_model) != parent and parent not in past:
+    if not is_twin_of(gan_model, document):
         return f"{path.name}, a twin that desra trained from another GAN model: {_LOOK}, or train one from this model"
     origin = "this GAN model" if content_key(gan_model) == parent else "the GAN model that this one was finetuned from"
     return (
         f"{path.name}, the MSE twin that desra trained from {origin} ({scores} PSNR on held-out photos): trust the "
-        "masks as far as those photos are of this corpus's kind"
+        "masks as far as those photos are like yours"
     )
+
+
+def is_twin_of(gan_model: Path, document: dict[str, Any]) -> bool | None:
+    """Check whether a twin was trained from a GAN model, or from one that this one was finetuned from.
+
+    Args:
+        gan_model: The checkpoint.
+        document: The JSON file beside the twin.
+
+    Returns:
+        None where the document does not say it, as for a network that desra did not train.
+
+    Raises:
+        UsageError: The checkpoint cannot be read.
+    """
+    parent = document.get("parent")
+    if not isinstance(parent, dict) or "key" not in parent:
+        return None
+    events = read_json(gan_model.with_name("history.json"))  # beside a promoted model: all models before it
+    past = [event.get("model") for event in events if isinstance(event, dict)] if isinstance(events, list) else []
+    return content_key(gan_model) == parent["key"] or parent["key"] in past

@@ -83,7 +83,9 @@ class Machine(Frozen):
         None, pattern=r"^\w+://.+", description="Address of a running Dask scheduler, like tcp://host:8786."
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where networks run.")
-    tile: int = Field(256, ge=32, description="Side of a tile in pixels. Any value gives the same result.")
+    tile: int = Field(
+        256, ge=32, description="Side of the similarity's tiles in pixels. Any value gives the same result."
+    )
     log_level: Literal["warning", "info", "debug"] = Field(
         "warning", description="Log each shard (info) and each image (debug) on stderr, from every worker."
     )
@@ -178,8 +180,8 @@ class Mining(CorpusSettings):
     gan_model: Path = Field(description="Checkpoint of the GAN-trained model.")
     mse_model: Annotated[str, path_unless(BICUBIC)] = Field(
         default_factory=lambda given: str(Workspace(given["workspace"]).twin),
-        description="Checkpoint of the MSE-trained model that the GAN model was finetuned from, of its twin, or of "
-        "another network of the scale; or the word bicubic. By default the workspace's twin.",
+        description="The reference: checkpoint of the MSE-trained model that the GAN model was finetuned from, of its "
+        "twin, or of another network of the scale; or the word bicubic. By default the workspace's twin.",
     )
     precision: Precision = Field(
         "float32", description="Number format of inference; bfloat16 is faster and changes results a little."

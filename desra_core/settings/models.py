@@ -55,7 +55,7 @@ class Gate(Frozen):
     held_out: int = Field(100, ge=1, description="Held-out images with artifacts to judge, at most.")
     clean: int = Field(50, ge=1, description="Held-out clean images to judge, at most.")
     rounds: bool = Field(
-        True, description="Judge candidates on no more images once a part of them shows that they cannot be the best."
+        True, description="Stop judging a candidate when the images judged so far show that it cannot be the best."
     )
 
 
@@ -90,7 +90,9 @@ class Optimising(Frozen):
         description="Number format of training; auto is bfloat16 on a GPU and float32 on a CPU. A run that goes on "
         "keeps to the one it began in.",
     )
-    checkpoint_every: int = Field(250, ge=1, description="Steps between saved models, which are compared.")
+    checkpoint_every: int = Field(
+        250, ge=1, description="Save a model every so many steps; the best saved one is chosen."
+    )
     patience: int = Field(
         4, ge=1, description="Stop when the mean loss has not fallen by 1 % over this many checkpoints."
     )
@@ -167,15 +169,17 @@ class Twinning(Optimising):
 
     photos: Path = Field(description="Folder of sharp photos of the kind that the GAN model enlarges to.")
     gan_model: Path = Field(description="Checkpoint of the GAN-trained model.")
-    output: Path = Field(description="Checkpoint of the twin to write; a JSON file and the run's folder go beside.")
+    output: Path = Field(
+        description="Checkpoint of the twin to write, a .pth; a JSON file and the run's folder go beside."
+    )
     lr: Path | None = Field(
-        None, description="Folder of the same photos as the GAN model gets them; by default photos are degraded."
+        None, description="Folder of the low-resolution versions of PHOTOS, of the same names; by default made of them."
     )
     degradation: Literal["real", "mild", "bicubic"] = Field(
-        "real", description="Degradation of the photos: as of real photos, mild, or plain bicubic shrinking."
+        "real", description="How to make them: as real photos are, mild, or bicubic shrinking as by MATLAB."
     )
     self: bool = Field(
-        False, description="PHOTOS are those to mine: take the sharpest, shrunk by half or more, as sharp photos."
+        False, description="Train on PHOTOS to mine, low-resolution ones: shrink them, and take the sharper half."
     )
     exclude: tuple[str, ...] = Field((), description="Glob of photos to leave out, as for desra mine.")
     loss: Literal["l1", "l2"] = Field("l1", description="Absolute or squared differences.")
@@ -502,7 +506,8 @@ def parse_period(text: str) -> Period:
         return Period(every=every)
     with contextlib.suppress(CronSimError):
         CronSim(words, datetime.now(UTC))
-        if len(words.split()) == 5:  # CronSim takes seconds as well, and Prefect does not
+        # CronSim takes seconds, last days (L) and weekdays near a day (W) as well, and Prefect does not.
+        if len(words.split()) == 5 and not re.search(r"(?i)\b\d*lw?\b|\d+w\b|#", words):
             return Period(cron=words)
     raise ValueError("no time like daily at 2:00 or every 15 minutes, and no cron expression of five fields")
 

@@ -57,8 +57,8 @@ def degrade(sharp: Floats, scale: int, kind: Degradation, seed: Sequence[int]) -
     Args:
         sharp: ``(H, W, 3)`` in 0..1, with sides that are multiples of ``scale``.
         scale: The side of an LR pixel in SR pixels.
-        kind: ``real``: two rounds of blur, resizing, noise and JPEG; ``mild``: one gentle round; ``bicubic``: resizing
-            as in MATLAB, and nothing else.
+        kind: ``real``: two rounds of blur, resizing, noise and JPEG; ``mild``: one gentle round, and the same ringing
+            at the end; ``bicubic``: resizing as in MATLAB, and nothing else.
         seed: The same seed gives the same photo.
 
     Returns:

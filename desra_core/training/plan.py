@@ -277,7 +277,7 @@ def check_same(
     Raises:
         UsageError: A checkpoint or another setting differs.
     """
-    remedy = "name another --output, or give the same again"
+    remedy = f"give the same again, name another --output, or delete {run.root}"
     for role in ("parent", "discriminator", "perceptual"):
         before, now = document.get(role) or {}, identity.get(role) or {}
         if before.get("key") != now.get("key"):

@@ -38,11 +38,13 @@ from desra_core.images.scanning import Found, image_files, no_images, root_of
 from desra_core.networks import load_model, super_resolve
 from desra_core.networks.checkpoints import read_kinds, save_torch
 from desra_core.planning.plan import lacks_twin, no_twin, versions
+from desra_core.planning.reference import is_twin_of
 from desra_core.settings.models import Cycling, Training, Twinning
 from desra_core.training.degradation import degrade
 from desra_core.training.patches import Batch
 from desra_core.training.plan import RunFolder, check_same
 from desra_core.training.pools import nearest_group, signature
+from desra_core.workspace import Workspace
 
 Crops = npt.NDArray[np.uint8]
 
@@ -107,15 +109,23 @@ def twinning_of(cycling: Cycling) -> Twinning | None:
     """Make the settings of the twin that a cycle must train first; None where the MSE model is there.
 
     Raises:
-        UsageError: There is no MSE model, and no photos to train one on are named.
+        UsageError: There is no MSE model, and no photos to train one on are named; or photos are named, and the
+            workspace has the twin of another GAN model.
     """
     if not lacks_twin(cycling):
+        output = Path(cycling.mse_model)
+        own = output == Workspace(cycling.workspace).twin and (cycling.twin_photos or cycling.self)
+        if own and is_twin_of(cycling.gan_model, read_document(output.with_suffix(".json"))) is False:
+            remedy = f"delete {output.parent}, and one of this model will be trained"
+            raise UsageError(output, "is the twin of another GAN model", remedy)
         return None
     if not (cycling.twin_photos or cycling.self):
         raise no_twin(cycling)
     usual = {name: field.default for name, field in Cycling.model_fields.items()}
     usual |= Cycling.cpu_preset if cycling.preset == "cpu" else {}
     shared = {name: getattr(cycling, name) for name in ("patch", "batch", "accumulate", "amp")}
+    if shared["batch"] == usual["batch"]:
+        shared["accumulate"] = usual["accumulate"]  # a twin's usual batch is another one, in other parts
     return Twinning(
         photos=cycling.twin_photos or cycling.photos,
         self=cycling.self,
@@ -168,7 +178,9 @@ def freeze_photos(plan: TwinPlan, scale: int) -> tuple[int, list[ImageError]]:
     pools = {"training": [photo for photo in photos if photo.group not in chosen],
              "held_out": [photo for photo in photos if photo.group in chosen]}  # fmt: skip
     most = {"training": _CROPS, "held_out": _HELD_OUT_CROPS}
-    shutil.rmtree(plan.run.data, ignore_errors=True)  # what a killed run has left
+    # What an earlier run has left. The document is written last, so it tells that all crops are there.
+    plan.run.document.unlink(missing_ok=True)
+    shutil.rmtree(plan.run.data, ignore_errors=True)
     for pool, of_pool in pools.items():
         each = max(1, most[pool] // len(of_pool))
         cut = [crops for photo in of_pool for crops in photo.crops[:each]][: most[pool]]
@@ -375,12 +387,12 @@ def _identity(twinning: Twinning) -> dict[str, Any]:
 
 
 def publish_twin(plan: TwinPlan) -> TwinVerdict:
-    """Judge the twin of the least held-out loss; write one that passes, its origin and scores; delete the rest.
+    """Judge the checkpoint of the least held-out loss, and write it with its origin and scores where it passes.
 
     Raises:
         TransientError: The disk is full or failed.
     """
-    best = min(plan.run.models(), key=lambda path: float(read_json(path.with_suffix(".json"))["loss"]))
+    best = _best(plan)
     verdict = judge_twin(plan, best)
     document = read_json(best.with_suffix(".json")) | {"verdict": verdict._asdict()}
     if verdict.passed:
@@ -388,12 +400,25 @@ def publish_twin(plan: TwinPlan) -> TwinVerdict:
         write_json(plan.twinning.output.with_suffix(".json"), document, durable=True)
         save_torch(plan.twinning.output, {"params": weights, "params_ema": weights})
     write_json(plan.run.root / "verdict.json", verdict._asdict(), durable=True)
-    # What is left shows how the training went, and the model that did not pass.
-    shutil.rmtree(plan.run.data, ignore_errors=True)
-    for path in (plan.run.state, *plan.run.models()):
-        if verdict.passed or path != best:
-            path.unlink(missing_ok=True)
+    delete_training(plan, verdict)
     return verdict
+
+
+def delete_training(plan: TwinPlan, verdict: TwinVerdict) -> None:
+    """Delete the crops, the state and the checkpoints of a training that has ended, but for a twin that has not passed.
+
+    What is left shows how the training went. A killed run may have left all of it.
+    """
+    shutil.rmtree(plan.run.data, ignore_errors=True)
+    kept = None if verdict.passed or not plan.run.models() else _best(plan)
+    for path in (plan.run.state, *plan.run.models()):
+        if path != kept:
+            path.unlink(missing_ok=True)
+
+
+def _best(plan: TwinPlan) -> Path:
+    """Find the checkpoint with the least held-out loss."""
+    return min(plan.run.models(), key=lambda path: float(read_json(path.with_suffix(".json"))["loss"]))
 
 
 def judge_twin(plan: TwinPlan, checkpoint: Path) -> TwinVerdict:

@@ -26,7 +26,7 @@ from desra_core.evaluation.table import as_markdown
 from desra_core.gate.criteria import Verdict, score_rows
 
 HERE = Path(__file__).parent
-MODELS = HERE.parents[1] / "deployments" / "demo" / "models"
+MODELS = HERE.parents[1] / "tests" / "models"
 SEEDS = (0, 1, 2)
 # Chosen by tuning.py, on the training pool.
 RECIPE = ["--gan-weight", "0.1", "--mask-share", "0.3", "--keep-weight", "1", "--iterations", "600",

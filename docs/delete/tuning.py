@@ -33,7 +33,7 @@ from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
 
 HERE = Path(__file__).parent
-MODELS = HERE.parents[1] / "deployments" / "demo" / "models"
+MODELS = HERE.parents[1] / "tests" / "models"
 OWN = {"discriminator": MODELS / "discriminator.pth"}
 L1 = {"gan_weight": 0}
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -1,9 +1,9 @@
 """The experiment on real models: twin, mining, finetune and gate of three published GAN models.
 
 For each model: trains its twin on sharp photos, mines the photos of ``photos.py``, fixes the list of held-out images,
-finetunes, and judges by these images, all by the commands a user would type. Needs ``../shared/data`` and, on two
-cores, some hours. What is done is not repeated.
-Writes a folder for each model: ``held_out.txt``, ``results.md``, ``regions.png`` and ``crops.png``.
+finetunes, and judges by these images, by the commands a user would type (but for the finetune on whole MSE results).
+Needs ``../shared/data`` and, on two cores, some hours. What is done is not repeated. Writes ``held_out.txt``,
+``results.md`` and ``regions.png`` of each model beside this file, and ``FOLDER/MODEL/crops.png``.
 
     python -m docs.real.experiment FOLDER [MODEL]
 """

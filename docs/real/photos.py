@@ -1,7 +1,8 @@
 """The photos of the experiment on real models: sharp ones for the twins, low-resolution ones to mine.
 
-Needs ``../shared/data``. Each HR photo is cut in two: its left half is a sharp photo for the twin, its right half is
-degraded twice, mildly and as real photos are. A folder per scene, so that ``--group-by folder`` keeps a scene together.
+Needs ``../shared/data``, whose LR photos are copied. Each HR photo is cut in two: its left half is a sharp photo for
+the twin, and of its right half two LR photos are made, a mild one and a real one. A folder per scene, so that
+``--group-by folder`` keeps a scene together.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from desra_core.training.degradation import degrade
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 SCALE = 4
-# The largest side of a right half: RRDBNet takes a quarter of a minute for it on two cores.
+# The largest side of a right half: RRDBNet takes a quarter of a minute for the LR photo of it on two cores.
 LARGEST = 1024
 
 

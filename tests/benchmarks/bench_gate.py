@@ -1,6 +1,6 @@
 """What rounds save in the gate: the same candidates judged in rounds, and on all held-out images.
 
-Ten candidates stand in for the raw and EMA weights of five checkpoints: the demo's GAN model moved towards its MSE twin
+Ten candidates stand in for the raw and EMA weights of five checkpoints: the small GAN model moved towards its MSE twin
 in small to large steps. The raw weights have moved twice as far as the EMA weights, and have noise. Everything else is
 real: mining, photos, networks, judgements.
 Run it with ``python tests/benchmarks/run.py gate``.

@@ -42,7 +42,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def models() -> tuple[Path, Path]:
-    """A pair of Real-ESRGAN's own networks, where they are present, or the demo's."""
+    """A pair of Real-ESRGAN's own networks, where they are present, or the small one."""
     real = _WEIGHTS / "realesr-general-wdn-x4v3.pth", _WEIGHTS / "realesr-general-x4v3.pth"
     return real if all(path.exists() for path in real) else (_DEMO / "mse.pth", _DEMO / "gan.pth")
 

@@ -1,7 +1,7 @@
 """From the command to the first stage, where there is much to plan: 100,000 photos, half of them done.
 
 Measured from outside, by what a run says and by what it writes, so that figures of different versions compare. What a
-done image leaves is taken from a real run over two photos and repeated. The command is ``desra mine`` with the demo's
+done image leaves is taken from a real run over two photos and repeated. The command is ``desra mine`` with the small
 models; it is killed as soon as an image has been through its first stage, so there is one inference in the last row.
 Run it with ``python tests/benchmarks/run.py planning``; IMAGES in the environment for another number than 100,000.
 """

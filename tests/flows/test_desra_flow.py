@@ -313,6 +313,11 @@ def test_a_path_that_depends_on_where_the_run_is_is_refused(field, path, url) ->
     assert latest(url, "mine")["state"]["message"].endswith(told)
 
 
+def test_a_whole_path_may_be_written_in_any_way() -> None:
+    given = PATHS | {"mse_model": "/models//mse.pth"}
+    assert mine.validate_parameters({"mining": given})["mining"].mse_model == "/models/mse.pth"
+
+
 @pytest.mark.slow
 def test_images_with_passing_failures_are_tried_again(url, by_itself, make_pairs, tmp_path) -> None:
     """Until it has passed; what cannot pass in this run is no failure of it."""

@@ -54,6 +54,8 @@ def test_what_limits_the_numbers_is_said(evaluation: Evaluation) -> None:
         "1 image without class labels is left out by class",
     ]
     pairing = evaluation.pairing._replace(not_looked_at=2, outdated=1)
+    *_, left = summary.detail_sections(replace(evaluation, pairing=pairing))
+    assert left.bullets[-1] == "2 images without a human mask"
     assert summary.notes(replace(evaluation, pairing=pairing, classes=None, sizes="valid")) == [
         "2 images without a human mask: not judged",
         "1 human mask left out: drawn on another photo or on another model's result",

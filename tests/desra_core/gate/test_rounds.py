@@ -40,13 +40,14 @@ class Photos:
         self.made: dict[tuple[str, str], Judgement] = {}
 
     def judged(
-        self, name: str, gone: list[int], kept: list[float], added: tuple[str, ...] = (), psnr: int = 40
+        self, name: str, gone: list[int], kept: list[float], added: tuple[str, ...] = (), psnr: int = 40, key: str = ""
     ) -> None:
         """Add a candidate: regions gone by image with artifacts, share of the sharpness kept by clean image."""
-        self.candidates.append(Candidate(name, None if name == CONTROL else Path(name), name))
+        key = key or name
+        self.candidates.append(Candidate(name, None if key == CONTROL else Path(name), key))
         fates = [*((count, 1.0) for count in gone), *((0, share) for share in kept)]
         for (image, regions, sharpness), (count, share) in zip(self._before, fates, strict=True):
-            self.known[name, image.id] = replace(
+            self.known[key, image.id] = replace(
                 PLAIN,
                 id=image.id,
                 candidate=name,
@@ -60,7 +61,7 @@ class Photos:
     def rounds(self, gate: Gate = GATE) -> Rounds:
         found = self.known if gate is WITHOUT else self.made
         return Rounds(
-            lambda each, image: found.get((each.name, image.id)), self.candidates, self.marked, self.clean, gate
+            lambda each, image: found.get((each.key, image.id)), self.candidates, self.marked, self.clean, gate
         )
 
     def verdict(self) -> Verdict:
@@ -125,6 +126,15 @@ def test_the_first_part_has_the_first_images_of_both_kinds(forty: Photos) -> Non
     many.judged(CONTROL, [0] * 100, [1.0] * 50)
     asked = [image for image, names in next(iter(many.rounds())).missing if "a" in names]
     assert asked == [*many.marked[:13], *many.clean[:7]]
+
+
+def test_a_checkpoint_that_is_named_like_the_control_is_none() -> None:
+    photos = Photos([1] * 10, [10.0] * 8)
+    photos.judged(CONTROL, [1] * 10, [1.0] * 8, tuple(image.id for image in photos.marked), key="of control.pth")
+    photos.judged(CONTROL, [0] * 10, [1.0] * 8)
+    verdict = photos.full()
+    assert not verdict.passed
+    assert verdict.control.images_added == 0
 
 
 def test_without_rounds_all_are_judged_on_all(forty: Photos) -> None:

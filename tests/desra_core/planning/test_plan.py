@@ -208,9 +208,9 @@ def test_the_version_of_an_rrdbnet_changes_the_keys_of_its_results_alone(
     save_file({tensor: torch.zeros(1)}, files[1])
     before = [target_module.result_key(file, "float32") for file in files]
     monkeypatch.setattr(target_module, "RRDB_VERSION", 99)
-    target_module._result_version.cache_clear()
+    target_module.result_version.cache_clear()
     after = [target_module.result_key(file, "float32") for file in files]
-    target_module._result_version.cache_clear()
+    target_module.result_version.cache_clear()
     assert [old != new for old, new in zip(before, after, strict=True)] == [changes] * 2
 
 

@@ -41,7 +41,7 @@ def test_a_twin_of_this_gan_model_of_its_parent_and_of_another(mining: Mining, t
     key = content_key(mining.gan_model)
     assert twin(mining, key) == (
         "mse.pth, the MSE twin that desra trained from this GAN model (25.00 dB against 23.50 dB PSNR on held-out "
-        "photos): trust the masks as far as those photos are of this corpus's kind"
+        "photos): trust the masks as far as those photos are like yours"
     )
     assert "a twin that desra trained from another GAN model: look at" in twin(mining, "0" * 32)
     history = tmp_path / "models/history.json"  # beside a promoted model

@@ -36,7 +36,7 @@ CORPUS = {"photos": "p", "mse_model": "m", "gan_model": "g", "workspace": "/data
         ("sundays at 4:00", "0 4 * * 0"),
         ("*/10 8-18 * * 1-5", "*/10 8-18 * * 1-5"),
         ("0 2,14 1 1-12/2 7", "0 2,14 1 1-12/2 7"),
-        ("0 2 * * mon-fri", "0 2 * * mon-fri"),
+        ("0 2 * jan-jul mon-wed", "0 2 * jan-jul mon-wed"),
     ],
 )
 def test_times_become_cron_expressions(text, cron) -> None:
@@ -54,7 +54,8 @@ def test_intervals() -> None:
     "text",
     ["", "soon", "daily at 24:00", "daily at 2:60", "daily at 2", "every 5 seconds", "every", "every -1 hours",
      "0 2 * *", "60 2 * * *", "0 24 * * *", "0 2 0 * *", "0 2 * 13 *", "0 2 * * 8", "5-2 * * * *", "*/0 * * * *",
-     "0 2 * * * *", "a b c d e", "every 9999999999 weeks"],
+     "0 2 * * * *", "a b c d e", "0 2 L * *", "0 0 LW * *", "0 0 15W * *", "0 2 * * 5L", "0 2 * * 1#2",
+     "every 9999999999 weeks"],
 )  # fmt: skip
 def test_other_texts_are_refused_as_times(text) -> None:
     with pytest.raises(ValueError, match=r"no |is more often"):

@@ -25,7 +25,7 @@ def _one_thread(one_thread: None) -> None:
 
 @pytest.fixture(scope="session")
 def gan_model() -> Path:
-    """The demo's GAN model: SRVGGNetCompact, x4."""
+    """The small GAN model: SRVGGNetCompact, x4."""
     return MODELS / "gan.pth"
 
 

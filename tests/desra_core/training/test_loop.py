@@ -1,4 +1,4 @@
-"""The finetune itself, on a CPU with the demo's model: steps of a few milliseconds, with all parts of a real one."""
+"""The finetune itself, on a CPU with a small model: steps of a few milliseconds, with all parts of a real one."""
 
 from __future__ import annotations
 

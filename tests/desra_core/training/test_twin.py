@@ -12,12 +12,21 @@ import pytest
 import torch
 
 from desra_core.errors import UsageError
-from desra_core.files import read_json, write_json
+from desra_core.files import content_key, read_json, write_json
 from desra_core.networks import load_model
 from desra_core.networks.checkpoints import read_kinds, read_weights
-from desra_core.settings.models import Twinning
+from desra_core.settings.models import Cycling, Twinning
 from desra_core.training.loop import finetune
-from desra_core.training.twin import TwinVerdict, draw_degraded, freeze_photos, open_crops, plan_twin, publish_twin
+from desra_core.training.twin import (
+    TwinVerdict,
+    delete_training,
+    draw_degraded,
+    freeze_photos,
+    open_crops,
+    plan_twin,
+    publish_twin,
+    twinning_of,
+)
 
 
 @pytest.fixture
@@ -144,12 +153,32 @@ def test_photos_that_are_of_no_use(
 def test_another_twin_in_its_place_is_refused(twinning: Twinning) -> None:
     freeze_photos(plan_twin(twinning), 4)
     plan_twin(changed(twinning, patience=9, accumulate=2))
-    with pytest.raises(UsageError, match="holds a training with --degradation real, not mild; name another --output"):
+    with pytest.raises(
+        UsageError, match="holds a training with --degradation real, not mild; give the same again, name"
+    ):
         plan_twin(changed(twinning, degradation="mild"))
 
 
+def test_a_cycle_trains_a_twin_of_its_own_model(twinning: Twinning, tmp_path: Path) -> None:
+    """Parts of a batch are those of the finetune's batch, not of the twin's."""
+    cycling = Cycling(photos=twinning.photos, gan_model=twinning.gan_model, workspace=tmp_path / "ws", preset="cpu",
+                      accumulate=2, twin_photos=twinning.photos)  # fmt: skip
+    asked = twinning_of(cycling)
+    assert asked is not None
+    assert (asked.batch, asked.accumulate) == (3, 1)
+    asked.output.parent.mkdir(parents=True)
+    asked.output.touch()
+    for key, fits in ((content_key(twinning.gan_model), True), ("of another one", False), (None, True)):
+        write_json(asked.output.with_suffix(".json"), {"parent": {"key": key}} if key else {})
+        if fits:
+            assert twinning_of(cycling) is None
+        else:
+            with pytest.raises(UsageError, match=r"is the twin of another GAN model; delete .*/ws/twin, and one of"):
+                twinning_of(cycling)
+
+
 def test_a_twin_that_is_no_better_than_the_gan_model_is_not_written(twinning: Twinning) -> None:
-    """Here the parent is the demo's MSE model, and the steps are too small."""
+    """Here the parent is an MSE model, and the steps are too small."""
     bad = changed(twinning, gan_model=twinning.gan_model.with_name("mse.pth"), learning_rate=1e-12)
     plan = plan_twin(bad)
     freeze_photos(plan, 4)
@@ -160,6 +189,14 @@ def test_a_twin_that_is_no_better_than_the_gan_model_is_not_written(twinning: Tw
     assert not bad.output.exists()
     assert not bad.output.with_suffix(".json").exists()
     assert plan_twin(bad).verdict == verdict
+    # A kill has left all of it.
+    [kept] = plan.run.models()
+    plan.run.state.touch()
+    plan.run.data.mkdir(exist_ok=True)
+    delete_training(plan, verdict)
+    assert plan.run.models() == [kept]
+    assert not plan.run.state.exists()
+    assert not plan.run.data.exists()
 
 
 def test_equal_scores_are_no_better() -> None:
