@@ -51,7 +51,7 @@ class ForkServer:
         """End the server."""
         self._asking.close()
         self._answers.close()
-        self._process.wait(timeout=300)
+        self._process.wait(timeout=60)
 
 
 def serve(asked: socket.socket) -> None:

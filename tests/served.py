@@ -91,7 +91,7 @@ class Served:
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Send a signal, and wait until the process has ended."""
         self.process.send_signal(number)
-        self.process.wait(timeout=300)
+        self.process.wait(timeout=60)
 
 
 def marked(token: str) -> list[psutil.Process]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
@@ -59,6 +61,7 @@ def test_a_scheduled_run_can_be_followed_and_read(served: Served, page: Page, ke
     page.wait_for("mine photos 20")
     seen = follow(served, run["id"], page)
     assert len(seen) >= 4, seen
+    assert median(after - before for (before, _), (after, _) in pairwise(seen)) < 5
     assert any(line.endswith(" left") for _, line in seen), seen
 
     # The page of the run has seen it end, without being loaded anew.
@@ -99,8 +102,9 @@ def test_a_scheduled_run_can_be_followed_and_read(served: Served, page: Page, ke
     page.go(page.link("Dask dashboard"))
     page.wait_for("Workers")
 
-    # The next one finds nothing new and says so.
+    # The next one finds nothing new, ends within seconds and says so.
     idle = until(lambda: served.ended("nothing new: "))
+    assert idle["total_run_time"] < 20
     page.go(f"{served.ui}/artifacts/artifact/{artifacts(served, idle['id'])['overview']['id']}")
     page.wait_for("shards with nothing to do, which are not submitted: 1 (00000)")
     page.wait_for("since the last scan: 0 new images, 0 changed images; vanished so far: 0 images")

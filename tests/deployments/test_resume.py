@@ -67,7 +67,7 @@ def kill_when(command: list[str], environment: dict[str, str], ready) -> bool:
             family = psutil.Process(run.pid).children(recursive=True)
             run.send_signal(signal.SIGKILL)
             run.wait()
-            _, alive = psutil.wait_procs(family, timeout=300)
+            _, alive = psutil.wait_procs(family, timeout=60)
             assert not alive, "something of the killed run goes on"
             return True
         time.sleep(0.002)
@@ -188,7 +188,7 @@ def test_an_interrupt_ends_quietly_and_says_how_to_go_on(number, to_all, corpus,
         assert run.poll() is None
         time.sleep(0.01)
     (os.killpg if to_all else os.kill)(run.pid, number)
-    _, stderr = run.communicate(timeout=300)
+    _, stderr = run.communicate(timeout=60)
     assert run.returncode == 128 + number, stderr
     assert "goes on where it stopped" in stderr
     assert "Traceback" not in stderr

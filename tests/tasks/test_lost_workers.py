@@ -43,7 +43,7 @@ def test_a_worker_that_dies_again_and_again_comes_back(cluster: Dask) -> None:
             os.kill(process, signal.SIGKILL)
         while cluster.client.nthreads():
             time.sleep(0.01)
-    cluster.client.wait_for_workers(1, timeout=300)
+    cluster.client.wait_for_workers(1, timeout=60)
     [(_, result)] = cluster.map(*job(done), images("photo"))
     assert result == Record("photo", mask_key="done")
 

@@ -21,14 +21,9 @@ from desra_core.settings import Mining
 from desra_core.settings.models import Comparing
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import File, ImageRef
-from tests.conftest import in_one_thread
 from tests.in_process import judge_job, process
 
-
-@pytest.fixture(autouse=True)
-def threads():
-    with in_one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
