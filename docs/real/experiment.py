@@ -48,31 +48,36 @@ from tasks.logs import say
 HERE = Path(__file__).parent
 MIN_AREA = 2000
 SELF = "twin by --self"
+WHOLE = ", without rounds"  # the same verdict by all candidates on all images, and the further seconds that it takes
 
 
 class Study(NamedTuple):
-    """A GAN model, its number format, the seeds of its finetunes, and whether settings are varied on it."""
+    """A GAN model, the number format of its networks, and its finetunes: what differs from the recipe in each."""
 
     checkpoint: str
     precision: str
-    seeds: tuple[int, ...]
-    varied: bool = False
+    finetunes: dict[str, dict[str, Any]]
 
 
-# On a CPU with AMX, bfloat16 takes a quarter of the time.
-STUDIES = {
-    "RealESRGAN_x4plus": Study("RealESRGAN_x4plus.safetensors", "bfloat16", (0,)),
-    "RealSR_DF2K": Study("RealSR_DF2K_x4.safetensors", "bfloat16", (0,)),
-    "realesr-general-x4v3": Study("realesr-general-x4v3.pth", "float32", (0, 1, 2), varied=True),
-}
 ITERATIONS = 300
-# One setting changed at a time, from those of seed 0. `_freeze_mse_results` prepares the last one.
-MSE_TARGETS = "targets are the MSE results"
-VARIED: dict[str, dict[str, Any]] = {
-    **{f"{count} images": {"images": count} for count in (5, 10)},
+SEED, MSE_TARGETS = "seed 0", "targets are the MSE results"  # `_freeze_mse_results` prepares the last one
+# RRDBNet loses much detail at the usual rate. The usual average of the weights covers more steps than there are.
+SLOW = {"learning_rate": 2e-5, "ema": 0.98}
+LARGE = {SEED: SLOW, "usual rate and average": {}, "L1 only": SLOW | {"gan_weight": 0}}
+SMALL: dict[str, dict[str, Any]] = {
+    **{f"seed {seed}": {"seed": seed} for seed in range(3)},
+    "average of 50 steps": {"ema": 0.98},
+    "L1 only": {"gan_weight": 0},
+    MSE_TARGETS: {},
     **{f"mask share {share}": {"mask_share": share} for share in (0, 0.3, 1)},
     "keep weight 1": {"keep_weight": 1},
-    MSE_TARGETS: {},
+    **{f"{count} images": {"images": count} for count in (5, 10)},
+}
+# On a CPU with AMX, bfloat16 takes a quarter of the time.
+STUDIES = {
+    "RealESRGAN_x4plus": Study("RealESRGAN_x4plus.safetensors", "bfloat16", LARGE),
+    "RealSR_DF2K": Study("RealSR_DF2K_x4.safetensors", "bfloat16", LARGE),
+    "realesr-general-x4v3": Study("realesr-general-x4v3.pth", "float32", SMALL),
 }
 ROWS, LARGEST, CROPS = 5, 220, 30
 LARGEST_JUDGED = 512  # the largest side of a sharp photo that judges twins
@@ -121,30 +126,29 @@ def _study(name: str, place: Place) -> None:
     held_out = _held_out(place)
     recipe = {"preset": "cpu", "iterations": ITERATIONS, "checkpoint_every": ITERATIONS // 4,
               "warmup": ITERATIONS * 3 // 5, "amp": study.precision}  # fmt: skip
-    finetunes: dict[str, dict[str, Any]] = {f"seed {seed}": {"seed": seed} for seed in study.seeds}
-    # The usual average of the weights covers a thousand steps, more than such a short finetune has.
-    finetunes["seed 0, EMA of 50 steps"] = {"ema": 0.98}
-    finetunes["L1 only"] = {"gan_weight": 0}
-    if study.varied:
-        finetunes |= VARIED
     common = {"workspace": place.workspace, "group_by": "folder"}
-    for title, changes in finetunes.items():
+    titles = []
+    for title, changes in study.finetunes.items():
         run = place.own / title.replace(" ", "-")
         settings = common | {"output": run} | recipe | changes
         if title == MSE_TARGETS:
             _freeze_mse_results(Finetuning(**settings))
         _once(place, f"{title}.trained", "finetune", **settings)
         _once(place, title, "compare", **common, after=run)
-    _once(place, "MSE twin", "compare", **common, after=twin)
-    titles = [*finetunes, "MSE twin"]
-    if study.varied:
+        titles.append(title)
+        if study.finetunes is SMALL and title.startswith("seed"):
+            _once(place, f"{title}{WHOLE}", "compare", **common, after=run, no_rounds=True)
+            titles.append(f"{title}{WHOLE}")
+    titles.append("MSE twin")
+    _once(place, titles[-1], "compare", **common, after=twin)
+    if study.finetunes is SMALL:
         photos = place.shared / "photos"
         _once(place, SELF, "twin", photos, self=True, gan_model=gan, output=place.self_twin, preset="cpu")
         _once(place, f"mined, {SELF}", "mine", photos, mse_model=place.self_twin, gan_model=gan,
               workspace=place.own / "workspace-self", min_area=MIN_AREA)  # fmt: skip
         titles.append(f"MSE {SELF}")
         _once(place, titles[-1], "compare", **common, after=place.self_twin)
-    judges = set(_verdict(place, "seed 0")[0]["images"])
+    judges = set(_verdict(place, SEED)[0]["images"])
     assert judges <= held_out, sorted(judges - held_out)
     _write(name, place, titles)
 
@@ -222,7 +226,7 @@ def _write(name: str, place: Place, titles: list[str]) -> None:
         parts += [as_markdown(_judged_twins(place)), as_markdown([_agreement(place)])]
     (HERE / name / "results.md").write_text("\n\n".join(parts))
     gate_folder = Workspace(place.workspace).gate
-    crops = documents["seed 0"][0]["pictures"][0]["crops"]
+    crops = documents[SEED][0]["pictures"][0]["crops"]
     _draw(_shown(crops, gate_folder, 1, LARGEST)[:ROWS], gate_folder, 240).quantize(256).save(
         HERE / name / "regions.png"
     )
@@ -231,7 +235,7 @@ def _write(name: str, place: Place, titles: list[str]) -> None:
 
 def _other_detectors(place: Place) -> list[dict[str, Any]]:
     """Count what other detectors mark on the held-out images, before and after the best finetune of seed 0."""
-    document, _ = _verdict(place, "seed 0")
+    document, _ = _verdict(place, SEED)
     workspace = Workspace(place.workspace)
     mining, _ = load_settings(workspace)
     assert isinstance(mining, Mining)

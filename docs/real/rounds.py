@@ -1,10 +1,10 @@
-"""What rounds save in the gate of the Delete experiment, and whether they keep its verdicts.
+"""What rounds save in the gate of the experiment on real models, and whether they keep its verdicts.
 
-Goes through the rounds with the judgements that ``experiment.py`` has left in its workspace, which are of all
-candidates on all images: in the order of the gate, and in random orders of the images, since the first images decide
-whom the rounds drop. Prints a table.
+Goes through the rounds with the judgements that ``experiment.py`` has left in a workspace, for those finetunes whose
+candidates were all judged on all images: in the order of the gate, and in random orders of the images, since the first
+images decide whom the rounds drop. Prints a table.
 
-    python docs/delete/rounds.py FOLDER/workspace
+    python docs/real/rounds.py FOLDER/realesr-general-x4v3/workspace
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ORDERS = 200
 
 
 class Judged:
-    """The candidates of a comparison, and the images on which all of them were judged."""
+    """The candidates of a comparison, the images that judged the control, and whether all of them judged all."""
 
     def __init__(self, workspace: Workspace, note: Path) -> None:
         document = json.loads(note.read_text())
@@ -38,6 +38,7 @@ class Judged:
         control = self.candidates[-1]
         files = sorted((workspace.gate / "judgements" / control.key).glob("*.json"))
         images = [ImageRef(path.stem, 0, (path.stem,), None, File(path, ""), None, None) for path in files]
+        self.complete = all(self.read(candidate, image) for candidate in self.candidates for image in images)
         self.marked = [image for image in images if self.read(control, image).regions]
         self.clean = [image for image in images if not self.read(control, image).regions]
 
@@ -46,7 +47,7 @@ class Judged:
     ) -> tuple[tuple[Any, ...], int]:
         """Return what must not depend on rounds, and the number of judgements of candidates that the verdict needs."""
         gone_through = rounds.Rounds(self.read, self.candidates, marked, clean, Gate(rounds=in_rounds))
-        assert list(gone_through) == [], "some candidate was not judged on all images"
+        assert list(gone_through) == []
         verdict = gone_through.verdict()
         best = [(score.gone, score.images_added) for score in verdict.scores if score.candidate == verdict.best]
         return (verdict.outcome, verdict.best, best, verdict.reasons), sum(score.images for score in verdict.scores)
@@ -57,6 +58,8 @@ def main(workspace: Workspace) -> None:
     rows = []
     for note in sorted((workspace.gate / "compared").glob("*.json")):
         judged = Judged(workspace, note)
+        if not judged.complete:
+            continue
         expected, whole = judged.verdict(judged.marked, judged.clean, in_rounds=False)
         in_order, calls = judged.verdict(judged.marked, judged.clean)
         for deviations in (1.96, 3.0, 4.0, 5.0):
