@@ -52,14 +52,14 @@ WHOLE = ", without rounds"  # the same verdict by all candidates on all images, 
 
 
 class Study(NamedTuple):
-    """A GAN model, the number format of its networks, and its finetunes: what differs from the recipe in each."""
+    """A GAN model, the number format of its networks, and its finetunes: their steps, and what else is set in each."""
 
     checkpoint: str
     precision: str
+    iterations: int
     finetunes: dict[str, dict[str, Any]]
 
 
-ITERATIONS = 300
 SEED, MSE_TARGETS = "seed 0", "targets are the MSE results"  # `_freeze_mse_results` prepares the last one
 # RRDBNet loses much detail at the usual rate. The usual average of the weights covers more steps than there are.
 SLOW = {"learning_rate": 2e-5, "ema": 0.98}
@@ -75,9 +75,9 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 # On a CPU with AMX, bfloat16 takes a quarter of the time.
 STUDIES = {
-    "RealESRGAN_x4plus": Study("RealESRGAN_x4plus.safetensors", "bfloat16", LARGE),
-    "RealSR_DF2K": Study("RealSR_DF2K_x4.safetensors", "bfloat16", LARGE),
-    "realesr-general-x4v3": Study("realesr-general-x4v3.pth", "float32", SMALL),
+    "RealESRGAN_x4plus": Study("RealESRGAN_x4plus.safetensors", "bfloat16", 120, LARGE),
+    "RealSR_DF2K": Study("RealSR_DF2K_x4.safetensors", "bfloat16", 120, LARGE),
+    "realesr-general-x4v3": Study("realesr-general-x4v3.pth", "float32", 300, SMALL),
 }
 ROWS, LARGEST, CROPS = 5, 220, 30
 LARGEST_JUDGED = 512  # the largest side of a sharp photo that judges twins
@@ -124,8 +124,8 @@ def _study(name: str, place: Place) -> None:
     _once(place, "mined", "mine", place.shared / "photos", mse_model=twin, gan_model=gan, workspace=place.workspace,
           min_area=MIN_AREA, keep_mse=True, precision=study.precision)  # fmt: skip
     held_out = _held_out(place)
-    recipe = {"preset": "cpu", "iterations": ITERATIONS, "checkpoint_every": ITERATIONS // 4,
-              "warmup": ITERATIONS * 3 // 5, "amp": study.precision}  # fmt: skip
+    recipe = {"preset": "cpu", "iterations": study.iterations, "checkpoint_every": study.iterations // 4,
+              "warmup": study.iterations * 3 // 5, "amp": study.precision}  # fmt: skip
     common = {"workspace": place.workspace, "group_by": "folder"}
     titles = []
     for title, changes in study.finetunes.items():
