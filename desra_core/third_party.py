@@ -20,6 +20,8 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     import torch
 
@@ -85,7 +87,7 @@ def mend_basicsr() -> None:
     name = "torchvision.transforms.functional_tensor"
     if find_spec(name) is None:
         sys.modules[name] = import_module("torchvision.transforms.functional")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), np.errstate():  # basicsr changes how NumPy handles errors
         warnings.filterwarnings("ignore", message="Please import `convolve` from the `scipy.ndimage` namespace")
         import_module("basicsr")
 

@@ -14,12 +14,12 @@ from desra_core.gate import comparison as gate
 from desra_core.gate.comparison import Comparison, comparing_of, plan_comparison
 from desra_core.gate.criteria import Verdict, score_rows
 from desra_core.gate.model_registry import current_model
-from desra_core.images.scanning import image_files
 from desra_core.settings import Machine
 from desra_core.settings.models import Comparing, Cycling, Finetuning, Serving, Twinning
 from desra_core.training.plan import RunFolder, check_networks, plan_finetune
 from desra_core.training.twin import delete_training, plan_twin, twinning_of
 from desra_core.workspace import Workspace
+from desra_core.workspace.matching import match
 from tasks.logs import say
 
 GATE_FAILED = 3
@@ -67,8 +67,7 @@ def run_twin(settings: Twinning, machine: Machine) -> int:
     typer.echo(f"texture  mean similarity of twin and sharp photo {verdict.similarity:.3f}")
     if not verdict.passed:
         typer.echo(f"failed   the twin is no better than the GAN model in PSNR, so {settings.output} is not written")
-        command = f"desra twin PHOTOS --gan-model {settings.gan_model} --output {settings.output} --iterations N"
-        typer.echo(f"next     delete {workspace.root}, and train longer or on more photos: {command}")
+        typer.echo(f"next     delete {workspace.root}, and train longer (desra twin --iterations) or on more photos")
         return GATE_FAILED
     typer.echo(f"twin     {settings.output}")
     return 0
@@ -80,7 +79,7 @@ def twin_first(settings: Cycling, machine: Machine) -> int:
     if twinning is None:
         return 0
     if not isinstance(settings, Serving):  # desra serve has checked all of it
-        image_files(settings.photos, exclude=settings.exclude)
+        match(gate.mining_of(settings).sources, settings.workspace)  # are there photos, and labels of them?
         gate.check_mining(settings)
         gate.check_training(settings, gate.mining_of(settings))
     say(f"training the MSE twin of {settings.gan_model} first, since there is none")

@@ -78,9 +78,10 @@ class Comparison(ComparedModels):
 
         With larger groups, a worker would load each network again for every image.
         """
-        sizes = [candidate.model.stat().st_size for candidate in self.candidates if candidate.model]
-        pair = sum(Path(model).stat().st_size for model in (self.before, self.mse_model) if model and model != BICUBIC)
-        count = max(1, (KEPT_BYTES - pair) // max(sizes, default=1))
+        pair = [Path(model) for model in (self.before, self.mse_model) if model and str(model) != BICUBIC]
+        files = [candidate.model for candidate in self.candidates if candidate.model]
+        largest = max(file.stat().st_size for file in (*files, *pair))  # a pair in half precision counts as a candidate
+        count = max(1, KEPT_BYTES // largest - len(pair))
         names = [candidate.name for candidate in self.candidates]
         groups = [names[start : start + count] for start in range(0, len(names), count)]
         arranged = [(image, tuple(n for n in lacking if n in group)) for group in groups for image, lacking in work]

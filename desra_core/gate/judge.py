@@ -197,7 +197,8 @@ def enlarge_stage(
     old = results.old()
     results.labels(old)
     for candidate in _unjudged(image, missing, workspace, models):
-        results.labels(results.of(candidate, old), candidate)
+        if candidate.model or job.class_weights is not None:  # labels alone need the control's noise on a GPU
+            results.labels(results.of(candidate, old), candidate)
 
 
 def judge_stage(

@@ -29,7 +29,7 @@ from desra_core.files import content_key, fingerprint, read_document
 from desra_core.images.codec import most_pixels
 from desra_core.networks.checkpoints import BICUBIC, load_pair
 from desra_core.networks.segmentation import segmenter_key, try_segmenter
-from desra_core.planning.reference import describe_reference
+from desra_core.planning.reference import describe_reference, is_twin_of
 from desra_core.settings import CorpusSettings, Detection, Mining, detector_of, min_area_pixels
 from desra_core.workspace import DATASET, Workspace, products, read_table
 from desra_core.workspace.human_masks import read_human_masks
@@ -169,8 +169,19 @@ def reference_key(mse_model: str) -> str:
 
 
 def lacks_twin(mining: Mining) -> bool:
-    """Check whether no MSE model is given and the workspace has no twin."""
-    return mining.mse_model == str(Workspace(mining.workspace).twin) and not Path(mining.mse_model).exists()
+    """Check whether no MSE model is given and the workspace has no twin.
+
+    Raises:
+        UsageError: No MSE model is given, and the workspace has the twin of another GAN model.
+    """
+    twin = Workspace(mining.workspace).twin
+    if mining.mse_model != str(twin) or not twin.exists():
+        return mining.mse_model == str(twin)
+    given = "mse_model" in mining.model_fields_set
+    if not given and is_twin_of(mining.gan_model, read_document(twin.with_suffix(".json"))) is False:
+        remedy = f"delete {twin.parent} and train one of this model, or give --mse-model"
+        raise UsageError(twin, "is the twin of another GAN model", remedy)
+    return False
 
 
 def no_twin(mining: Mining) -> UsageError:

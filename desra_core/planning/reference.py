@@ -1,5 +1,6 @@
 """Say which reference the masks of a run rest on, and how far to trust them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,19 @@ def is_twin_of(gan_model: Path, document: dict[str, Any]) -> bool | None:
     parent = document.get("parent")
     if not isinstance(parent, dict) or "key" not in parent:
         return None
+    return parent["key"] in _lineage(gan_model)
+
+
+def _lineage(gan_model: Path) -> Iterator[str]:
+    """List the content keys of a GAN model and of those that it was finetuned from, by the files beside them."""
+    key = content_key(gan_model)
+    yield key
     events = read_json(gan_model.with_name("history.json"))  # beside a promoted model: all models before it
-    past = [event.get("model") for event in events if isinstance(event, dict)] if isinstance(events, list) else []
-    return content_key(gan_model) == parent["key"] or parent["key"] in past
+    yield from (str(e.get("model")) for e in (events if isinstance(events, list) else ()) if isinstance(e, dict))
+    parent = read_document(gan_model.with_suffix(".json")).get("parent")  # beside a checkpoint of a finetune
+    if not isinstance(parent, dict) or parent.get("key") in (None, key):
+        return
+    yield str(parent["key"])
+    path = Path(str(parent.get("path")))
+    if path.exists() and content_key(path) == parent["key"]:
+        yield from _lineage(path)

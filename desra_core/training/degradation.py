@@ -93,7 +93,7 @@ def _basicsr_seeded(rng: np.random.Generator) -> Iterator[None]:
     random.seed(int(rng.integers(2**32)))
     np.random.seed(rng.integers(2**32))  # noqa: NPY002
     try:
-        with np.errstate():  # basicsr changes how NumPy handles errors
+        with np.errstate(divide="ignore", invalid="ignore"):  # as basicsr expects
             yield
     finally:
         random.setstate(states[0])

@@ -38,13 +38,12 @@ from desra_core.images.scanning import Found, image_files, no_images, root_of
 from desra_core.networks import load_model, super_resolve
 from desra_core.networks.checkpoints import read_kinds, save_torch
 from desra_core.planning.plan import lacks_twin, no_twin, versions
-from desra_core.planning.reference import is_twin_of
 from desra_core.settings.models import Cycling, Training, Twinning
 from desra_core.training.degradation import degrade
 from desra_core.training.patches import Batch
 from desra_core.training.plan import RunFolder, check_same
 from desra_core.training.pools import nearest_group, signature
-from desra_core.workspace import Workspace
+from desra_core.workspace.matching import Sources
 
 Crops = npt.NDArray[np.uint8]
 
@@ -109,23 +108,22 @@ def twinning_of(cycling: Cycling) -> Twinning | None:
     """Make the settings of the twin that a cycle must train first; None where the MSE model is there.
 
     Raises:
-        UsageError: There is no MSE model, and no photos to train one on are named; or photos are named, and the
-            workspace has the twin of another GAN model.
+        UsageError: There is no MSE model, and no photos to train one on are named; or the workspace has the twin of
+            another GAN model.
     """
     if not lacks_twin(cycling):
-        output = Path(cycling.mse_model)
-        own = output == Workspace(cycling.workspace).twin and (cycling.twin_photos or cycling.self)
-        if own and is_twin_of(cycling.gan_model, read_document(output.with_suffix(".json"))) is False:
-            remedy = f"delete {output.parent}, and one of this model will be trained"
-            raise UsageError(output, "is the twin of another GAN model", remedy)
         return None
     if not (cycling.twin_photos or cycling.self):
         raise no_twin(cycling)
-    usual = {name: field.default for name, field in Cycling.model_fields.items()}
-    usual |= Cycling.cpu_preset if cycling.preset == "cpu" else {}
+    usual, of_twins = (
+        {name: field.default for name, field in model.model_fields.items()}
+        | (model.cpu_preset if cycling.preset == "cpu" else {})
+        for model in (Cycling, Twinning)
+    )
     shared = {name: getattr(cycling, name) for name in ("patch", "batch", "accumulate", "amp")}
-    if shared["batch"] == usual["batch"]:
-        shared["accumulate"] = usual["accumulate"]  # a twin's usual batch is another one, in other parts
+    batch = of_twins["batch"] if shared["batch"] == usual["batch"] else shared["batch"]
+    if batch % shared["accumulate"]:
+        shared["accumulate"] = usual["accumulate"]  # a twin's usual batch cannot be computed in as many parts
     return Twinning(
         photos=cycling.twin_photos or cycling.photos,
         self=cycling.self,
@@ -161,7 +159,7 @@ def freeze_photos(plan: TwinPlan, scale: int) -> tuple[int, list[ImageError]]:
     """Cut crops out of the photos, and write them and the document of the run.
 
     Returns:
-        The number of photos that are used, and why others are left out.
+        The number of photos to train on, and why others are left out.
 
     Raises:
         UsageError: The folder has too few photos that can be used.
@@ -195,7 +193,7 @@ def freeze_photos(plan: TwinPlan, scale: int) -> tuple[int, list[ImageError]]:
         "versions": versions(_PACKAGES),
     }
     write_json(plan.run.document, document, durable=True)
-    return len(photos), errors
+    return len(pools["training"]), errors
 
 
 def _sharp_photos(plan: TwinPlan, scale: int) -> tuple[list[Sharp], list[ImageError]]:
@@ -242,7 +240,7 @@ def _sharp_photos(plan: TwinPlan, scale: int) -> tuple[list[Sharp], list[ImageEr
 
 def _photos_in(folder: Path, twinning: Twinning) -> Found:
     """List the photos of a folder; raise `UsageError` where there is none."""
-    found = image_files(folder, exclude=twinning.exclude)
+    found = image_files(folder, exclude=Sources(lr=folder, exclude=twinning.exclude).exclusion())
     if not found.files.num_rows:
         raise no_images(folder, "name a folder of photos", found.passed_over)
     return found
@@ -394,7 +392,7 @@ def publish_twin(plan: TwinPlan) -> TwinVerdict:
     """
     best = _best(plan)
     verdict = judge_twin(plan, best)
-    document = read_json(best.with_suffix(".json")) | {"verdict": verdict._asdict()}
+    document = read_document(best.with_suffix(".json")) | {"verdict": verdict._asdict()}
     if verdict.passed:
         weights = list(read_kinds(best).values())[-1]
         write_json(plan.twinning.output.with_suffix(".json"), document, durable=True)
@@ -418,7 +416,7 @@ def delete_training(plan: TwinPlan, verdict: TwinVerdict) -> None:
 
 def _best(plan: TwinPlan) -> Path:
     """Find the checkpoint with the least held-out loss."""
-    return min(plan.run.models(), key=lambda path: float(read_json(path.with_suffix(".json"))["loss"]))
+    return min(plan.run.models(), key=lambda path: float(read_document(path.with_suffix(".json")).get("loss", np.inf)))
 
 
 def judge_twin(plan: TwinPlan, checkpoint: Path) -> TwinVerdict:

@@ -52,18 +52,24 @@ WHOLE = ", without rounds"  # the same verdict by all candidates on all images, 
 
 
 class Study(NamedTuple):
-    """A GAN model, the number format of its networks, and its finetunes: their steps, and what else is set in each."""
+    """A GAN model, the number format of its networks, its steps and how often they are saved, and what else is set."""
 
     checkpoint: str
     precision: str
     iterations: int
+    checkpoint_every: int
     finetunes: dict[str, dict[str, Any]]
 
 
 SEED, MSE_TARGETS = "seed 0", "targets are the MSE results"  # `_freeze_mse_results` prepares the last one
 # RRDBNet loses much detail at the usual rate. The usual average of the weights covers more steps than there are.
-SLOW = {"learning_rate": 2e-5, "ema": 0.98}
-LARGE = {SEED: SLOW, "usual rate and average": {}, "L1 only": SLOW | {"gan_weight": 0}}
+SLOW = {"learning_rate": 2e-5, "ema": 0.98, "warmup": 72}
+LARGE = {
+    SEED: SLOW,
+    "120 steps": SLOW | {"iterations": 120, "checkpoint_every": 30},
+    "L1 only": SLOW | {"gan_weight": 0},
+    "usual rate and average": {},
+}
 SMALL: dict[str, dict[str, Any]] = {
     **{f"seed {seed}": {"seed": seed} for seed in range(3)},
     "average of 50 steps": {"ema": 0.98},
@@ -75,9 +81,9 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 # On a CPU with AMX, bfloat16 takes a quarter of the time.
 STUDIES = {
-    "RealESRGAN_x4plus": Study("RealESRGAN_x4plus.safetensors", "bfloat16", 120, LARGE),
-    "RealSR_DF2K": Study("RealSR_DF2K_x4.safetensors", "bfloat16", 120, LARGE),
-    "realesr-general-x4v3": Study("realesr-general-x4v3.pth", "float32", 300, SMALL),
+    "RealESRGAN_x4plus": Study("RealESRGAN_x4plus.safetensors", "bfloat16", 60, 10, LARGE),
+    "RealSR_DF2K": Study("RealSR_DF2K_x4.safetensors", "bfloat16", 60, 10, LARGE),
+    "realesr-general-x4v3": Study("realesr-general-x4v3.pth", "float32", 300, 75, SMALL),
 }
 ROWS, LARGEST, CROPS = 5, 220, 30
 LARGEST_JUDGED = 512  # the largest side of a sharp photo that judges twins
@@ -124,7 +130,7 @@ def _study(name: str, place: Place) -> None:
     _once(place, "mined", "mine", place.shared / "photos", mse_model=twin, gan_model=gan, workspace=place.workspace,
           min_area=MIN_AREA, keep_mse=True, precision=study.precision)  # fmt: skip
     held_out = _held_out(place)
-    recipe = {"preset": "cpu", "iterations": study.iterations, "checkpoint_every": study.iterations // 4,
+    recipe = {"preset": "cpu", "iterations": study.iterations, "checkpoint_every": study.checkpoint_every,
               "warmup": study.iterations * 3 // 5, "amp": study.precision}  # fmt: skip
     common = {"workspace": place.workspace, "group_by": "folder"}
     titles = []
@@ -213,6 +219,7 @@ def _write(name: str, place: Place, titles: list[str]) -> None:
     summary = []
     for title, (document, verdict) in documents.items():
         row = next(row for row in score_rows(verdict) if row["candidate"] == verdict.best)
+        row.pop("judged on", None)
         trained = place.results / f"{title}.trained.json"
         seconds = json.loads(trained.read_text())["seconds"] if trained.exists() else ""
         gate = "passed" if verdict.passed else "failed: " + " ".join(verdict.reasons)
@@ -239,7 +246,7 @@ def _other_detectors(place: Place) -> list[dict[str, Any]]:
     workspace = Workspace(place.workspace)
     mining, _ = load_settings(workspace)
     assert isinstance(mining, Mining)
-    checkpoints = mining.mse_model, mining.gan_model, Path(document["best"]["file"])
+    checkpoints = Path(mining.mse_model), mining.gan_model, Path(document["best"]["file"])
     mse, before, after = (load_model(path, precision=mining.precision) for path in checkpoints)
     found: dict[tuple[str, str], list[int]] = {}
     for name in document["images"]:

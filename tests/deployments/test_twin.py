@@ -29,7 +29,7 @@ def test_a_twin_is_written_with_its_origin_and_its_scores(place, desra, desra_he
     command = ("twin", place.photos, "--gan-model", place.gan, "--output", output, *TINY)
     run = desra(*command)
     assert run.returncode == 0, run.stderr
-    assert "6 photos to train on\n" in run.stderr
+    assert "5 photos to train on\n" in run.stderr
     assert run.stdout.endswith(f"\ntwin     {output}\n")
     assert re.search(r"\ntexture  mean similarity of twin and sharp photo 0\.\d{3}\n", run.stdout)
     assert re.findall(r"^(twin|gan|bicubic) +\d", run.stdout, re.MULTILINE) == ["twin", "gan", "bicubic"]
@@ -42,7 +42,10 @@ def test_a_twin_is_written_with_its_origin_and_its_scores(place, desra, desra_he
     assert again.returncode == 0
     assert again.stdout == "nothing to do: this twin was trained before\n" + run.stdout
     other = refusal(desra_here(*command, "--loss", "l2"))
-    assert "twin.training/run: holds a training with --loss l1, not l2; name another --output" in other
+    assert (
+        "twin.training/run: holds a training with --loss l1, not l2; give the same again, name another --output"
+        in other
+    )
 
 
 @pytest.mark.slow
@@ -85,8 +88,12 @@ def test_what_a_cycle_lacks_is_named_before_its_twin_is_trained(place, desra_her
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "notes.txt").touch()
+    (tmp_path / "empty").mkdir()
     for photos, more, reason in (
         (tmp_path / "none", (), "none: is no folder"),
+        (tmp_path / "empty", (), "empty: holds no images"),
+        (place.photos, ("--exclude", "*"), "holds no images, but"),
+        (place.photos, ("--labels", tmp_path / "empty"), "empty: holds no images"),
         (place.photos, ("--weights", "published"), "--weights: published needs class labels"),
         (place.photos, ("--perceptual", tmp_path / "vgg.pth"), "vgg.pth: does not exist"),
         (place.photos, ("--self",), "--self: True is not accepted (--twin-photos is given, too)"),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from desra_core.errors import UsageError
 from desra_core.files import content_key
 from desra_core.planning.plan import result_key, result_keys, target_of
 from desra_core.planning.reference import describe_reference
 from desra_core.settings import Detection, Mining
+from desra_core.workspace import Workspace
 
 
 @pytest.fixture
@@ -51,6 +54,34 @@ def test_a_twin_of_this_gan_model_of_its_parent_and_of_another(mining: Mining, t
     for text in ('{"loss": [1, 2]}', "[1, 2]"):  # of another tool
         history.write_text(text)
         assert "from another GAN model" in twin(mining, "0" * 32)
+
+
+def test_a_checkpoint_of_a_finetune_is_known_by_its_parents(mining: Mining, make_models, tmp_path: Path) -> None:
+    """Its JSON file names the parent; beside that, a promoted model, is the history."""
+    promoted = make_models(tmp_path / "promoted", scale=2)[1]
+    beside = mining.gan_model.with_suffix(".json")
+    beside.write_text(json.dumps({"parent": {"key": content_key(promoted), "path": str(promoted)}}))
+    promoted.with_name("history.json").write_text(json.dumps([{"model": "0" * 32}]))
+    for key in (content_key(promoted), "0" * 32):
+        assert "from the GAN model that this one was finetuned from (25.00 dB" in twin(mining, key)
+    promoted.unlink()
+    assert "from another GAN model" in twin(mining, "0" * 32)
+    for parent in ({"key": content_key(mining.gan_model), "path": str(mining.gan_model)}, "a text", {"path": 1}):
+        beside.write_text(json.dumps({"parent": parent}))  # its own parent, or of another tool
+        assert "from another GAN model" in twin(mining, "0" * 32)
+
+
+def test_the_workspaces_twin_must_be_of_this_model_unless_it_is_named(mining: Mining) -> None:
+    own = Workspace(mining.workspace).twin
+    own.parent.mkdir(parents=True)
+    shutil.copyfile(mining.mse_model, own)
+    own.with_suffix(".json").write_text(json.dumps({"parent": {"key": "0" * 32}}))
+    given = mining.model_dump(include={"photos", "gan_model", "workspace"})
+    with pytest.raises(UsageError, match=r"twin.pth: is the twin of another GAN model; delete .*/ws/twin and train"):
+        target_of(Mining(**given))
+    target_of(Mining(**given, mse_model=str(own)))
+    own.with_suffix(".json").write_text(json.dumps({"parent": {"key": content_key(mining.gan_model)}}))
+    target_of(Mining(**given))
 
 
 def test_bicubic_enlargement_and_files(mining: Mining) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -34,8 +35,10 @@ def test_the_seed_alone_decides_and_global_generators_stay_as_they_were(kind: st
     random.seed(1)
     np.random.seed(1)  # noqa: NPY002
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    on_errors = np.geterr()
     first = degrade(SHARP, 4, kind, (7, 1))  # type: ignore[arg-type]
     assert random.getstate() == states[0]
+    assert np.geterr() == on_errors
     assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), states[1], strict=True))  # noqa: NPY002
     random.seed(2)
     np.random.seed(2)  # noqa: NPY002
@@ -61,3 +64,10 @@ def test_channels_keep_their_places() -> None:
         photos = np.mean([degrade(red, 4, kind, (seed,)) for seed in range(10)], axis=0)  # type: ignore[arg-type]
         assert photos[:, :, 0].mean() > 0.6
         assert photos[:, :, 1:].mean() < 0.2
+
+
+def test_a_thread_that_did_not_import_basicsr_gets_no_warnings() -> None:
+    """The warnings would be errors here."""
+    with ThreadPoolExecutor(1) as threads:
+        for seed in range(8):
+            threads.submit(degrade, SHARP, 4, "real", (seed,)).result()

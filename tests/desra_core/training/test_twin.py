@@ -43,7 +43,7 @@ def test_held_out_photos_are_not_trained_on(twinning: Twinning) -> None:
     plan = plan_twin(twinning)
     assert plan.verdict is None
     count, errors = freeze_photos(plan, 4)
-    assert (count, errors) == (5, [])
+    assert (count, errors) == (4, [])
     training, held_out = (np.load(plan.run.data / f"{pool}.npy") for pool in ("training", "held_out"))
     assert training.shape[1:] == held_out.shape[1:] == (96, 96, 3)
     document = read_json(plan.run.document)
@@ -120,7 +120,7 @@ def test_copies_of_a_photo_are_in_one_pool(twinning: Twinning) -> None:
         photo = cv2.imread(str(path))
         assert cv2.imwrite(str(path.with_name(f"copy-of-{path.stem}.jpg")), photo)
     plan = plan_twin(twinning)
-    assert freeze_photos(plan, 4) == (10, [])
+    assert freeze_photos(plan, 4) == (8, [])
     pools = {Path(row["path"]).stem: row["pool"] for row in read_json(plan.run.document)["photos"]}
     assert sorted(pools.values()) == ["held_out"] * 2 + ["training"] * 8
     assert all(pools[f"photo{index}"] == pools[f"copy-of-photo{index}"] for index in range(5))
@@ -160,12 +160,17 @@ def test_another_twin_in_its_place_is_refused(twinning: Twinning) -> None:
 
 
 def test_a_cycle_trains_a_twin_of_its_own_model(twinning: Twinning, tmp_path: Path) -> None:
-    """Parts of a batch are those of the finetune's batch, not of the twin's."""
+    """Parts of a batch are those of the finetune's batch, if they divide the twin's too."""
     cycling = Cycling(photos=twinning.photos, gan_model=twinning.gan_model, workspace=tmp_path / "ws", preset="cpu",
                       accumulate=2, twin_photos=twinning.photos)  # fmt: skip
     asked = twinning_of(cycling)
     assert asked is not None
     assert (asked.batch, asked.accumulate) == (3, 1)
+    given = cycling.model_dump(include={"photos", "gan_model", "workspace", "twin_photos"})
+    for preset, parts, of_twin in (("cpu", 8, 1), ("paper", 4, 4), ("paper", 12, 12)):
+        other = twinning_of(Cycling(**given | {"preset": preset, "accumulate": parts}))
+        assert other is not None
+        assert other.accumulate == of_twin
     asked.output.parent.mkdir(parents=True)
     asked.output.touch()
     for key, fits in ((content_key(twinning.gan_model), True), ("of another one", False), (None, True)):
@@ -173,8 +178,21 @@ def test_a_cycle_trains_a_twin_of_its_own_model(twinning: Twinning, tmp_path: Pa
         if fits:
             assert twinning_of(cycling) is None
         else:
-            with pytest.raises(UsageError, match=r"is the twin of another GAN model; delete .*/ws/twin, and one of"):
+            with pytest.raises(UsageError, match=r"is the twin of another GAN model; delete .*/ws/twin and train one"):
                 twinning_of(cycling)
+            # What is named is taken as it is.
+            assert twinning_of(Cycling(**given | {"mse_model": asked.output})) is None
+
+
+def test_photos_are_left_out_by_globs_as_in_mining(twinning: Twinning) -> None:
+    first, second, *others = sorted(twinning.photos.iterdir())
+    rough = twinning.photos / "rough"
+    rough.mkdir()
+    for path in (first, second):
+        path.rename(rough / path.name)
+    for glob in ("rough", "rough/*", str(rough), f"{rough}/*"):
+        with pytest.raises(UsageError, match=f"has {len(others)} different photos to train on"):
+            freeze_photos(plan_twin(changed(twinning, exclude=(glob,))), 4)
 
 
 def test_a_twin_that_is_no_better_than_the_gan_model_is_not_written(twinning: Twinning) -> None:
@@ -222,7 +240,7 @@ def test_real_pairs_are_cut_at_one_place(twinning: Twinning, tmp_path: Path) -> 
     paired = changed(twinning, lr=tmp_path / "lr", batch=8)
     plan = plan_twin(paired)
     count, errors = freeze_photos(plan, 4)
-    assert count == 6
+    assert count == 5  # and one is held out
     assert {str(error).partition("; ")[0] for error in errors} == {
         f"{twinning.photos / 'alone.png'}: has no LR photos of its name in {tmp_path / 'lr'}",
         f"{tmp_path / 'lr/other.png'}: is 16x15, and its sharp photo 70x60",
@@ -247,7 +265,7 @@ def test_photos_of_the_corpus_itself_are_shrunk_and_the_sharpest_are_taken(
         path.rename(photos / f"sharp{index}.png")
     plan = plan_twin(changed(twinning, photos=photos, self=True))
     count, errors = freeze_photos(plan, 4)
-    assert (count, errors) == (6, [])
+    assert (count, errors) == (5, [])
     used = [Path(row["path"]) for row in read_json(plan.run.document)["photos"]]
     assert sorted(path.name for path in used) == [f"sharp{index}.png" for index in range(6)]
     halved = [cv2.resize(cv2.imread(str(path)), (120, 120), interpolation=cv2.INTER_AREA) for path in used]
