@@ -32,6 +32,7 @@ from desra_core.evaluation.metrics import compare_masks, pooled
 from desra_core.evaluation.table import as_markdown
 from desra_core.gate.criteria import Verdict, score_rows
 from desra_core.images.codec import decode, decode_mask
+from desra_core.images.parts import window_around
 from desra_core.networks import load_model, super_resolve
 from desra_core.planning.plan import load_settings
 from desra_core.settings import Mining
@@ -87,7 +88,7 @@ STUDIES = {
 }
 ROWS, LARGEST, CROPS = 5, 220, 30
 LARGEST_JUDGED = 512  # the largest side of a sharp photo that judges twins
-KINDS = {"lr": "LR, x4", "mse_sr": "MSE-SR", "before": "GAN-SR before", "after": "GAN-SR after"}
+KINDS = {"lr": "photo, x4", "before": "GAN-SR before", "mask": "mask", "after": "GAN-SR after"}
 
 
 class Place(NamedTuple):
@@ -232,12 +233,9 @@ def _write(name: str, place: Place, titles: list[str]) -> None:
     if f"MSE {SELF}" in titles:
         parts += [as_markdown(_judged_twins(place)), as_markdown([_agreement(place)])]
     (HERE / name / "results.md").write_text("\n\n".join(parts))
-    gate_folder = Workspace(place.workspace).gate
-    crops = documents[SEED][0]["pictures"][0]["crops"]
-    _draw(_shown(crops, gate_folder, 1, LARGEST)[:ROWS], gate_folder, 240).quantize(256).save(
-        HERE / name / "regions.png"
-    )
-    _draw(_shown(crops, gate_folder, 2)[:CROPS], gate_folder, 160).save(place.own / "crops.png")
+    picture = _draw(place, 1, 240, largest=LARGEST, rows=ROWS)
+    picture.quantize(256).save(HERE / name / "regions.png")
+    _draw(place, 2, 160).save(place.own / "crops.png")
 
 
 def _other_detectors(place: Place) -> list[dict[str, Any]]:
@@ -307,33 +305,34 @@ def _agreement(place: Place) -> dict[str, str]:
     return row(SELF, THRESHOLD, pooled(compare_masks(*pair) for pair in pairs))
 
 
-def _shown(crops: dict[str, str], gate: Path, per_image: int, largest: float = np.inf) -> list[dict[str, Any]]:
-    """Choose the most severe regions of up to ``largest`` px a side; ``crops`` are those of any region."""
-    folders = {kind: Path(path).parent for kind, path in crops.items()}
+def _draw(place: Place, per_image: int, side: int, *, largest: float = np.inf, rows: int = CROPS) -> Image.Image:
+    """Draw the most severe held-out regions of up to ``largest`` px a side: photo, result, mask and result after."""
+    document, _ = _verdict(place, SEED)
+    workspace = Workspace(place.workspace)
+    folders = {kind: workspace.gate / Path(path).parent for kind, path in document["pictures"][0]["crops"].items()}
     found = []
-    for path in (gate / folders["after"]).glob("*.json"):
-        document = json.loads(path.read_text())
-        severe = [region for region in document["regions"] if region["severity"] >= 0]  # others have no crops
+    for path in folders["after"].glob("*.json"):
+        judgement = json.loads(path.read_text())
+        severe = [region for region in judgement["regions"] if region["severity"] >= 0]  # others have no crops
         worst = sorted(severe, key=lambda region: -region["severity"])[:2]
         shown = [rank for rank, region in enumerate(worst) if max(region["width"], region["height"]) <= largest]
-        for rank in shown[:per_image]:
-            names = {kind: folder / f"{path.stem}-{rank}-{kind}.webp" for kind, folder in folders.items()}
-            found.append({"image": document["image"], "severity": worst[rank]["severity"], "crops": names})
-    return sorted(found, key=lambda picture: -picture["severity"])
-
-
-def _draw(pictures: list[dict[str, Any]], gate: Path, side: int) -> Image.Image:
-    """A row per region: LR, MSE-SR, and GAN-SR before and after."""
+        found += [(worst[rank], judgement["image"], path.stem, rank) for rank in shown[:per_image]]
+    found = sorted(found, key=lambda each: -each[0]["severity"])[:rows]
     margin, caption = 6, 20
-    size = (len(KINDS) * (side + margin) + margin, len(pictures) * (side + caption + margin) + margin)
+    size = (len(KINDS) * (side + margin) + margin, len(found) * (side + caption + margin) + margin)
     canvas = Image.new("RGB", size, "white")
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=13)
-    for number, picture in enumerate(pictures):
+    for number, (region, name, key, rank) in enumerate(found):
+        path = workspace.masks / f"{name}.png"
+        mask = decode_mask(path.read_bytes(), path)
+        window = window_around(*(region[each] for each in ("x", "y", "width", "height")), mask.shape)
         for column, (kind, title) in enumerate(KINDS.items()):
-            crop = Image.open(gate / picture["crops"][kind]).resize((side, side), Image.Resampling.LANCZOS)
+            file = folders.get(kind, Path()) / f"{key}-{rank}-{kind}.webp"
+            crop = Image.fromarray(mask[window.slices]) if kind == "mask" else Image.open(file)
+            crop = crop.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
             corner = margin + column * (side + margin), margin + number * (side + caption + margin)
-            pen.text(corner, f"{picture['image'][-20:]}: {title}" if column == 0 else title, fill="black", font=font)
-            canvas.paste(Image.fromarray(np.asarray(crop)), (corner[0], corner[1] + caption))
+            pen.text(corner, f"{name[-20:]}: {title}" if column == 0 else title, fill="black", font=font)
+            canvas.paste(crop, (corner[0], corner[1] + caption))
     return canvas
 
 
