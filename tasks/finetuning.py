@@ -34,6 +34,7 @@ from tasks.run_end import show_outcome, show_overview
 _RETRY_SECONDS = [10.0, 60.0]
 _SHOWN_LOSSES = 20
 _POLL_SECONDS = 1.0
+_PHOTOS_PER_LINE = 50
 
 
 @task(task_run_name="images", cache_policy=NO_CACHE)
@@ -60,7 +61,12 @@ def freeze_sharp_photos(plan: TwinPlan) -> None:
     scale = check_networks(plan.gan_model, plan.training)
     if plan.run.document.exists() and (plan.run.data / "held_out.npy").exists():
         return
-    photos, errors = freeze_photos(plan, scale)
+
+    def show(read: int, of: int) -> None:
+        if read and read % _PHOTOS_PER_LINE == 0:
+            say(f"{read} of {of} photos read")
+
+    photos, errors = freeze_photos(plan, scale, show)
     say_each("left out", errors)
     say(f"{counted(photos, 'photo')} to train on")
 

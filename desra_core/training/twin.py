@@ -10,7 +10,7 @@
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -155,8 +155,15 @@ def plan_twin(twinning: Twinning) -> TwinPlan:
     return TwinPlan(run, twinning.gan_model, twinning.training, twinning)
 
 
-def freeze_photos(plan: TwinPlan, scale: int) -> tuple[int, list[ImageError]]:
+def freeze_photos(
+    plan: TwinPlan, scale: int, on_photo: Callable[[int, int], None] = lambda _, __: None
+) -> tuple[int, list[ImageError]]:
     """Cut crops out of the photos, and write them and the document of the run.
+
+    Args:
+        plan: The training.
+        scale: That of the GAN model.
+        on_photo: Called before each photo with the number of photos read and of those to read.
 
     Returns:
         The number of photos to train on, and why others are left out.
@@ -166,7 +173,7 @@ def freeze_photos(plan: TwinPlan, scale: int) -> tuple[int, list[ImageError]]:
         TransientError: The disk is full or failed.
     """
     twinning = plan.twinning
-    photos, errors = _sharp_photos(plan, scale)
+    photos, errors = _sharp_photos(plan, scale, on_photo)
     groups = sorted({photo.group for photo in photos})
     if len(groups) < LEAST_PHOTOS:
         others = f", and {len(errors)} cannot be used, the first: {errors[0]}" if errors else ""
@@ -196,7 +203,9 @@ def freeze_photos(plan: TwinPlan, scale: int) -> tuple[int, list[ImageError]]:
     return len(pools["training"]), errors
 
 
-def _sharp_photos(plan: TwinPlan, scale: int) -> tuple[list[Sharp], list[ImageError]]:
+def _sharp_photos(
+    plan: TwinPlan, scale: int, on_photo: Callable[[int, int], None]
+) -> tuple[list[Sharp], list[ImageError]]:
     """Read the photos that can be used, each once, in the order of their content keys; list why others are left out."""
     twinning = plan.twinning
     found = _photos_in(twinning.photos, twinning)
@@ -213,7 +222,8 @@ def _sharp_photos(plan: TwinPlan, scale: int) -> tuple[list[Sharp], list[ImageEr
     window = (least + 2 * _margin(scale)) // scale
     photos: dict[str, Sharp] = {}
     signatures, groups = bytearray(), list[str]()
-    for row in files.take(np.sort(order)).to_pylist():
+    for number, row in enumerate(files.take(np.sort(order)).to_pylist()):
+        on_photo(number, len(order))
         path = root_of(twinning.photos) / row["path"]
         try:
             data = read_bytes(path)

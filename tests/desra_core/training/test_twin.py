@@ -42,8 +42,10 @@ def changed(twinning: Twinning, **values: Any) -> Twinning:
 def test_held_out_photos_are_not_trained_on(twinning: Twinning) -> None:
     plan = plan_twin(twinning)
     assert plan.verdict is None
-    count, errors = freeze_photos(plan, 4)
+    read: list[tuple[int, int]] = []
+    count, errors = freeze_photos(plan, 4, lambda *numbers: read.append(numbers))
     assert (count, errors) == (4, [])
+    assert read == [(number, 5) for number in range(5)]
     training, held_out = (np.load(plan.run.data / f"{pool}.npy") for pool in ("training", "held_out"))
     assert training.shape[1:] == held_out.shape[1:] == (96, 96, 3)
     document = read_json(plan.run.document)
