@@ -31,7 +31,7 @@ from desra_core.evaluation.fidelity import psnr, squared_error
 from desra_core.evaluation.metrics import compare_masks, pooled
 from desra_core.evaluation.table import as_markdown
 from desra_core.gate.criteria import Verdict, score_rows
-from desra_core.images.codec import decode, decode_mask
+from desra_core.images.codec import Pixels, decode, decode_mask
 from desra_core.images.parts import window_around
 from desra_core.networks import load_model, super_resolve
 from desra_core.planning.plan import load_settings
@@ -42,6 +42,7 @@ from desra_core.training.patches import freeze
 from desra_core.training.plan import begin, plan_finetune
 from desra_core.training.pools import Pools
 from desra_core.workspace import Workspace
+from desra_core.workspace.arrays import find_array
 from docs.real.photos import DATA, SCALE, make_photos
 from docs.references import THRESHOLD, row
 from tasks.logs import say
@@ -156,7 +157,7 @@ def _study(name: str, place: Place) -> None:
         titles.append(f"MSE {SELF}")
         _once(place, titles[-1], "compare", **common, after=place.self_twin)
     judges = set(_verdict(place, SEED)[0]["images"])
-    assert judges <= held_out, sorted(judges - held_out)
+    assert judges <= held_out.keys(), sorted(judges - held_out.keys())
     _write(name, place, titles)
 
 
@@ -181,8 +182,8 @@ def _once(place: Place, title: str, verb: str, *arguments: Path, **flags: Any) -
     result.write_text(json.dumps(document))
 
 
-def _held_out(place: Place) -> set[str]:
-    """Fix the held-out images before the first finetune, in a file that is checked afterwards."""
+def _held_out(place: Place) -> dict[str, str]:
+    """Fix the held-out images before the first finetune, in a file that is checked afterwards; return ids by name."""
     workspace = Workspace(place.workspace)
     fixed = HERE / place.own.name / "held_out.txt"
     if not fixed.exists():
@@ -191,7 +192,7 @@ def _held_out(place: Place) -> set[str]:
             images = [entry.image for entry in pools.with_artifacts("held_out")] + pools.clean("held_out", 1000)
         fixed.parent.mkdir(exist_ok=True)
         fixed.write_text("".join(f"{image.id} {image.names[0]}\n" for image in images))
-    return {line.split(maxsplit=1)[1] for line in fixed.read_text().splitlines()}
+    return {name: key for key, name in (line.split(maxsplit=1) for line in fixed.read_text().splitlines())}
 
 
 def _freeze_mse_results(settings: Finetuning) -> None:
@@ -240,19 +241,26 @@ def _write(name: str, place: Place, titles: list[str]) -> None:
 
 def _other_detectors(place: Place) -> list[dict[str, Any]]:
     """Count what other detectors mark on the held-out images, before and after the best finetune of seed 0."""
+    result_file = place.results / "other detectors.json"
+    if result_file.exists():
+        return list(json.loads(result_file.read_text()))
     document, _ = _verdict(place, SEED)
     workspace = Workspace(place.workspace)
-    mining, _ = load_settings(workspace)
+    mining, target = load_settings(workspace)
     assert isinstance(mining, Mining)
-    checkpoints = Path(mining.mse_model), mining.gan_model, Path(document["best"]["file"])
-    mse, before, after = (load_model(path, precision=mining.precision) for path in checkpoints)
     found: dict[tuple[str, str], list[int]] = {}
     for name in document["images"]:
         path = next(path for path in (place.shared / "photos").glob(f"{glob.escape(name)}.*"))
         lr = decode(path.read_bytes(), path).pixels[:, :, :3]
-        mse_sr = super_resolve(mse, lr).pixels
-        for state, model in (("before", before), ("after", after)):
-            inputs = DetectorInputs(mse_sr, super_resolve(model, lr).pixels, lr)
+
+        def result(model: Path, role: str = "", key: str | None = None, name: str = name, lr: Pixels = lr) -> Pixels:
+            stored = find_array(workspace, _held_out(place)[name], role, key=key) if key else None
+            return super_resolve(load_model(model, precision=mining.precision), lr).pixels if stored is None else stored
+
+        mse_sr = result(Path(mining.mse_model), "mse_sr", target.mse_sr_key)
+        before = result(mining.gan_model, "gan_sr", target.gan_sr_key)
+        for state, gan_sr in (("before", before), ("after", result(Path(document["best"]["file"])))):
+            inputs = DetectorInputs(mse_sr, gan_sr, lr)
             for method in ("desra", "ldl", "ssim"):
                 detector = applied(method)
                 scores = detector.score(name, inputs, WINDOW, TILE, 1)
@@ -260,10 +268,12 @@ def _other_detectors(place: Place) -> list[dict[str, Any]]:
                 counts = found.setdefault((method, state), [0, 0, 0])
                 regions = len(find_regions(mask, -scores))
                 counts[:] = [counts[0] + regions, counts[1] + (regions > 0), counts[2] + int(mask.sum())]
-    return [
+    rows = [
         {"detector": method, "finetune": state, "regions": regions, "images": images, "pixels": pixels}
         for (method, state), (regions, images, pixels) in found.items()
     ]
+    result_file.write_text(json.dumps(rows))
+    return rows
 
 
 def _judged_twins(place: Place) -> list[dict[str, str]]:
