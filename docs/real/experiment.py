@@ -81,7 +81,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "keep weight 1": {"keep_weight": 1},
     **{f"{count} images": {"images": count} for count in (5, 10)},
 }
-# On a CPU with AMX, bfloat16 takes a quarter of the time.
+# On a CPU with AMX, inference in bfloat16 takes a quarter of the time.
 STUDIES = {
     "RealESRGAN_x4plus": Study("RealESRGAN_x4plus.safetensors", "bfloat16", 60, 10, LARGE),
     "RealSR_DF2K": Study("RealSR_DF2K_x4.safetensors", "bfloat16", 60, 10, LARGE),
