@@ -85,7 +85,7 @@ def main(folder: Path) -> None:
                 words = "semantic weights" if weighting == "published" else "weight 1"
                 regions = counted(sum(compare_masks(mask, mask).marked for mask in truth), "region")
                 share = in_percent(float(np.mean([mask.mean() for mask in truth])))
-                print(f"{words.capitalize()}, minimal area {min_area} px; the twin marks {regions}, {share}:\n")  # noqa: T201
+                print(f"{words.capitalize()}, minimal area {min_area} px; the standard marks {regions}, {share}:\n")  # noqa: T201
                 rows = [row for title, maps in compared.items() for row in rows_of(title, maps, masks, truth)]
                 print(as_markdown(rows), end="\n\n", flush=True)  # noqa: T201
 
@@ -126,10 +126,10 @@ def rows_of(
         for threshold in THRESHOLDS
     }
     best = max(THRESHOLDS, key=lambda threshold: agreements[threshold].iou or 0.0)
-    return [row(title, threshold, agreements[threshold]) for threshold in dict.fromkeys((THRESHOLD, best))]
+    return [agreement_row(title, threshold, agreements[threshold]) for threshold in dict.fromkeys((THRESHOLD, best))]
 
 
-def row(title: str, threshold: float, counts: Agreement) -> dict[str, str]:
+def agreement_row(title: str, threshold: float, counts: Agreement) -> dict[str, str]:
     """Write a line of a table; precision and recall are those of pixels."""
     return {
         "reference": title,

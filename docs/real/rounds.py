@@ -4,7 +4,7 @@ Goes through the rounds with the judgements that ``experiment.py`` has left in a
 candidates were all judged on all images: in the order of the gate, and in random orders of the images, since the first
 images decide whom the rounds drop. Prints a table.
 
-    python docs/real/rounds.py FOLDER/realesr-general-x4v3/workspace
+    python -m docs.real.rounds FOLDER/realesr-general-x4v3/workspace
 """
 
 from __future__ import annotations
