@@ -77,7 +77,7 @@ class TooLargeError(TransientError):
 
 def described(error: BaseException) -> str:
     """Return the type and message of an error in one line of at most 300 characters."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")[:300]
 
 
 def may_pass(error: object) -> bool:

@@ -259,7 +259,7 @@ class TiffPicture(Picture):
     def __init__(self, data: bytes, path: Path) -> None:
         super().__init__(data, path)
         try:
-            with np.errstate(over="ignore"):  # damaged files may claim too many samples
+            with np.errstate(all="ignore"):  # damaged files may claim too many samples
                 self._page, *further = _full_pages(TiffFile(io.BytesIO(data)))
             page = self._page
             self.further_pages = len(further)
@@ -287,7 +287,8 @@ class TiffPicture(Picture):
         page = self._page
         overruns = False
         try:
-            overruns = self._check_segments()
+            with np.errstate(all="ignore"):  # damaged files may claim tiles of no size
+                overruns = self._check_segments()
             # tifffile's axes: planes, depth, rows, columns, samples.
             stored = page.asarray(squeeze=False, maxworkers=1, buffersize=_BUFFER)[:, 0]
             samples: Pixels = np.moveaxis(stored[..., 0], 0, 2) if page.planarconfig == 2 else stored[0]
@@ -395,7 +396,8 @@ class TiffPicture(Picture):
 
 def stored_tiff_size(file: BinaryIO) -> tuple[int, int]:
     """Return ``(H, W)`` of the picture as stored (raises as tifffile does for damaged files)."""
-    page = _full_pages(TiffFile(file))[0]
+    with np.errstate(all="ignore"):
+        page = _full_pages(TiffFile(file))[0]
     return int(page.imagelength), int(page.imagewidth)
 
 

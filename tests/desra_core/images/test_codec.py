@@ -302,6 +302,14 @@ def test_damage_gives_an_image_or_an_image_error(kind: str, data: st.DataObject)
     assert isinstance(result, ImageError) or result.pixels.shape[2] in (1, 3)
 
 
+def test_a_header_that_divides_by_zero_is_refused_without_a_warning() -> None:
+    """Hypothesis found it. Warnings are errors here."""
+    damaged = bytearray(WHOLE["zstd tiles"])
+    damaged[159] = 4
+    with np.errstate(all="warn"):  # in whatever state other packages have left it
+        assert isinstance(outcome_of(bytes(damaged)), ImageError)
+
+
 @pytest.mark.parametrize(("tag", "kind"), [(0x0111, 12), (0x0111, 5)])
 def test_tiffs_with_senseless_offsets(tag: int, kind: int) -> None:
     """A damaged directory may say that a strip begins at 3.7 bytes."""
