@@ -3,7 +3,7 @@
 For each model: trains its twin on sharp photos, mines the photos of ``photos.py``, fixes the list of held-out images,
 finetunes, and judges by these images, by the commands a user would type (but for the finetune on whole MSE results).
 Needs ``../shared/data``, which is not published, and on two cores some five hours. What is done is not repeated, and
-what the images judge is checked against the list. Writes ``held_out.txt``, ``results.md`` and ``regions.png`` of each
+what the images judge is checked against the list. Writes ``held_out.txt``, ``results.md`` and ``regions.webp`` of each
 model beside this file, and ``FOLDER/MODEL/crops.png``.
 
     python -m docs.real.experiment FOLDER [MODEL]
@@ -287,7 +287,7 @@ def _look(place: Place) -> None:
     say(f"{place.own.name}: what other detectors mark")
     results = Results(place)
     picture = _draw(place, results, per_image=1, rows=ROWS)
-    picture.save(place.published / "regions.png", optimize=True)
+    picture.save(place.published / "regions.webp", quality=92, method=6)
     _draw(place, results, per_image=3, rows=CROPS).save(place.own / "crops.png")
     rows = []
     for method in ("desra", "ldl", "ssim"):
