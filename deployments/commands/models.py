@@ -79,9 +79,10 @@ def twin_first(settings: Cycling, machine: Machine) -> int:
     if twinning is None:
         return 0
     if not isinstance(settings, Serving):  # desra serve has checked all of it
-        match(gate.mining_of(settings).sources, settings.workspace)  # are there photos, and labels of them?
+        mining = gate.mining_of(settings)
+        match(mining.sources, settings.workspace)  # refuses folders without photos, or without labels of them
         gate.check_mining(settings)
-        gate.check_training(settings, gate.mining_of(settings))
+        gate.check_training(settings, mining)
     say(f"training the MSE twin of {settings.gan_model} first, since there is none")
     return run_twin(twinning, machine)
 

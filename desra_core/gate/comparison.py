@@ -80,7 +80,7 @@ class Comparison(ComparedModels):
         """
         pair = [Path(model) for model in (self.before, self.mse_model) if model and str(model) != BICUBIC]
         files = [candidate.model for candidate in self.candidates if candidate.model]
-        largest = max(file.stat().st_size for file in (*files, *pair))  # a pair in half precision counts as a candidate
+        largest = max(file.stat().st_size for file in (*files, *pair))  # a pair in half precision takes as much memory
         count = max(1, KEPT_BYTES // largest - len(pair))
         names = [candidate.name for candidate in self.candidates]
         groups = [names[start : start + count] for start in range(0, len(names), count)]

@@ -197,7 +197,7 @@ def enlarge_stage(
     old = results.old()
     results.labels(old)
     for candidate in _unjudged(image, missing, workspace, models):
-        if candidate.model or job.class_weights is not None:  # labels alone need the control's noise on a GPU
+        if candidate.model or job.class_weights is not None:  # only labels of the control need its result here
             results.labels(results.of(candidate, old), candidate)
 
 

@@ -289,8 +289,8 @@ class TiffPicture(Picture):
         try:
             with np.errstate(all="ignore"):  # damaged files may claim tiles of no size
                 overruns = self._check_segments()
-            # tifffile's axes: planes, depth, rows, columns, samples.
-            stored = page.asarray(squeeze=False, maxworkers=1, buffersize=_BUFFER)[:, 0]
+                # tifffile's axes: planes, depth, rows, columns, samples.
+                stored = page.asarray(squeeze=False, maxworkers=1, buffersize=_BUFFER)[:, 0]
             samples: Pixels = np.moveaxis(stored[..., 0], 0, 2) if page.planarconfig == 2 else stored[0]
             if self._alpha is None or indices:
                 return self._colours(samples, indices=indices)

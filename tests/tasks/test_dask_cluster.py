@@ -130,7 +130,10 @@ def test_tls_on_one_side_alone_is_one_line(tmp_path: Path) -> None:
     config = certificates(tmp_path, security)
     (tmp_path / "others").mkdir()
     others = certificates(tmp_path / "others", Security.temporary())
-    unanswered = r"no Dask scheduler answers \(\w+.*\); start it, give tls:// or tcp:// as it has, with certificates in"
+    unanswered = (
+        r"no Dask scheduler answers \(\w+(: .*)?\); start it, "
+        "give tls:// or tcp:// as it has, with certificates in"
+    )
     with scheduler(security) as encrypted, scheduler(None) as plain:
         cases: list[tuple[str, dict[str, str], str]] = [
             (f"tcp://{encrypted}", {}, unanswered),
