@@ -241,7 +241,7 @@ def _write(place: Place) -> None:
         tables.append(f"### {path.stem}\n\n{as_markdown(rows)}")
     others = [path.read_text() for path in sorted(place.results.glob("*.md"))]
     place.published.mkdir(exist_ok=True)
-    parts = ["# Results", as_markdown(summary), *others, as_markdown(costs), *tables]
+    parts = ["# Results", as_markdown(summary) if summary else "", *others, as_markdown(costs), *tables]
     (place.published / "results.md").write_text("\n\n".join(filter(None, parts)) + "\n")
 
 
