@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import TypeAlias
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
@@ -25,7 +25,7 @@ TILE = 256
 
 _EPSILON = 1e-8
 _STABILISER = (0.03 * 255) ** 2  # C of Eq. 7, for samples in 0..255
-_Kernel: TypeAlias = Callable[..., npt.NDArray[np.float32]]
+_Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 _DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "float32", "float64"))
 
 
@@ -74,10 +74,7 @@ def variance_similarity(
 
     channels = max(x.shape[2], y.shape[2])
     halo = window // 2
-    # The normalised Gaussian window, from its centre outwards.
-    half = [math.exp(-0.5 * (k / sigma) * (k / sigma)) for k in range(halo + 1)]
-    total = half[0] + 2 * math.fsum(half[1:])
-    taps = tuple(value / total for value in half)
+    taps = gaussian(halo, sigma)
     similarity = np.empty((height - 2 * halo, width - 2 * halo), np.float32)
 
     def fill_share(thread: int) -> None:
@@ -90,6 +87,13 @@ def variance_similarity(
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(fill_share, range(threads)))
     return SimilarityMap(similarity, halo)
+
+
+def gaussian(radius: int, sigma: float) -> tuple[float, ...]:
+    """Make the normalised Gaussian window, from its centre outwards to ``radius``."""
+    half = [math.exp(-0.5 * (k / sigma) * (k / sigma)) for k in range(radius + 1)]
+    total = half[0] + 2 * math.fsum(half[1:])
+    return tuple(value / total for value in half)
 
 
 def _colours(image: Samples, name: str) -> Samples:
@@ -116,17 +120,17 @@ def _rows(part: Samples, channels: int) -> npt.NDArray[np.float64]:
     return rows.reshape(height, width * channels)
 
 
-def _compiled(kernel: _Kernel) -> _Kernel:
+def compiled(kernel: _Kernel) -> _Kernel:
     """Compile a function at its first call, and cache the compiled code on disk where a folder is writable."""
     # No fastmath: with fastmath, the value of a sample could depend on its place in a vector, and thus on the tile.
     try:
-        compiled: _Kernel = numba.njit(nogil=True, error_model="numpy", cache=True)(kernel)
+        machine_code: _Kernel = numba.njit(nogil=True, error_model="numpy", cache=True)(kernel)
     except RuntimeError:  # neither package nor home folder is writable: every process compiles
-        compiled = numba.njit(nogil=True, error_model="numpy")(kernel)
-    return compiled
+        machine_code = numba.njit(nogil=True, error_model="numpy")(kernel)
+    return machine_code
 
 
-@_compiled
+@compiled
 def _filtered(
     x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], taps: tuple[float, ...], channels: int
 ) -> npt.NDArray[np.float32]:

@@ -1,6 +1,6 @@
 """Measure how much two results of one photo differ: outside of a mask, in sharpness, and as people see it (LPIPS).
 
-All measures but LPIPS use float64 values in 0..255 (uint16 / 257), and read strips of rows to bound the memory.
+All measures but LPIPS use float64 values in 0..255 (uint16 / 257), and read the images part by part.
 
 LPIPS (Zhang et al. 2018) is a distance of two images in the features of AlexNet, close to people's judgement. Its heads
 come with the package ``lpips``. The weights of AlexNet come from a file of the user; nothing is downloaded.
@@ -11,29 +11,28 @@ from __future__ import annotations
 import math
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from desra_core import third_party
+from desra_core.detection.mask import WINDOW
+from desra_core.detection.similarity import SIGMA, compiled, gaussian
 from desra_core.errors import UsageError
-from desra_core.images.codec import Mask, Pixels, grey_levels, luminance
-from desra_core.images.parts import Rectangle, row_strips, windows
+from desra_core.images.codec import LUMINANCE, Mask, Pixels
+from desra_core.images.parts import Rectangle, grid, windows
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-# The SSIM of a pixel depends on this many pixels to each side, with the Gaussian of Wang et al. (2004).
-_SSIM_HALO = 5
-# Keeps the similarity of gradients defined where both are 0; for values in 0..255.
+_HALO = WINDOW // 2
+_TAPS = gaussian(_HALO, SIGMA)
+# Keep quotients defined where both images are flat; for values in 0..255.
+_C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 _GRADIENT_STABILISER = 170.0
-# The number of pixels of a strip. It bounds the extra memory to some 50 MB; larger strips are not faster.
-_STRIP = 2**18
-_DERIVATIVE = np.array([1.0, 0.0, -1.0])
-_MEAN = np.full(3, 1 / 3)
+_TILE = 256  # the side of the parts that are measured at a time
 # The smallest side, in pixels, that AlexNet's two poolings do not reduce to nothing.
 _LEAST = 31
 # Larger images are cut into windows of this side, because the features of a pair take about 200 bytes per pixel.
@@ -41,76 +40,50 @@ _WINDOW = 1024
 _ALEXNET = "give the AlexNet weights of torchvision, alexnet-owt-7be5be79.pth"
 
 
-def squared_error(before: Pixels, after: Pixels, outside: Mask) -> float:
-    """Sum up the squared differences over the pixels outside of a mask. A pixel counts with the mean of its channels.
+class Fidelity(NamedTuple):
+    """How two results of one photo differ, in grey levels of 255 (uint16 / 257)."""
+
+    squared_error: float  # summed over the pixels outside of the mask; a pixel counts with the mean of its channels
+    ssim: float  # mean over the pixels outside
+    gradient_similarity: float  # mean over the pixels outside
+    sharpness_before: float  # mean gradient magnitude of the whole result, in levels per pixel
+    sharpness_after: float
+
+
+def measure_fidelity(before: Pixels, after: Pixels, outside: Mask) -> Fidelity:
+    """Measure how two results differ outside of a mask, and how sharp both are. All but the first is of luminance.
+
+    SSIM is that of Wang et al. (2004): Gaussian window of 11x11 px and sigma 1.5, population covariance, K1 = 0.01 and
+    K2 = 0.03. The similarity of gradients is ``(2 g h + c) / (g^2 + h^2 + c)`` with c = 170 and Prewitt gradients g and
+    h (Xue et al. 2014, GMSD). Unlike there, images are not halved first, because finetuning may cost fine texture, and
+    the result is the mean, not the deviation. Both are 1 for equal images, and they read pixels inside of the mask
+    where their window reaches there. Border pixels are reflected.
 
     Args:
-        before, after: ``(H, W, 1 or 3)`` uint8 or uint16, of one shape.
+        before, after: ``(H, W, 1 or 3)`` uint8 or uint16, of one shape and dtype, of at least 11 px a side.
         outside: ``(H, W)`` bool, the pixels that count.
 
-    Returns:
-        Squared grey levels of 255. The sums of several images may be added up for `psnr`.
-
     Raises:
-        ValueError: The shapes differ, or no pixel is outside.
+        ValueError: The shapes or dtypes differ, a side is too small, or no pixel is outside.
     """
-    _check_shapes(before, after, outside)
-    total = 0.0
-    for rows in row_strips(before.shape, _STRIP):
-        difference = grey_levels(before[rows][outside[rows]]) - grey_levels(after[rows][outside[rows]])
-        total += float(np.square(difference, out=difference).sum())
-    return total / int(before.shape[2])
-
-
-def psnr(squared_error_sum: float, pixels: int) -> float:
-    """Compute the peak signal-to-noise ratio in dB from a `squared_error` and its number of pixels; infinite for 0."""
-    if squared_error_sum == 0:
-        return math.inf
-    return 10 * math.log10(255**2 * pixels / squared_error_sum)
-
-
-def structural_similarity(before: Pixels, after: Pixels, outside: Mask) -> float:
-    """Average the SSIM map (Wang et al. 2004) of luminance over the pixels outside.
-
-    Gaussian window of sigma 1.5, population covariance, K1 = 0.01 and K2 = 0.03, borders reflected. The window of a
-    pixel outside may reach into the mask. Parameters and errors are those of `squared_error`; images have at least
-    11 px a side. Returns -1..1, exactly 1 for equal images.
-    """
-    from skimage.metrics import structural_similarity as ssim
-
-    pixels = _check_shapes(before, after, outside)
-    total = 0.0
-    for rows in row_strips(outside.shape, _STRIP):
-        source, kept = _with_halo(rows, len(outside), _SSIM_HALO, 2 * _SSIM_HALO + 1)
-        x, y = (luminance(grey_levels(image[source])) for image in (before, after))
-        _, similarity = ssim(  # type: ignore[no-untyped-call]
-            x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, full=True
+    if before.shape != after.shape or before.shape[:2] != outside.shape or before.dtype != after.dtype:
+        raise ValueError(
+            f"images of the shapes {before.shape} and {after.shape}, {before.dtype} and {after.dtype}, with a mask of "
+            f"{outside.shape} do not belong together"
         )
-        total += float(similarity[kept][outside[rows]].sum())
-    return total / pixels
-
-
-def gradient_similarity(before: Pixels, after: Pixels, outside: Mask) -> float:
-    """Average the similarity of the gradient magnitudes of luminance over the pixels outside (Xue et al. 2014, GMSD).
-
-    ``(2 g h + c) / (g^2 + h^2 + c)`` with c = 170 and Prewitt gradients g and h. Unlike in the paper, images are not
-    halved first, because finetuning may cost fine texture, and the result is the mean, not the deviation. Parameters
-    and errors are those of `squared_error`. Returns 0..1, exactly 1 for equal images.
-    """
-    pixels = _check_shapes(before, after, outside)
-    total = 0.0
-    for rows in row_strips(outside.shape, _STRIP):
-        g, h = (_gradient_magnitude(image, rows)[outside[rows]] for image in (before, after))
-        similarity = (2 * g * h + _GRADIENT_STABILISER) / (g * g + h * h + _GRADIENT_STABILISER)
-        total += float(similarity.sum())
-    return total / pixels
-
-
-def sharpness(pixels: Pixels) -> float:
-    """Average the gradient magnitude of luminance, in grey levels of 255 per pixel."""
-    height, width = map(int, pixels.shape[:2])
-    total = sum(float(_gradient_magnitude(pixels, rows).sum()) for rows in row_strips((height, width), _STRIP))
-    return total / (2 * height * width)  # Prewitt's differences span two pixels
+    height, width = outside.shape
+    if min(height, width) < WINDOW:
+        raise ValueError(f"{width}x{height} pixels are fewer than the {WINDOW}x{WINDOW} window")
+    pixels = int(np.count_nonzero(outside))
+    if pixels == 0:
+        raise ValueError("no pixel lies outside")
+    level = 257.0 if before.dtype == np.uint16 else 1.0
+    sums = np.zeros(len(Fidelity._fields))
+    for part in grid(height, width, _TILE):
+        counts = outside[part.slices].view(np.uint8)
+        sums += _summed(_with_halo(before, part), _with_halo(after, part), counts, _TAPS, LUMINANCE, level)
+    sums /= before.shape[2], pixels, pixels, 2 * height * width, 2 * height * width  # Prewitt's differences span 2 px
+    return Fidelity(*sums.tolist())
 
 
 def load_lpips(path: Path) -> nn.Module:
@@ -169,30 +142,115 @@ def lpips_distance(model: nn.Module, before: Pixels, after: Pixels) -> float:
     return float(np.mean(distances))
 
 
-def _check_shapes(before: Pixels, after: Pixels, outside: Mask) -> int:
-    """Check the shapes, and count the pixels outside."""
-    if before.shape != after.shape or before.shape[:2] != outside.shape:
-        raise ValueError(f"the shapes {before.shape}, {after.shape} and {outside.shape} do not belong together")
-    pixels = int(np.count_nonzero(outside))
-    if pixels == 0:
-        raise ValueError("no pixel lies outside")
-    return pixels
+def _with_halo(pixels: Pixels, part: Rectangle) -> Pixels:
+    """Copy a part and the pixels around it that SSIM reads; the image is reflected at its borders."""
+    rows, columns = (slice(max(0, each.start - _HALO), each.stop + _HALO) for each in part.slices)
+    missing = [
+        (max(0, _HALO - each.start), max(0, each.stop + _HALO - side))
+        for each, side in zip(part.slices, pixels.shape, strict=False)
+    ]
+    return np.pad(pixels[rows, columns], [*missing, (0, 0)], mode="symmetric")
 
 
-def _with_halo(rows: slice, height: int, halo: int, least: int = 1) -> tuple[slice, slice]:
-    """Find the rows that a filter reads to fill a strip (at least ``least``), and the strip's place in these rows."""
-    first = max(0, min(rows.start - halo, height - least))
-    last = min(height, max(rows.stop + halo, least))
-    return slice(first, last), slice(rows.start - first, min(rows.stop, height) - first)
+@compiled
+def _luminance(part: Pixels, weights: tuple[float, ...], level: float) -> npt.NDArray[np.float64]:
+    """Convert a part to luminance in levels of 255; ``level`` is one of them."""
+    height, width, channels = part.shape
+    values = np.empty((height, width))
+    for row in range(height):
+        for column in range(width):
+            # Unsigned: where an index may be negative, the compiled code reads samples singly.
+            i = np.uint64(column)
+            if channels == 1:
+                values[row, i] = part[row, i, 0] / level
+            else:
+                red, green, blue = part[row, i, 0] / level, part[row, i, 1] / level, part[row, i, 2] / level
+                values[row, i] = weights[0] * red + weights[1] * green + weights[2] * blue
+    return values
 
 
-def _gradient_magnitude(pixels: Pixels, rows: slice) -> npt.NDArray[np.float64]:
-    """Compute ``sqrt(gx^2 + gy^2)`` of a strip of rows, by Prewitt's filters divided by 3, border pixels repeated."""
-    source, kept = _with_halo(rows, len(pixels), 1)
-    grey = luminance(grey_levels(pixels[source]))
-    across = cv2.sepFilter2D(grey, cv2.CV_64F, _DERIVATIVE, _MEAN, borderType=cv2.BORDER_REPLICATE)
-    down = cv2.sepFilter2D(grey, cv2.CV_64F, _MEAN, _DERIVATIVE, borderType=cv2.BORDER_REPLICATE)
-    return np.asarray(np.hypot(across, down)[kept])
+@compiled
+def _gradient(values: npt.NDArray[np.float64], row: int, column: int) -> float:
+    """Compute ``sqrt(gx^2 + gy^2)`` of a pixel by Prewitt's filters divided by 3."""
+    above, below = row - 1, row + 1
+    a, c, b = np.uint64(column - 1), np.uint64(column), np.uint64(column + 1)
+    across = values[above, b] - values[above, a] + values[row, b] - values[row, a] + values[below, b] - values[below, a]
+    down = (
+        values[below, a] - values[above, a] + values[below, c] - values[above, c] + values[below, b] - values[above, b]
+    )
+    return math.sqrt((across / 3) * (across / 3) + (down / 3) * (down / 3))
+
+
+@compiled
+def _summed(
+    before: Pixels,
+    after: Pixels,
+    outside: npt.NDArray[np.uint8],
+    taps: tuple[float, ...],
+    weights: tuple[float, ...],
+    level: float,
+) -> tuple[float, float, float, float, float]:
+    """Sum up the measures of a part, whose pixels come with their halo."""
+    radius = len(taps) - 1
+    height, width = outside.shape
+    samples, channels = before.shape[1:]
+    x, y = _luminance(before, weights, level), _luminance(after, weights, level)
+    # For one row: x, y, x^2, y^2 and xy summed over the rows of the window, and the measures of each pixel.
+    sum_x, sum_y = np.empty(samples), np.empty(samples)
+    sum_xx, sum_yy, sum_xy = np.empty(samples), np.empty(samples), np.empty(samples)
+    errors, similarities, gradients = np.empty(width), np.empty(width), np.empty(width)
+    sharp_x, sharp_y = np.empty(width), np.empty(width)
+    squared_error, ssim, gradient_similarity, sharpness_x, sharpness_y = 0.0, 0.0, 0.0, 0.0, 0.0
+    for row in range(height):
+        centre = row + radius
+        for i in range(samples):
+            p, q = x[centre, i], y[centre, i]
+            m_x, m_y = taps[0] * p, taps[0] * q
+            m_xx, m_yy, m_xy = taps[0] * (p * p), taps[0] * (q * q), taps[0] * (p * q)
+            for k in range(1, radius + 1):
+                p, p2 = x[centre - k, i], x[centre + k, i]
+                q, q2 = y[centre - k, i], y[centre + k, i]
+                m_x += taps[k] * (p + p2)
+                m_y += taps[k] * (q + q2)
+                m_xx += taps[k] * (p * p + p2 * p2)
+                m_yy += taps[k] * (q * q + q2 * q2)
+                m_xy += taps[k] * (p * q + p2 * q2)
+            sum_x[i], sum_y[i], sum_xx[i], sum_yy[i], sum_xy[i] = m_x, m_y, m_xx, m_yy, m_xy
+        for i in range(width):
+            c = np.uint64(i + radius)
+            m_x, m_y = taps[0] * sum_x[c], taps[0] * sum_y[c]
+            m_xx, m_yy, m_xy = taps[0] * sum_xx[c], taps[0] * sum_yy[c], taps[0] * sum_xy[c]
+            for k in range(1, radius + 1):
+                a, b = np.uint64(i + radius - k), np.uint64(i + radius + k)
+                m_x += taps[k] * (sum_x[a] + sum_x[b])
+                m_y += taps[k] * (sum_y[a] + sum_y[b])
+                m_xx += taps[k] * (sum_xx[a] + sum_xx[b])
+                m_yy += taps[k] * (sum_yy[a] + sum_yy[b])
+                m_xy += taps[k] * (sum_xy[a] + sum_xy[b])
+            var_x, var_y, cov = m_xx - m_x * m_x, m_yy - m_y * m_y, m_xy - m_x * m_y
+            # Sums of two equal terms, not products with 2, so that equal images have a quotient of exactly 1.
+            top = (m_x * m_y + m_x * m_y + _C1) * (cov + cov + _C2)
+            similarities[i] = top / ((m_x * m_x + m_y * m_y + _C1) * (var_x + var_y + _C2))
+        for i in range(width):
+            g, h = _gradient(x, centre, i + radius), _gradient(y, centre, i + radius)
+            sharp_x[i], sharp_y[i] = g, h
+            gradients[i] = (g * h + g * h + _GRADIENT_STABILISER) / (g * g + h * h + _GRADIENT_STABILISER)
+        for i in range(width):
+            c = np.uint64(i + radius)
+            red = float(before[centre, c, 0]) - float(after[centre, c, 0])
+            errors[i] = red * red
+            if channels == 3:
+                green = float(before[centre, c, 1]) - float(after[centre, c, 1])
+                blue = float(before[centre, c, 2]) - float(after[centre, c, 2])
+                errors[i] += green * green + blue * blue
+        for i in range(width):
+            counts = outside[row, i]
+            squared_error += errors[i] * counts
+            ssim += similarities[i] * counts
+            gradient_similarity += gradients[i] * counts
+            sharpness_x += sharp_x[i]
+            sharpness_y += sharp_y[i]
+    return squared_error / (level * level), ssim, gradient_similarity, sharpness_x, sharpness_y
 
 
 def _batch(pixels: Pixels, part: Rectangle) -> torch.Tensor:

@@ -381,6 +381,11 @@ def wilson_interval(successes: int, trials: int, *, deviations: float = _Z) -> I
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def psnr(squared_error: float, pixels: int) -> float:
+    """Compute the peak signal-to-noise ratio in dB from a sum of squared errors, in levels of 255; infinite for 0."""
+    return 10 * math.log10(255**2 * pixels / squared_error) if squared_error else math.inf
+
+
 def ratio(part: float, whole: float) -> float | None:
     """Divide, or return None where the whole is 0."""
     return part / whole if whole else None

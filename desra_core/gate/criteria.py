@@ -14,8 +14,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from desra_core.errors import UsageError
-from desra_core.evaluation.fidelity import psnr
-from desra_core.evaluation.metrics import Interval, ratio, wilson_interval
+from desra_core.evaluation.metrics import Interval, psnr, ratio, wilson_interval
 from desra_core.evaluation.table import counted, in_percent
 from desra_core.settings.models import Gate
 from desra_core.workspace import Workspace

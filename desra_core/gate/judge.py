@@ -28,8 +28,7 @@ from desra_core.detection.class_weights import class_name
 from desra_core.detection.mask import MIN_AREA, THRESHOLD, WINDOW, Components
 from desra_core.detection.similarity import TILE
 from desra_core.errors import ImageError, UsageError
-from desra_core.evaluation import fidelity
-from desra_core.evaluation.fidelity import load_lpips, lpips_distance
+from desra_core.evaluation.fidelity import load_lpips, lpips_distance, measure_fidelity
 from desra_core.gate.criteria import Judgement, NewRegion, OldRegion
 from desra_core.images.codec import Labels, Mask, Pixels, bgr8
 from desra_core.images.parts import encode_webp, fitted, row_strips, window_around
@@ -357,12 +356,8 @@ def judge(
         artifact_pixels_before=int(np.count_nonzero(before.mask)),
         artifact_pixels_after=int(np.count_nonzero(after.mask)),
         outside_pixels=int(np.count_nonzero(outside)),
-        squared_error=fidelity.squared_error(before.pixels, after.pixels, outside),
-        ssim=fidelity.structural_similarity(before.pixels, after.pixels, outside),
-        gradient_similarity=fidelity.gradient_similarity(before.pixels, after.pixels, outside),
         lpips=None if lpips is None else lpips_distance(lpips, before.pixels, after.pixels),
-        sharpness_before=fidelity.sharpness(before.pixels),
-        sharpness_after=fidelity.sharpness(after.pixels),
+        **measure_fidelity(before.pixels, after.pixels, outside)._asdict(),
     )
 
 

@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from desra_core.detection import variance_similarity
 from desra_core.errors import ImageError, UsageError
-from desra_core.evaluation.fidelity import psnr, squared_error, structural_similarity
+from desra_core.evaluation.fidelity import measure_fidelity
+from desra_core.evaluation.metrics import psnr
 from desra_core.evaluation.table import counted
 from desra_core.files import (
     content_key,
@@ -452,8 +453,9 @@ def judge_twin(plan: TwinPlan, checkpoint: Path) -> TwinVerdict:
             "bicubic": _resized(lr, crop.shape[1], crop.shape[0], cv2.INTER_CUBIC),
         }
         for model, sr in results.items():
-            errors[model] += squared_error(crop, sr, judged)
-            ssim[model] += structural_similarity(crop, sr, judged) / len(crops)
+            fidelity = measure_fidelity(crop, sr, judged)
+            errors[model] += fidelity.squared_error
+            ssim[model] += fidelity.ssim / len(crops)
         similarity += float(variance_similarity(results["twin"][inner], crop[inner]).mean()) / len(crops)
     pixels = len(crops) * int(judged.sum())
     return TwinVerdict({model: psnr(error, pixels) for model, error in errors.items()}, ssim, similarity)

@@ -29,8 +29,8 @@ from desra_core.detection import find_regions
 from desra_core.detection.detectors import DetectorInputs, applied
 from desra_core.detection.mask import WINDOW, score_mask
 from desra_core.detection.similarity import TILE, variance_similarity
-from desra_core.evaluation.fidelity import psnr, squared_error
-from desra_core.evaluation.metrics import compare_masks, pooled
+from desra_core.evaluation.fidelity import measure_fidelity
+from desra_core.evaluation.metrics import compare_masks, pooled, psnr
 from desra_core.evaluation.table import as_markdown
 from desra_core.files import write_json
 from desra_core.gate.criteria import Verdict, score_rows
@@ -356,7 +356,7 @@ def _compare_twins(place: Place) -> None:
         pixels += height * width
         for title, model in models.items():
             sr = super_resolve(load_model(model), lr).pixels
-            errors[title] += squared_error(sharp, sr, np.ones((height, width), np.bool_))
+            errors[title] += measure_fidelity(sharp, sr, np.ones((height, width), np.bool_)).squared_error
             similarities[title] += float(variance_similarity(sr, sharp).mean()) / len(held_out)
     scores = [
         {

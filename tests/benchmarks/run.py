@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 TITLES = {
     "decode": "Decoding against Pillow and OpenCV",
-    "similarity": "Similarity against OpenCV's float64 filters",
+    "similarity": "Similarity and fidelity against OpenCV's and scikit-image's float64 filters",
     "orchestration": "Orchestration and commits per image",
     "inference": "Super-resolution against the plain loop, and its share of desra mine",
     "windows": "Windows, precision and memory of trained networks",

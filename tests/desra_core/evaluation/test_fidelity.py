@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from skimage.metrics import structural_similarity
 
 from desra_core.evaluation import fidelity
-from desra_core.evaluation.fidelity import gradient_similarity, psnr, sharpness, squared_error, structural_similarity
+from desra_core.evaluation.fidelity import measure_fidelity
+from desra_core.evaluation.metrics import psnr
 
-MEASURES = [squared_error, structural_similarity, gradient_similarity]
 SEEDS = st.integers(0, 2**32 - 1)
 SHAPES = st.tuples(st.integers(11, 24), st.integers(11, 24), st.sampled_from([1, 3]))
 
@@ -53,27 +54,19 @@ def test_squared_error(shape: tuple[int, int, int], seed: int) -> None:
     for row, column in np.argwhere(outside):
         channels = [(int(x) - int(y)) ** 2 for x, y in zip(before[row, column], after[row, column], strict=True)]
         expected += sum(channels) / len(channels)
-    assert squared_error(before, after, outside) == pytest.approx(expected, rel=1e-12)
+    assert measure_fidelity(before, after, outside).squared_error == pytest.approx(expected, rel=1e-12)
 
 
 @settings(deadline=None, max_examples=40)
 @given(SHAPES, SEEDS)
-def test_structural_similarity(shape: tuple[int, int, int], seed: int) -> None:
-    """Against the formula of Wang et al., with OpenCV's Gaussian in place of scipy's."""
+def test_ssim_is_that_of_scikit_image(shape: tuple[int, int, int], seed: int) -> None:
     before, after, outside = images(shape, seed)
-
-    def blurred(values: np.ndarray) -> np.ndarray:
-        return cv2.GaussianBlur(values, (11, 11), 1.5, borderType=cv2.BORDER_REFLECT)
-
     shares = [1.0] if shape[2] == 1 else [0.299, 0.587, 0.114]
     x, y = (np.average(image.astype(np.float64), axis=2, weights=shares) for image in (before, after))
-    mean_x, mean_y = blurred(x), blurred(y)
-    var_x, var_y = blurred(x * x) - mean_x**2, blurred(y * y) - mean_y**2
-    covariance = blurred(x * y) - mean_x * mean_y
-    c1, c2 = 2.55**2, 7.65**2
-    top = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    similarity = (top / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)))[outside].mean()
-    assert structural_similarity(before, after, outside) == pytest.approx(similarity, abs=1e-9)
+    _, similarity = structural_similarity(
+        x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, full=True
+    )
+    assert measure_fidelity(before, after, outside).ssim == pytest.approx(similarity[outside].mean(), abs=1e-9)
 
 
 @settings(deadline=None, max_examples=15)
@@ -84,35 +77,47 @@ def test_gradient_similarity(shape: tuple[int, int, int], seed: int) -> None:
     for row, column in np.argwhere(outside):
         g, h = slow_gradient(before, row, column), slow_gradient(after, row, column)
         similarities.append((2 * g * h + 170) / (g**2 + h**2 + 170))
-    assert gradient_similarity(before, after, outside) == pytest.approx(np.mean(similarities), rel=1e-9)
+    assert measure_fidelity(before, after, outside).gradient_similarity == pytest.approx(
+        np.mean(similarities), rel=1e-9
+    )
 
 
 @settings(deadline=None, max_examples=15)
-@given(st.tuples(st.integers(1, 14), st.integers(1, 14), st.sampled_from([1, 3])), SEEDS)
+@given(SHAPES, SEEDS)
 def test_sharpness(shape: tuple[int, int, int], seed: int) -> None:
-    before, _, _ = images(shape, seed)
-    gradients = [slow_gradient(before, row, column) for row, column in np.ndindex(shape[:2])]
-    assert sharpness(before) == pytest.approx(np.mean(gradients) / 2, rel=1e-9, abs=1e-9)
+    before, after, outside = images(shape, seed)
+    fidelity = measure_fidelity(before, after, outside)
+    for pixels, sharpness in ((before, fidelity.sharpness_before), (after, fidelity.sharpness_after)):
+        gradients = [slow_gradient(pixels, row, column) for row, column in np.ndindex(shape[:2])]
+        assert sharpness == pytest.approx(np.mean(gradients) / 2, rel=1e-9, abs=1e-9)
 
 
 def test_sharpness_of_a_ramp_and_an_edge() -> None:
     """A ramp rises by three levels per pixel, by half of that at both ends; an edge counts half in both columns."""
-    ramp = np.repeat(np.arange(0, 60, 3, dtype=np.uint8)[None, :, None], 8, axis=0)
-    assert sharpness(ramp) == pytest.approx((18 * 3 + 2 * 1.5) / 20)
-    assert sharpness(np.repeat(ramp, 3, axis=2)) == pytest.approx((18 * 3 + 2 * 1.5) / 20)
-    edge = np.zeros((8, 20, 3), np.uint8)
+    ramp = np.repeat(np.arange(0, 60, 3, dtype=np.uint8)[None, :, None], 11, axis=0)
+    edge = np.zeros_like(ramp)
     edge[:, 10:] = 50
-    assert sharpness(edge) == pytest.approx(2 * 25 / 20)
-    assert sharpness(np.full_like(edge, 77)) == pytest.approx(0, abs=1e-12)
+    flat = np.full_like(edge, 77)
+    everywhere = np.ones(ramp.shape[:2], np.bool_)
+    for channels in (1, 3):
+        first, second = (
+            measure_fidelity(*(image.repeat(channels, 2) for image in pair), everywhere)
+            for pair in ((ramp, edge), (flat, ramp))
+        )
+        assert first.sharpness_before == second.sharpness_after == pytest.approx((18 * 3 + 2 * 1.5) / 20)
+        assert first.sharpness_after == pytest.approx(2 * 25 / 20)
+        assert second.sharpness_before == pytest.approx(0, abs=1e-12)
 
 
 @settings(deadline=None, max_examples=30)
 @given(SHAPES, SEEDS)
 def test_equal_images(shape: tuple[int, int, int], seed: int) -> None:
     before, _, outside = images(shape, seed)
-    assert squared_error(before, before.copy(), outside) == 0
-    assert structural_similarity(before, before.copy(), outside) == 1
-    assert gradient_similarity(before, before.copy(), outside) == 1
+    error, ssim, gradient_similarity, sharpness_before, sharpness_after = measure_fidelity(
+        before, before.copy(), outside
+    )
+    assert (error, ssim, gradient_similarity) == (0, 1, 1)
+    assert sharpness_before == sharpness_after
 
 
 @settings(deadline=None, max_examples=30)
@@ -120,15 +125,14 @@ def test_equal_images(shape: tuple[int, int, int], seed: int) -> None:
 def test_16_bits_agree_with_8(shape: tuple[int, int, int], seed: int) -> None:
     before, after, outside = images(shape, seed)
     wide_before, wide_after = (image.astype(np.uint16) * 257 for image in (before, after))
-    for measure in MEASURES:
-        assert measure(wide_before, wide_after, outside) == measure(before, after, outside)
-    assert sharpness(wide_before) == sharpness(before)
+    assert measure_fidelity(wide_before, wide_after, outside) == measure_fidelity(before, after, outside)
 
 
 def test_16_bits_are_finer_than_8() -> None:
     before = np.full((20, 20, 1), 40_000, np.uint16)
     after = before + np.uint16(1)
-    assert squared_error(before, after, np.ones((20, 20), bool)) == pytest.approx(400 / 257**2)
+    error = measure_fidelity(before, after, np.ones((20, 20), bool)).squared_error
+    assert error == pytest.approx(400 / 257**2)
 
 
 def test_pixels_inside_do_not_count() -> None:
@@ -136,50 +140,44 @@ def test_pixels_inside_do_not_count() -> None:
     before, _, _ = images((40, 40, 3), 1)
     after = before.copy()
     after[10:20, 10:20] = 255 - after[10:20, 10:20]
-    for measure, halo in ((squared_error, 0), (gradient_similarity, 1), (structural_similarity, 5)):
+    for measure, halo in ((0, 0), (2, 1), (1, 5)):
         outside = np.ones((40, 40), bool)
         outside[10 - halo : 20 + halo, 10 - halo : 20 + halo] = False
-        assert measure(before, after, outside) == measure(before, before, outside)
-        assert measure(before, after, ~outside) != measure(before, before, ~outside)
+        assert measure_fidelity(before, after, outside)[measure] == int(measure > 0)
+        assert measure_fidelity(before, after, ~outside)[measure] != int(measure > 0)
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "strip"), [(900, 700, 2**18), (61, 40, 1), (11, 40, 1), (49, 40, 12 * 40), (30, 40, 29 * 40)]
-)
-def test_images_of_several_strips(height: int, width: int, strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All strips, or the last one, may have fewer rows than the window of SSIM."""
+@pytest.mark.parametrize(("height", "width", "tile"), [(900, 700, 256), (61, 40, 1), (11, 40, 10), (49, 40, 12)])
+def test_images_of_several_parts(height: int, width: int, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All parts, or the last one, may be smaller than the window of SSIM."""
     before, after, outside = images((height, width, 3), height)
-    monkeypatch.setattr(fidelity, "_STRIP", height * width)
-    whole = [measure(before, after, outside) for measure in MEASURES] + [sharpness(before)]
-    monkeypatch.setattr(fidelity, "_STRIP", strip)
-    in_strips = [measure(before, after, outside) for measure in MEASURES] + [sharpness(before)]
-    assert in_strips == pytest.approx(whole, rel=1e-11)
+    monkeypatch.setattr(fidelity, "_TILE", max(height, width))
+    whole = measure_fidelity(before, after, outside)
+    monkeypatch.setattr(fidelity, "_TILE", tile)
+    assert measure_fidelity(before, after, outside) == pytest.approx(whole, rel=1e-11)
 
 
 def test_psnr() -> None:
     """The PSNR of a pooled sum: two images of 100 pixels that differ by 1 and by 2 everywhere."""
     assert psnr(0, 100) == math.inf
     assert psnr(100 + 400, 200) == pytest.approx(10 * math.log10(65025 / 2.5))
-    black, white = np.zeros((9, 9, 3), np.uint8), np.full((9, 9, 3), 255, np.uint8)
-    assert psnr(squared_error(black, white, np.ones((9, 9), bool)), 81) == pytest.approx(0)
+    black, white = np.zeros((11, 11, 3), np.uint8), np.full((11, 11, 3), 255, np.uint8)
+    assert psnr(measure_fidelity(black, white, np.ones((11, 11), bool)).squared_error, 121) == pytest.approx(0)
 
 
-@pytest.mark.parametrize("measure", MEASURES)
-def test_refusals(measure) -> None:
+def test_refusals() -> None:
     pixels, outside = np.zeros((20, 20, 3), np.uint8), np.ones((20, 20), bool)
-    for after, where in ((pixels[1:], outside), (pixels[:, :, :1], outside), (pixels, outside[:, 1:])):
+    wide = pixels.astype(np.uint16)
+    for after, where in ((pixels[1:], outside), (pixels[:, :, :1], outside), (pixels, outside[:, 1:]), (wide, outside)):
         with pytest.raises(ValueError, match="do not belong together"):
-            measure(pixels, after, where)
+            measure_fidelity(pixels, after, where)
     with pytest.raises(ValueError, match="no pixel lies outside"):
-        measure(pixels, pixels, ~outside)
-
-
-def test_ssim_of_images_smaller_than_its_window() -> None:
+        measure_fidelity(pixels, pixels, ~outside)
     small = np.zeros((10, 30, 1), np.uint8)
-    with pytest.raises(ValueError, match="win_size exceeds image extent"):
-        structural_similarity(small, small, np.ones((10, 30), bool))
+    with pytest.raises(ValueError, match="30x10 pixels are fewer than the 11x11 window"):
+        measure_fidelity(small, small, np.ones((10, 30), bool))
 
 
-def test_scikit_image_is_imported_on_use() -> None:
-    code = "import sys, desra_core.evaluation.fidelity; assert not {'skimage', 'torch'} & set(sys.modules)"
+def test_torch_is_imported_on_use() -> None:
+    code = "import sys, desra_core.evaluation.fidelity; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
