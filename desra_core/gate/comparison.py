@@ -129,12 +129,6 @@ def plan_comparison(settings: Comparing) -> Comparison:
     before = settings.before or Path(recorded("gan_model"))
     mse_model = None if corpus.sources.gan_sr else settings.mse_model or recorded("mse_model")
     pools = Pools(workspace, corpus, target, settings.group_by, settings.lr)
-    # The order by content hash gives a fair sample of the held-out images, and the same sample in every run.
-    # Images with only a human mask are left out, because they cannot show whether the detector finds less.
-    marked = sorted(
-        (found.image for found in pools.with_artifacts("held_out") if found.detected), key=lambda image: image.id
-    )
-
     networks = [before, *([Path(mse_model)] if mse_model and str(mse_model) != BICUBIC else [])]
 
     def judge_key(candidate: str) -> str:
@@ -166,7 +160,8 @@ def plan_comparison(settings: Comparing) -> Comparison:
         settings=settings,
         corpus=corpus,
         target=target,
-        marked=marked[: settings.held_out],
+        # The order by content hash gives a fair sample of the held-out images, and the same sample in every run.
+        marked=pools.judges(settings.held_out),
         clean=pools.clean("held_out", settings.clean),
     )
 

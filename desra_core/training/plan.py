@@ -18,6 +18,7 @@ import contextlib
 import shutil
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,9 +97,9 @@ class RunFolder:
 class FinetunePlan(NamedTuple):
     """A finetune that may begin or go on.
 
-    ``samples`` are the images of the training pool that have artifacts, the most severe first. They are empty where
-    ``begun`` is set: the run's images are frozen already. ``ended`` says that nothing is left to do. ``warning`` says
-    which held-out images the gate will lack to judge a run that is to begin.
+    ``samples`` are the most severe images of the training pool, and spare ones. They are empty where ``begun`` is set:
+    the run's images are frozen already. ``ended`` says that nothing is left to do. ``warning`` says which held-out
+    images the gate will lack to judge a run that is to begin.
     """
 
     run: RunFolder
@@ -135,7 +136,8 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
         """Find the images to train on, and their files: in the dataset of a mined corpus, else among the sources."""
         pools = Pools(workspace, corpus, target, settings.group_by, settings.lr)
         samples = []
-        for image, severity, human, _ in pools.with_artifacts("training"):
+        # More than are asked for, because some may turn out to be unusable.
+        for image, severity, human, _ in islice(pools.with_artifacts("training"), 2 * training.images + _TRIES):
             name = image.names[0]
             if corpus.verb == "mine":
                 lr, mask, *results = (workspace.dataset(kind, name) for kind in ("lr", "mask", "pseudo_gt"))

@@ -5,14 +5,16 @@ first asked for. ``split.parquet`` keeps the assignment: an image that was train
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import cv2
 import numpy as np
@@ -38,8 +40,8 @@ _SCHEMA = pa.schema(
     [("id", pa.string()), ("group", pa.string()), ("pool", pa.string()), ("signature", pa.binary()),
      ("group_by", pa.string())]
 )  # fmt: skip
-# Clean images whose pools are looked up at a time, until enough of a pool are found.
-_CLEAN_AT_ONCE = 64
+# Images whose pools are looked up at a time, until enough of a pool are found.
+_AT_ONCE = 64
 # Photos whose signatures differ in at most this many of 256 bits are duplicates. Other photos differ in about half.
 MAX_DISTANCE = 24
 _SIDE = 16
@@ -108,45 +110,51 @@ class Pools:
             if not target.super_resolves or workspace.dataset("mask", self._human[image_id].name).exists()
         }
 
-    def with_artifacts(self, pool: Pool) -> list[ArtifactImage]:
-        """List the images of a pool that have artifacts.
+    def with_artifacts(self, pool: Pool) -> Iterator[ArtifactImage]:
+        """Yield the images of a pool that have artifacts. Only as many photos are read as are asked for.
 
         Images with a human mask come first, because their artifacts are certain. The order within both groups is by
         severity, then by the pixels of the human mask, descending.
         """
+
+        def order(image_id: str) -> tuple[bool, float, int, str]:
+            human = self._human.get(image_id)
+            return human is None, -self._severities[image_id], -human.pixels if human else 0, image_id
+
+        for image in self.of_pool(sorted(self._severities, key=order), pool):
+            detected = image.id not in self._human_only
+            yield ArtifactImage(image, self._severities[image.id], self._human.get(image.id), detected)
+
+    def judges(self, count: int) -> list[ImageRef]:
+        """List up to ``count`` held-out images with artifacts, in the order of the content hash.
+
+        Images with only a human mask are left out, because they cannot show whether the detector finds less.
+        """
+        return list(islice(self.of_pool(sorted(self._severities.keys() - self._human_only), "held_out"), count))
+
+    def clean(self, pool: Pool, count: int) -> list[ImageRef]:
+        """List up to ``count`` images of a pool that have no artifact, in the order of the content hash."""
+        return list(islice(self.of_pool(self._clean_ids, pool), count))
+
+    def ids_with_artifacts(self) -> set[str]:
+        """Return the ids of the images of both pools that have artifacts."""
+        return set(self._severities)
+
+    @functools.cached_property
+    def _severities(self) -> dict[str, float]:
+        """The severity of each image with artifacts."""
         regions = self._marked["regions"].combine_chunks()
         severities = pc.struct_field(pc.list_flatten(regions), "severity")
         sums = np.bincount(pc.list_parent_indices(regions), weights=severities, minlength=len(regions))
-        severity = dict(zip(self._marked["id"].to_pylist(), sums.tolist(), strict=True))
-        severity = {key: value for key, value in severity.items() if key not in self._human or self._human[key].pixels}
-        severity |= dict.fromkeys(sorted(self._human_only), 0.0)
-
-        def order(found: ArtifactImage) -> tuple[bool, float, int, tuple[str, ...]]:
-            pixels = found.human.pixels if found.human else 0
-            return found.human is None, -found.severity, -pixels, found.image.names
-
-        images = self._of_pool(list(severity), pool)
-        found = [
-            ArtifactImage(image, severity[image.id], self._human.get(image.id), image.id not in self._human_only)
-            for image in images
-        ]
-        return sorted(found, key=order)
-
-    def clean(self, pool: Pool, count: int) -> list[ImageRef]:
-        """List up to ``count`` images of a pool that have no artifact."""
-        found: list[ImageRef] = []
-        for start in range(0, len(self._clean_ids), _CLEAN_AT_ONCE):
-            if len(found) >= count:
-                break
-            found += self._of_pool(self._clean_ids[start : start + _CLEAN_AT_ONCE], pool)
-        return found[:count]
+        found = dict(zip(self._marked["id"].to_pylist(), sums.tolist(), strict=True))
+        found = {key: value for key, value in found.items() if key not in self._human or self._human[key].pixels}
+        return found | dict.fromkeys(self._human_only, 0.0)
 
     def lacking(self) -> str | None:
         """Describe which images the gate lacks: held-out ones with or without artifacts; None where it has both."""
-        held_out = self.with_artifacts("held_out")
         missing = []
-        if not any(image.detected for image in held_out):
-            count = len(held_out) + len(self.with_artifacts("training"))
+        if not self.judges(1):
+            count = sum(1 for pool in get_args(Pool) for _ in self.with_artifacts(pool))
             missing.append(_none_held_out(count, "with artifacts"))
         if not self.clean("held_out", 1):
             missing.append(_none_held_out(len(self._clean_ids), "without artifacts"))
@@ -158,16 +166,18 @@ class Pools:
         remedy = f"at least 1 {each} must be held out, so add {about} or more: about {share} % of them will be"
         return f"the gate will be undecided: {' and '.join(missing)}; {remedy}"
 
-    def _of_pool(self, ids: list[str], pool: Pool) -> list[ImageRef]:
-        """List the images with these ids, in order, that are in the pool and have an LR photo."""
-        images = {}
-        for image in image_refs(self._manifest.filter(pc.is_in(self._manifest["id"], pa.array(ids, pa.string())))):
-            if self._lr is None:
-                images[image.id] = image
-            elif (path := self._lr.get(image.names[0])) is not None:
-                images[image.id] = dataclasses.replace(image, lr=File(path, digest(read_bytes(path))))
-        pools = assign_pools(self._workspace, list(images.values()), self._group_by)
-        return [images[key] for key in ids if key in images and pools.get(key) == pool]
+    def of_pool(self, ids: list[str], pool: Pool) -> Iterator[ImageRef]:
+        """Yield the images with these ids, in order, that are in the pool and have an LR photo."""
+        for start in range(0, len(ids), _AT_ONCE):
+            part = ids[start : start + _AT_ONCE]
+            images = {}
+            for image in image_refs(self._manifest.filter(pc.is_in(self._manifest["id"], pa.array(part, pa.string())))):
+                if self._lr is None:
+                    images[image.id] = image
+                elif (path := self._lr.get(image.names[0])) is not None:
+                    images[image.id] = dataclasses.replace(image, lr=File(path, digest(read_bytes(path))))
+            pools = assign_pools(self._workspace, list(images.values()), self._group_by)
+            yield from (images[key] for key in part if key in images and pools.get(key) == pool)
 
 
 def _none_held_out(count: int, kind: str) -> str:
@@ -175,13 +185,15 @@ def _none_held_out(count: int, kind: str) -> str:
 
 
 def note_trained(workspace: Workspace, group_by: str) -> None:
-    """Record the artifact images of the training pool when a finetune ends, for `count_new`.
+    """Record the images with artifacts when a finetune ends, for `count_new`.
 
     Nothing is recorded for a workspace of desra detect, whose results come from elsewhere. Raises as `count_new`, or
     `TransientError`.
     """
-    if isinstance(load_settings(workspace)[0], Mining):
-        workspace.publish(workspace.gathered, json.dumps(_training_ids(workspace, group_by)).encode())
+    settings, target = load_settings(workspace)
+    if isinstance(settings, Mining):
+        known = Pools(workspace, settings, target, group_by).ids_with_artifacts()
+        workspace.publish(workspace.gathered, json.dumps(sorted(known)).encode())
 
 
 def count_new(workspace: Workspace, group_by: str) -> int:
@@ -191,12 +203,8 @@ def count_new(workspace: Workspace, group_by: str) -> int:
     where nothing was mined yet.
     """
     known = set(read_json(workspace.gathered) or [])
-    return len(set(_training_ids(workspace, group_by)) - known)
-
-
-def _training_ids(workspace: Workspace, group_by: str) -> list[str]:
-    found = Pools(workspace, *load_settings(workspace), group_by).with_artifacts("training")
-    return sorted(artifact.image.id for artifact in found)
+    pools = Pools(workspace, *load_settings(workspace), group_by)
+    return sum(1 for _ in pools.of_pool(sorted(pools.ids_with_artifacts() - known), "training"))
 
 
 def pool_of(group: str) -> Pool:

@@ -15,6 +15,7 @@ from desra_core.annotations.export import select_images
 from desra_core.errors import UsageError
 from desra_core.planning.plan import load_settings, prepare
 from desra_core.settings import Detection, Mining
+from desra_core.training import pools
 from desra_core.training.pools import Pools
 from desra_core.workspace import Workspace
 from tests.in_process import process
@@ -45,7 +46,7 @@ def images_of(workspace: Workspace, **options: Any) -> Pools:
 
 def test_each_image_is_in_one_pool(mined, workspace) -> None:
     images = images_of(workspace)
-    training, held_out = images.with_artifacts("training"), images.with_artifacts("held_out")
+    training, held_out = list(images.with_artifacts("training")), list(images.with_artifacts("held_out"))
     names = [marked.image.names[0] for marked in (*training, *held_out)]
     assert sorted(names) == sorted(mined.marked)
     assert len(training) > len(held_out) > 0
@@ -59,7 +60,26 @@ def test_each_image_is_in_one_pool(mined, workspace) -> None:
     assert sorted(image.names[0] for pool in clean.values() for image in pool) == sorted(mined.clean)
     assert images.clean("training", 2) == clean["training"][:2]
     again = images_of(workspace)
-    assert (again.with_artifacts("held_out"), again.clean("held_out", 99)) == (held_out, clean["held_out"])
+    assert (list(again.with_artifacts("held_out")), again.clean("held_out", 99)) == (held_out, clean["held_out"])
+
+
+def test_only_as_many_photos_are_read_as_are_asked_for(workspace, monkeypatch) -> None:
+    read: list[str] = []
+    real = pools._signature
+    monkeypatch.setattr(pools, "_signature", lambda image: read.append(image.id) or real(image))
+    monkeypatch.setattr(pools, "_AT_ONCE", 2)
+    images = images_of(workspace)
+    worst = next(images.with_artifacts("training"))
+    asked = len(read)
+    assert asked < len(images.ids_with_artifacts())
+    assert asked % 2 == 0
+    (judge,) = images.judges(1)
+    every = [found.image.id for pool in ("training", "held_out") for found in images.with_artifacts(pool)]
+    assert sorted(read) == sorted(every)
+    assert worst.image.id in every
+    held_out = {found.image.id for found in images.with_artifacts("held_out")}
+    assert judge.id == min(held_out)
+    assert [image.id for image in images.judges(99)] == sorted(held_out)
 
 
 def test_the_held_out_images_that_are_missing(workspace) -> None:
@@ -72,6 +92,7 @@ def test_the_held_out_images_that_are_missing(workspace) -> None:
         f"the gate will be undecided: none of the {left} photos without artifacts is held out; at least 1 of them must "
         "be held out, so add 4 or more: about 30 % of them will be"
     )
+    images = images_of(workspace)
     images._clean_ids = []
     images._marked = images._marked.slice(0, 0)
     assert images.lacking() == (
@@ -102,7 +123,7 @@ def test_a_run_that_was_killed_at_its_start_has_no_clean_images(mined, workspace
     assert plan.done == 0
     images = images_of(workspace)
     for pool in ("training", "held_out"):
-        assert images.with_artifacts(pool) == images.clean(pool, PHOTOS) == []
+        assert list(images.with_artifacts(pool)) == images.clean(pool, PHOTOS) == []
     assert select_images(workspace, plan.target, everything=True, worst=None) == []
 
 
@@ -138,6 +159,6 @@ def test_pools_stay_when_the_models_change(mined, workspace, make_models, tmp_pa
     before = {marked.image.id for marked in images_of(workspace).with_artifacts("held_out")}
     newer = make_models(tmp_path / "newer", strength=1.2)[1]
     process(Mining(photos=mined.photos, mse_model=mined.mse, gan_model=newer, workspace=workspace.root))
-    after = images_of(workspace).with_artifacts("held_out")
+    after = list(images_of(workspace).with_artifacts("held_out"))
     assert {marked.image.id for marked in after} == before
     assert all(dataclasses.asdict(marked.image)["lr"] for marked in after)

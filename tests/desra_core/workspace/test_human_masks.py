@@ -283,7 +283,7 @@ def test_pools_go_by_human_masks(mined, copy, kind: str) -> None:
     assert by_name[drawn].detected
     assert by_name[drawn].severity > 0
     for pool in ("training", "held_out"):
-        found = images.with_artifacts(pool)
+        found = list(images.with_artifacts(pool))
         by_people = [one.image.names[0] in (drawn, overlooked) for one in found]
         assert by_people == sorted(by_people, reverse=True)
         assert [one.human is not None for one in found] == by_people
