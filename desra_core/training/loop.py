@@ -11,6 +11,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +71,13 @@ def finetune(
             not finite or diverge: the error names the last good model.
         TransientError: The disk is full or failed.
     """
-    with run.locked(), _memory_explained(training):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(run.locked())
+        stack.enter_context(_memory_explained(training))
         trainer = Trainer(run, gan_model, training, device, threads)
         state = trainer.state
         torch.set_num_threads(state["threads"])
-        draw = _drawing(run.data, training, trainer.generator.scale, twinning)
-
-        def batch(purpose: int, step: int) -> list[torch.Tensor]:  # see `_drawing`
-            arrays = draw(purpose, step)
-            return [torch.from_numpy(array).to(device, memory_format=torch.channels_last) for array in arrays]
-
+        batch = stack.enter_context(_batches(_drawing(run.data, training, trainer.generator.scale, twinning), device))
         board = Board(run.tensorboard, state["iteration"])
         while state["warmed"] < trainer.warmup:
             trainer.warm_up(batch(1, state["warmed"]))
@@ -121,6 +119,30 @@ def _drawing(data: Path, training: Training, scale: int, twinning: Twinning | No
     return lambda purpose, step: draw_batch(pairs, training, scale, (training.seed, purpose, step))
 
 
+@contextlib.contextmanager
+def _batches(draw: Callable[[int, int], Batch], device: str) -> Iterator[Callable[[int, int], list[torch.Tensor]]]:
+    """Give a function that draws batches onto the device; on a GPU, it draws the next step's ahead of time."""
+    on_gpu = device.startswith("cuda")
+    ahead: dict[tuple[int, int], Future[list[torch.Tensor]]] = {}
+
+    def tensors(purpose: int, step: int) -> list[torch.Tensor]:
+        drawn = [torch.from_numpy(array) for array in draw(purpose, step)]
+        return [tensor.pin_memory() for tensor in drawn] if on_gpu else drawn
+
+    # All are drawn by one thread, because the degradation seeds generators of the process.
+    with ThreadPoolExecutor(1) as thread:
+
+        def batch(purpose: int, step: int) -> list[torch.Tensor]:
+            found = ahead.pop((purpose, step), None) or thread.submit(tensors, purpose, step)
+            if on_gpu and purpose < 2:
+                ahead.clear()
+                ahead[purpose, step + 1] = thread.submit(tensors, purpose, step + 1)
+            place: dict[str, Any] = {"memory_format": torch.channels_last, "non_blocking": on_gpu}
+            return [tensor.to(device, **place) for tensor in found.result()]
+
+        yield batch
+
+
 class Trainer:
     """Hold networks, optimisers, AMP state and counters (``state``) of a run, restored from its saved state or new.
 
@@ -140,16 +162,19 @@ class Trainer:
         place: dict[str, Any] = {"device": device, "memory_format": torch.channels_last}
         self._network = self.generator.network.to(**place)
         self._ema = copy.deepcopy(self._network).requires_grad_(False)
-        self._optimizer = torch.optim.Adam(self._network.parameters(), training.learning_rate, BETAS)
+        fused = device.startswith("cuda")
+        self._optimizer = torch.optim.Adam(self._network.parameters(), training.learning_rate, BETAS, fused=fused)
         self._discriminator: nn.Module | None = None
         self._optimizer_d: torch.optim.Optimizer | None = None
         if training.gan_weight:
             discriminator = networks.load_discriminator(training.discriminator, training.discriminator_features)
             self._discriminator = discriminator.train().to(**place)
-            self._optimizer_d = torch.optim.Adam(self._discriminator.parameters(), training.learning_rate, BETAS)
+            self._optimizer_d = torch.optim.Adam(
+                self._discriminator.parameters(), training.learning_rate, BETAS, fused=fused
+            )
         self._perceptual: nn.Module | None = None
         if training.perceptual != "off":
-            self._perceptual = networks.PerceptualLoss(training.perceptual).to(device)
+            self._perceptual = networks.PerceptualLoss(training.perceptual).to(**place)
         self._scaler = torch.amp.GradScaler(device.partition(":")[0], enabled=precision == "float16")
         self.state = self._resumed() or {"iteration": 0, "warmed": 0, "threads": threads, "sums": {}, "since": {},
                                          "losses": [], "best": None, "worse": 0}  # fmt: skip
@@ -159,41 +184,38 @@ class Trainer:
 
     def step(self, batch: list[torch.Tensor]) -> Losses:
         """Make a step of the generator, then of the discriminator; returns the losses before the step."""
-        training, losses, results = self._training, Losses(), []
-        parts = self._parts(batch)
-
-        def add(name: str, value: torch.Tensor) -> torch.Tensor:
-            losses[name] = losses.get(name, 0.0) + value.item() / training.accumulate
-            return value / training.accumulate
-
+        training, losses = self._training, _Sums(self._training.accumulate)
+        parts, results = self._parts(batch), []
         self._optimizer.zero_grad()
         for lr, pseudo_gt, mask in parts:
             with self._autocast():
                 sr = self._network(lr)
             sr = sr.float()
-            loss = training.pixel_weight * add("pixel", networks.pixel_loss(sr, pseudo_gt, mask, training))
+            loss = training.pixel_weight * losses.add("pixel", networks.pixel_loss(sr, pseudo_gt, mask, training))
             if training.keep_weight:
-                loss = loss + training.keep_weight * add("keep", networks.keep_loss(sr, pseudo_gt, mask))
+                loss = loss + training.keep_weight * losses.add("keep", networks.keep_loss(sr, pseudo_gt, mask))
             if self._perceptual is not None:
                 with self._autocast():
-                    loss = loss + training.perceptual_weight * add("perceptual", self._perceptual(sr, pseudo_gt))
+                    distance = self._perceptual(sr, pseudo_gt)
+                loss = loss + training.perceptual_weight * losses.add("perceptual", distance)
             if self._discriminator is not None:
                 self._discriminator.requires_grad_(False)
                 with self._autocast():
                     logits = self._discriminator(sr)
-                loss = loss + training.gan_weight * add("gan", networks.gan_loss(logits.float(), real=True))
-            self._check(losses, sr, pseudo_gt)
+                loss = loss + training.gan_weight * losses.add("gan", networks.gan_loss(logits.float(), real=True))
+            losses.add("error", (sr - pseudo_gt).detach().abs().mean())
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             results.append(sr.detach())
+        self._check(losses.read())
         self._scaler.step(self._optimizer)
         if self._discriminator is not None:
             pairs = [(pseudo_gt, sr) for (_, pseudo_gt, _), sr in zip(parts, results, strict=True)]
-            self._move_discriminator(pairs, add)
+            self._move_discriminator(pairs, losses)
         self._scaler.update()
         with torch.no_grad():
-            for mean, current in zip(self._ema.parameters(), self._network.parameters(), strict=True):
-                mean.lerp_(current, 1 - training.ema)
-        return losses
+            averages = list(self._ema.parameters())
+            torch._foreach_lerp_(averages, list(self._network.parameters()), 1 - training.ema)
+        return {name: value for name, value in losses.read().items() if name != "error"}
 
     def set_learning_rate(self, share: float) -> None:
         """Lower the learning rate of the generator as a cosine; ``share`` is that of the steps done, 0..1."""
@@ -203,7 +225,7 @@ class Trainer:
         """Make a step of the discriminator alone: a new discriminator cannot guide the generator yet."""
         with torch.no_grad(), self._autocast():
             pairs = [(pseudo_gt, self._network(lr).float()) for lr, pseudo_gt, _ in self._parts(batch)]
-        self._move_discriminator(pairs, lambda _, value: value / self._training.accumulate)
+        self._move_discriminator(pairs, _Sums(self._training.accumulate))
         self._scaler.update()
 
     def enlarge(
@@ -216,7 +238,7 @@ class Trainer:
         with torch.no_grad(), self._autocast():
             sr = network(lr).float()
         network.train()
-        self._check({}, sr, pseudo_gt)
+        self._check({"error": (sr - pseudo_gt).abs().mean().item()})
         return lr, sr, pseudo_gt
 
     def save_model(self, mean_loss: float) -> None:
@@ -272,7 +294,7 @@ class Trainer:
                  "discriminator": self._discriminator, "optimizer_d": self._optimizer_d}  # fmt: skip
         return {name: part for name, part in parts.items() if part is not None}
 
-    def _move_discriminator(self, pairs: list[tuple[torch.Tensor, torch.Tensor]], add: Callable[..., Any]) -> None:
+    def _move_discriminator(self, pairs: list[tuple[torch.Tensor, torch.Tensor]], losses: _Sums) -> None:
         """Make a step of the discriminator: it learns to call pseudo-GT real, and results fake."""
         assert self._discriminator is not None
         assert self._optimizer_d is not None
@@ -282,7 +304,7 @@ class Trainer:
             for name, image, real in (("real", pair[0], True), ("fake", pair[1], False)):
                 with self._autocast():
                     logits = self._discriminator(image)
-                loss = add(f"discriminator_{name}", networks.gan_loss(logits.float(), real=real))
+                loss = losses.add(f"discriminator_{name}", networks.gan_loss(logits.float(), real=real))
                 self._scaler.scale(loss).backward()
         self._scaler.step(self._optimizer_d)
 
@@ -293,16 +315,38 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.partition(":")[0], self._amp, enabled=self._amp != torch.float32)
 
-    def _check(self, losses: Losses, sr: torch.Tensor, pseudo_gt: torch.Tensor) -> None:
-        """Raise `UsageError` before a step that would spoil the weights, and before spoilt weights are saved."""
-        error = (sr - pseudo_gt).detach().abs().mean().item()
-        bad = [name for name, value in (losses | {"pixel": error}).items() if not math.isfinite(value)]
-        if not bad and error <= _DIVERGED:
+    def _check(self, losses: Losses) -> None:
+        """Raise `UsageError` before a step that would spoil the weights, and before spoilt weights are saved.
+
+        ``error`` is the mean absolute error of the results.
+        """
+        bad = [name for name, value in losses.items() if not math.isfinite(value)]
+        if not bad and losses["error"] <= _DIVERGED:
             return
         models = self._run.models()
-        reason = f"the {bad[0]} loss is not finite" if bad else f"the mean absolute error has grown to {error:.3g}"
+        reason = f"the mean absolute error has grown to {losses['error']:.3g}"
+        if bad:
+            reason = f"the {bad[0].replace('error', 'pixel')} loss is not finite"
         good = f"the last good model is {models[-1]}" if models else "no model had been saved"
         raise UsageError(self._run.root, reason, f"{good}; start another run with a lower --learning-rate")
+
+
+class _Sums:
+    """Add up the losses of the parts of a batch; they are read all at once, because a GPU is waited for each time."""
+
+    def __init__(self, parts: int) -> None:
+        self._parts = parts
+        self._values: dict[str, list[torch.Tensor]] = {}
+
+    def add(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Add the loss of a part; returns its share in the loss of the batch."""
+        self._values.setdefault(name, []).append(value.detach())
+        return value / self._parts
+
+    def read(self) -> Losses:
+        """Read the means over the parts."""
+        numbers = iter(torch.stack([value for values in self._values.values() for value in values]).tolist())
+        return {name: sum(next(numbers) / self._parts for _ in values) for name, values in self._values.items()}
 
 
 def compare_with_best(state: State) -> None:
