@@ -93,10 +93,10 @@ def _infer(sr: Pixels, source: Pixels, model: Model, batch: list[Window]) -> Non
     import torch
 
     scale, largest = model.scale, np.iinfo(source.dtype).max
-    stacked = np.stack([source[window.source.slices] for window in batch]).astype(np.float32)
+    stacked = torch.from_numpy(np.stack([source[window.source.slices] for window in batch]))
     # Hold the GPU until the results are in the machine's memory, so that the GPU's is free for the next batch.
     with torch.inference_mode(), exact_on(model.device):
-        scaled = torch.from_numpy(stacked).to(model.device).div_(largest)
+        scaled = stacked.to(model.device).float().div_(largest)  # sent as integers, which are fewer bytes
         values = scaled.expand(-1, -1, -1, 3).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
         results = model(values)
         if not bool(results.isfinite().all()):
