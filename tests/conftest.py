@@ -7,9 +7,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by PyTorch's threads: they would spin on busy cores
 
 import contextlib
-import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +27,6 @@ from tasks.logs import configure
 from tests.fork_server import ForkServer
 
 STALE_KEY = "desra:of one that was killed"
-NEW_DATABASE = "new.db"
 # A trained pair, small enough to be quick: mse.pth, gan.pth and the discriminator.pth that gan.pth was trained with.
 MODELS = Path(__file__).parent / "models"
 
@@ -57,23 +54,10 @@ def prefect_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[di
     before = dict(os.environ)
     os.environ |= {"PREFECT_API_AUTH_STRING": "of:another server", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "*"}
     with prefect_server(workspace) as url:
-        with contextlib.closing(sqlite3.connect(workspace.prefect_home / "prefect.db")) as database:
-            database.execute("VACUUM INTO ?", [str(workspace.prefect_home / NEW_DATABASE)])
         environment = dict(os.environ, PREFECT_API_URL=url)
         os.environ.clear()
         os.environ.update(before)
         yield environment
-
-
-@pytest.fixture(scope="session")
-def set_up(prefect_environment: dict[str, str]) -> Callable[[Workspace], None]:
-    """Give a workspace the database of a Prefect server without runs, which takes a server seconds to make."""
-
-    def copy(workspace: Workspace) -> None:
-        workspace.prefect_home.mkdir(exist_ok=True)
-        shutil.copy(Path(prefect_environment["PREFECT_HOME"]) / NEW_DATABASE, workspace.prefect_home / "prefect.db")
-
-    return copy
 
 
 def keyed(environment: Mapping[str, str]) -> str:

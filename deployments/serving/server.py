@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
@@ -26,7 +27,7 @@ import psutil
 from deployments.serving import connection, processes
 from deployments.serving.schedules import mark_killed
 from desra_core.errors import DesraError, TransientError, UsageError, printable
-from desra_core.files import storage_errors, write_secret
+from desra_core.files import replace_file, scratch_in, storage_errors, write_secret
 from desra_core.workspace import Workspace
 from tasks.logs import say
 
@@ -140,6 +141,12 @@ class Server(processes.Child):
         forget_results(self._home, self._history)
         write_secret(connection.key_file(self._workspace), self._key)
         connection.configure(self._workspace, self.url, self._key)
+        database = self._home / "prefect.db"
+        elsewhere = any("DATABASE" in name for name in os.environ if name.startswith("PREFECT_"))
+        empty = None if database.exists() or elsewhere else _empty_database()
+        copied = empty is not None and empty.exists()
+        if copied and empty:
+            replace_file(database, empty.read_bytes())
         late = False
         for _ in range(_STARTS):
             if self.unwanted.is_set():
@@ -148,9 +155,15 @@ class Server(processes.Child):
                 self._launch()
             import_module("prefect")  # takes a second, while the server starts
             if self._answers() or self.unwanted.is_set():
+                if empty and not copied:
+                    _keep_empty(database, empty)
                 return
             late = self.exit_code is None
             self._end()
+            if copied and empty:  # which may be damaged
+                copied = False
+                for path in (empty, *self._home.glob("prefect.db*")):
+                    path.unlink(missing_ok=True)
         written = self.log.read_bytes()[self._log_start :].decode(errors="replace")
         lines = [line for line in written.splitlines() if line.strip()]
         errors = [line for line in lines if _ERROR.match(line)]
@@ -259,6 +272,30 @@ def check_temporary() -> None:
     if _is_full(folder := _temporary()):
         reason = "the disk is full, and has no room for temporary files"
         raise TransientError(folder, reason, "free some space, or name another folder by TMPDIR, and run again")
+
+
+def _empty_database() -> Path | None:
+    """Return the place, in the user's cache, of an empty database of this version of Prefect; None without a home.
+
+    Prefect builds its tables by some 200 migrations, which takes seconds; with a copy, a new workspace saves them.
+    """
+    with contextlib.suppress(RuntimeError):  # no home folder
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return cache / "desra" / f"prefect-{version('prefect')}.db"
+    return None
+
+
+def _keep_empty(database: Path, empty: Path) -> None:
+    """Copy the database of a server that has just made it, where the cache can be written."""
+    scratch = scratch_in(empty.parent)
+    with contextlib.suppress(OSError, sqlite3.Error):
+        empty.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(sqlite3.connect(database)) as opened:
+            opened.execute("VACUUM INTO ?", [str(scratch)])
+        scratch.replace(empty)
+        return
+    with contextlib.suppress(OSError):
+        scratch.unlink()
 
 
 def _temporary() -> Path:

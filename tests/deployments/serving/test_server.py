@@ -17,6 +17,7 @@ from datetime import timedelta
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -57,8 +58,7 @@ def server(environment, tmp_path) -> Iterator[Server]:
     server.stop()
 
 
-def test_a_slow_start_is_awaited_and_a_failed_start_is_repeated(server, set_up, tmp_path, monkeypatch) -> None:
-    set_up(Workspace(tmp_path / "ws"))
+def test_a_slow_start_is_awaited_and_a_failed_start_is_repeated(server, tmp_path, monkeypatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(servers, "say", said.append)
     monkeypatch.setattr(servers, "_PATIENCE_SECONDS", 0.2)
@@ -76,6 +76,46 @@ def test_a_slow_start_is_awaited_and_a_failed_start_is_repeated(server, set_up, 
     assert said[0].startswith("the Prefect server does not answer yet after ")
     assert said[0].endswith(" s; its process is still running")
     assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def started(root: Path) -> None:
+    """Start and stop a server in a new workspace."""
+    workspace = Workspace(root)
+    workspace.create()
+    server = Server(workspace, history=HISTORY)
+    server.start()
+    assert httpx.get(f"{server.url}/health").status_code == 200
+    server.stop()
+
+
+def test_the_database_of_a_new_workspace_is_a_copy(environment, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    started(tmp_path / "first")
+    (empty,) = (tmp_path / "cache" / "desra").iterdir()
+    assert rows(empty, "flow_run", "alembic_version") == {"flow_run": 0, "alembic_version": 1}
+    with contextlib.closing(sqlite3.connect(empty)) as database:
+        database.execute("CREATE TABLE mark (column)")
+    started(tmp_path / "second")
+    assert rows(tmp_path / "second" / "prefect" / "prefect.db", "mark") == {"mark": 0}
+
+
+@pytest.mark.slow
+def test_a_damaged_copy_of_the_database_is_made_anew(environment, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    empty = servers._empty_database()
+    empty.parent.mkdir(parents=True)
+    empty.write_bytes(b"damaged" * 1000)
+    started(tmp_path / "ws")
+    assert rows(empty, "flow_run", "alembic_version") == {"flow_run": 0, "alembic_version": 1}
+
+
+def test_a_cache_that_cannot_be_written_is_no_matter(tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    servers._keep_empty(tmp_path / "prefect.db", servers._empty_database())
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", Mock(side_effect=RuntimeError("Could not determine home directory.")))
+    assert servers._empty_database() is None
 
 
 def test_a_failed_start_names_the_reason(server, monkeypatch) -> None:
@@ -231,13 +271,12 @@ def test_a_server_with_another_key_is_named(prefect_environment, tmp_path, monke
                pytest.param("for good", marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_a_run_whose_server_is_killed_is_done_nevertheless(
-    moment, environment, standing_workers, set_up, make_pairs, tmp_path
+    moment, environment, standing_workers, make_pairs, tmp_path
 ) -> None:
     """In few lines; the exit code is that of the work. No proxy stands in the way of it."""
     make_pairs(tmp_path, 16)
     workspace = Workspace(tmp_path / "ws")
     workspace.create()
-    set_up(workspace)
     proxies = {"HTTP_PROXY": f"http://{DEAD}", "ALL_PROXY": f"socks5://{DEAD}"}
     command = run_of(tmp_path, workspace.root)
     said = tmp_path / "said"
