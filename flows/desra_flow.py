@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial, wraps
 from pathlib import Path
@@ -35,7 +36,8 @@ from desra_core.settings import CorpusSettings, Machine, Mining, folder_of
 from desra_core.settings.models import workspace_of
 from desra_core.workspace import Workspace
 from flows import handed_over
-from tasks.dask_cluster import USUAL_PIXELS, gpus_wanted, open_dask
+from tasks.dask_cluster import USUAL_PIXELS, Opening, gpus_wanted, open_dask
+from tasks.dask_map import Dask
 from tasks.logs import NowAndThen, carry, configure, say
 from tasks.progress import RunProgress
 from tasks.run_end import Summary, end_corpus_run, show_corpus
@@ -308,9 +310,7 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
         if not plan.pending:
             show_corpus(settings, prepared)
             return end_corpus_run(workspace, plan, 1)
-        networks = plan.target.runs_networks
-        gpus, largest = gpus_wanted(networks, machine), partial(_most_pixels, settings, plan)
-        with open_dask(machine, folder=workspace.root, networks=networks, gpus=gpus, most_pixels=largest) as dask:
+        with handed_over(settings, Opening) or opened_dask(settings, machine, plan) as dask:
             show_corpus(settings, prepared, dask)
             stages = stages_of(settings, plan.target, prepared.weights, machine, dask)
             with RunProgress(settings.verb, plan.pending, len(stages)) as progress:
@@ -318,6 +318,13 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
                 broken = progress.follow([process_shard.submit(shard, run) for shard in plan.shards])
         task_runs = len(plan.shards) * (1 + len(stages)) + 1
         return end_corpus_run(workspace, plan, task_runs, broken, *progress.failures)
+
+
+def opened_dask(settings: CorpusSettings, machine: Machine, plan: Plan) -> AbstractContextManager[Dask]:
+    """Open Dask for a plan: with GPUs where it runs networks, and workers with memory for its largest image."""
+    networks = plan.target.runs_networks
+    gpus, largest = gpus_wanted(networks, machine), partial(_most_pixels, settings, plan)
+    return open_dask(machine, folder=settings.workspace, networks=networks, gpus=gpus, most_pixels=largest)
 
 
 def _most_pixels(settings: CorpusSettings, plan: Plan) -> int:

@@ -11,6 +11,9 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -29,6 +32,7 @@ from tornado.web import HTTPError, RequestHandler
 from desra_core.errors import AbsentError, TransientError, UsageError, described
 from desra_core.files import write_secret
 from desra_core.settings import Machine
+from desra_core.workspace.products import PRODUCTS
 from tasks import question
 from tasks.dask_map import Admission, Dask, Share
 from tasks.logs import configure, say
@@ -109,7 +113,7 @@ def open_dask(
         machine = machine.model_copy(update=bounds)
     if address := machine.scheduler or (served.address if served else None):
         with (
-            connected(address, served.key if served else None) as client,
+            contextlib.closing(connected(address, served.key if served else None)) as client,
             contextlib.closing(Admission(client, folder)) as admission,
         ):
             admission.ask()
@@ -131,10 +135,35 @@ def open_dask(
         instead = f" instead of {usual.workers}{f' and {usual.gpu_threads}' if gpus else ''}"
         say(f"{share.workers} workers{threads}{instead}, for images of up to {pixels / 1e6:.0f} megapixels")
     with (
-        _local_cluster(share, visible_gpus()[:gpus] if device is None else [device]) as (_, client),
+        _local_cluster(share, visible_gpus()[:gpus] if device is None else [device], networks=networks) as (_, client),
         contextlib.closing(Dask(client, machine, share, gpus=gpus)) as dask,
     ):
         yield dask
+
+
+class Opening:
+    """Open Dask on another thread while this one does something else; a ``with`` block waits for it and closes it.
+
+    Args:
+        opened: Returns a context manager as `open_dask` does.
+    """
+
+    def __init__(self, opened: Callable[[], AbstractContextManager[Dask]]) -> None:
+        self._stack = contextlib.ExitStack()
+        thread = ThreadPoolExecutor(1)
+        self._dask = thread.submit(lambda: self._stack.enter_context(opened()))
+        thread.shutdown(wait=False)
+
+    def __enter__(self) -> Dask:
+        return self._dask.result()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close Dask, where that has not been done."""
+        wait([self._dask])
+        self._stack.close()
 
 
 def _described(
@@ -288,7 +317,9 @@ def gpus_wanted(networks: bool, machine: Machine) -> int:
 
 
 @contextlib.contextmanager
-def _local_cluster(share: Share, gpus: list[str], dashboard_port: int = 0) -> Iterator[tuple[SpecCluster, Client]]:
+def _local_cluster(
+    share: Share, gpus: list[str], *, networks: bool, dashboard_port: int = 0
+) -> Iterator[tuple[SpecCluster, Client]]:
     """Start workers on this machine, also one for each of the ``gpus``; yield the cluster and a connection to it."""
     # Other users of this machine must reach neither the scheduler, which would run any code, nor the dashboard.
     tls: dict[str, Any] = {"security": Security.temporary(), "protocol": "tls://"}
@@ -314,13 +345,25 @@ def _local_cluster(share: Share, gpus: list[str], dashboard_port: int = 0) -> It
             silence_logs=logging.CRITICAL,
             security=tls["security"],
         ) as cluster,
-        Client(cluster) as client,
+        contextlib.closing(Client(cluster)) as client,  # which as a context manager could not end on another thread
     ):
         # Without this rule, the scheduler's other pages would redirect to the hidden path and so reveal it.
         other_paths = Rule(PathMatches(rf"/(?!{hidden}/).*"), _Nothing)
         cluster.scheduler.http_application.default_router.rules.insert(0, other_paths)
         client.register_worker_callbacks(question.prepare_worker)
+        client.run(_import_stages, networks, wait=False)
         yield cluster, client
+
+
+async def _import_stages(networks: bool) -> None:
+    """Import what the first image would have to wait for, on a worker that has nothing to do yet.
+
+    The worker takes no images meanwhile, so that no other thread imports at the same time.
+    """
+    for product in PRODUCTS:
+        import_module(f"desra_core.stages.{product.name}")
+    if networks:
+        import_module("torch")
 
 
 class _Nothing(RequestHandler):
@@ -361,7 +404,7 @@ def standing_cluster(machine: Machine, *, gpus: int, key: Path, dashboard_port: 
         dashboard_port: Port of Dask's page; if it is 0 or taken, any free port.
     """
     share = share_of(machine, NETWORK_WORKER_BYTES, gpus)
-    with _local_cluster(share, visible_gpus()[:gpus], dashboard_port) as (cluster, _):
+    with _local_cluster(share, visible_gpus()[:gpus], networks=True, dashboard_port=dashboard_port) as (cluster, _):
         security: Any = cluster.security
         write_secret(key, f"{security.tls_client_key}{security.tls_client_cert}")
         try:

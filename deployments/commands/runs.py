@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,18 @@ def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
         prepared = prepare_corpus(settings)
         broken: tuple[str, ...] = ()
         if prepared.plan.pending:
-            broken = run_flow(workspace, settings, machine, (settings, prepared), rescan=False).broken_shards
+            with contextlib.ExitStack() as stack:
+
+                def start_workers() -> None:
+                    from flows.desra_flow import Opening, opened_dask
+
+                    opening = Opening(lambda: opened_dask(settings, machine, prepared.plan))
+                    stack.callback(opening.close)
+                    stack.enter_context(handing_over((settings, opening)))
+
+                plan = settings, prepared
+                ended = run_flow(workspace, settings, machine, plan, meanwhile=start_workers, rescan=False)
+                broken = ended.broken_shards
         else:
             renew_results(prepared)
         return sum_up(prepared, settings, broken)
@@ -89,8 +100,8 @@ def prepare_corpus(settings: CorpusSettings) -> Prepared:
 
 
 @contextlib.contextmanager
-def server_for_run(workspace: Workspace) -> Iterator[None]:
-    """Connect a run to a Prefect server, and print where to watch the run.
+def server_for_run(workspace: Workspace, meanwhile: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Connect a run to a Prefect server, and print where to watch the run; ``meanwhile`` is as for `prefect_server`.
 
     Raises:
         UsageError: No server can be started or reached, or it does not take the key of this command.
@@ -100,10 +111,10 @@ def server_for_run(workspace: Workspace) -> Iterator[None]:
     say("starting Prefect and the workers, which takes some seconds")
     # Else Prefect prints each event that it could not send to a lost server, and logs these lines to the next server.
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
-    with prefect_server(workspace) as url:
+    # Failures are printed as lines; Prefect's tracebacks are in the run's logs on the server.
+    os.environ.setdefault(CONSOLE, "CRITICAL")
+    with prefect_server(workspace, meanwhile) as url:
         say(f"watch at {watch_at(workspace, url)}")
-        # Failures are printed as lines; Prefect's tracebacks are in the run's logs on the server.
-        os.environ.setdefault(CONSOLE, "CRITICAL")
         logging.raiseExceptions = False  # else each log line that a server refuses prints two lines on stderr
         try:
             yield
@@ -129,7 +140,12 @@ def _server_error(error: BaseException | None) -> DesraError | None:
 
 
 def run_flow(
-    workspace: Workspace, settings: Any, machine: Machine, *plans: tuple[BaseModel, object], **options: bool
+    workspace: Workspace,
+    settings: Any,
+    machine: Machine,
+    *plans: tuple[BaseModel, object],
+    meanwhile: Callable[[], object] = lambda: None,
+    **options: bool,
 ) -> Any:
     """Run the flow that is named like the verb of its settings, and wait until the server has recorded the run.
 
@@ -137,6 +153,7 @@ def run_flow(
         workspace: The workspace, which must be locked.
         settings, machine, options: Parameters of the flow.
         plans: Settings and plans to hand over to the flow and to the flows that it calls.
+        meanwhile: Called while the server starts, when the flow has been imported.
 
     Returns:
         The `tasks.run_end.RunEnd` of the flow.
@@ -144,9 +161,14 @@ def run_flow(
     Raises:
         DesraError: As `server_for_run`, and the errors of the flow.
     """
-    with server_for_run(workspace), handing_over(*plans):
-        flow = getattr(import_module(f"flows.{settings.verb}"), settings.verb)
-        ended = flow(settings, machine, **options)
+    module = f"flows.{settings.verb}"
+
+    def import_flow() -> None:
+        import_module(module)
+        meanwhile()
+
+    with server_for_run(workspace, import_flow), handing_over(*plans):
+        ended = getattr(import_module(module), settings.verb)(settings, machine, **options)
         for run in (*vars(ended).values(), ended):
             if hasattr(run, "task_runs") and not wait_for_task_runs(run.flow_run, run.task_runs):
                 say("warning: the Prefect server has not recorded all task runs; the workspace is complete")

@@ -15,7 +15,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from importlib import import_module
 from importlib.metadata import version
@@ -57,11 +57,12 @@ class ServerLostError(TransientError):
 
 
 @contextlib.contextmanager
-def prefect_server(workspace: Workspace) -> Iterator[str]:
+def prefect_server(workspace: Workspace, meanwhile: Callable[[], object] = lambda: None) -> Iterator[str]:
     """Make sure that Prefect has a server, and yield the address of its API.
 
     The server is the configured one, or that of desra serve for this workspace, or a new one for this run alone. Call
     this before Prefect is imported, which reads environment variables set here. The workspace must be locked.
+    ``meanwhile`` is called once the address is known: while a new server starts, which takes seconds.
 
     Raises:
         TransientError: The disk is full, or the configured server does not answer any more.
@@ -70,16 +71,19 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
     """
     if configured := os.environ.get("PREFECT_API_URL"):
         connection.check_server(configured)
+        meanwhile()
         yield configured
     elif served := processes.served_at(workspace):
         key = connection.read_key(workspace) if served.own else None
         try:
             connection.configure(workspace, served.url, key)
+            meanwhile()
             yield served.url
         finally:
             connection.forget(key)
     else:
-        with Server(workspace, history=processes.history_of(workspace) or HISTORY).running() as server:
+        history = processes.history_of(workspace) or HISTORY
+        with Server(workspace, history=history, meanwhile=meanwhile).running() as server:
             # Mark killed runs that people started, unless the server has ended meanwhile.
             with contextlib.suppress(UsageError), connection.connected() as client:
                 mark_killed(workspace.root, client)
@@ -101,6 +105,7 @@ class Server(processes.Child):
         port: The port to listen on; 0 for any free port.
         history: How long to keep runs.
         mark: The environment by which the process is known.
+        meanwhile: Called while the server starts for the first time.
 
     Raises:
         UsageError: Another process has the port.
@@ -109,13 +114,20 @@ class Server(processes.Child):
     name = "the Prefect server"
 
     def __init__(
-        self, workspace: Workspace, *, port: int = 0, history: timedelta, mark: dict[str, str] | None = None
+        self,
+        workspace: Workspace,
+        *,
+        port: int = 0,
+        history: timedelta,
+        mark: dict[str, str] | None = None,
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> None:
         super().__init__(workspace.prefect_home / "server.log")
         self._workspace, self._home = workspace, workspace.prefect_home
         self._history = history
         self._mark = mark or processes.new_mark()
         self._key = f"desra:{secrets.token_urlsafe(32)}"
+        self._meanwhile = [meanwhile]
         self._log_start = 0
         self.unwanted = threading.Event()  # once set, the server is not started any more
         try:
@@ -154,6 +166,8 @@ class Server(processes.Child):
             with storage_errors(self._home):
                 self._launch()
             import_module("prefect")  # takes a second, while the server starts
+            while self._meanwhile:
+                self._meanwhile.pop()()
             if self._answers() or self.unwanted.is_set():
                 if empty and not copied:
                     _keep_empty(database, empty)
