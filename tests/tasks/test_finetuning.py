@@ -240,3 +240,7 @@ def test_enough_gathered_images_start_one_finetune(mining, models, url, monkeypa
     with held(workspace):
         assert mined(count) == 0
     assert len(finetunes()) == 1
+    with get_client(sync_client=True) as client:  # other tests look at all deployments of this server
+        for deployment in client.read_deployments():
+            if deployment.name == "following":
+                client.delete_deployment(deployment.id)
