@@ -228,20 +228,18 @@ def _terminate(number: int, _: FrameType | None) -> NoReturn:
 
 def run_as_process() -> NoReturn:
     """Run the command line and end the process, without half a second in which Python takes its modules apart."""
-    code: int | str | None = 0
+    code = 0
     try:
         main()
     except SystemExit as error:
-        code = error.code
-        if isinstance(code, str):
-            raise
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
     atexit._run_exitfuncs()
     try:
         sys.stdout.flush()
         sys.stderr.flush()
     except OSError:  # the reader has gone
         code = code or 1
-    os._exit(code or 0)
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,8 @@ def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
             with contextlib.ExitStack() as stack:
 
                 def start_workers() -> None:
-                    from flows.desra_flow import Opening, opened_dask
+                    from flows.desra_flow import opened_dask
+                    from tasks.dask_cluster import Opening
 
                     opening = Opening(lambda: opened_dask(settings, machine, prepared.plan))
                     stack.callback(opening.close)

@@ -124,10 +124,10 @@ def compiled(kernel: _Kernel) -> _Kernel:
     """Compile a function at its first call, and cache the compiled code on disk where a folder is writable."""
     # No fastmath: with fastmath, the value of a sample could depend on its place in a vector, and thus on the tile.
     try:
-        machine_code: _Kernel = numba.njit(nogil=True, error_model="numpy", cache=True)(kernel)
+        machine_code: Any = numba.njit(nogil=True, error_model="numpy", cache=True)(kernel)
     except RuntimeError:  # neither package nor home folder is writable: every process compiles
         machine_code = numba.njit(nogil=True, error_model="numpy")(kernel)
-    return machine_code
+    return machine_code  # type: ignore[no-any-return]
 
 
 @compiled

@@ -149,7 +149,7 @@ def _with_halo(pixels: Pixels, part: Rectangle) -> Pixels:
         (max(0, _HALO - each.start), max(0, each.stop + _HALO - side))
         for each, side in zip(part.slices, pixels.shape, strict=False)
     ]
-    return np.pad(pixels[rows, columns], [*missing, (0, 0)], mode="symmetric")
+    return np.pad(pixels[rows, columns], [*missing, (0, 0)], mode="symmetric")  # type: ignore[return-value]
 
 
 @compiled

@@ -213,8 +213,8 @@ class Trainer:
             self._move_discriminator(pairs, losses)
         self._scaler.update()
         with torch.no_grad():
-            averages = list(self._ema.parameters())
-            torch._foreach_lerp_(averages, list(self._network.parameters()), 1 - training.ema)
+            averages, weights = ([*net.parameters()] for net in (self._ema, self._network))
+            torch._foreach_lerp_(averages, weights, 1 - training.ema)  # type: ignore[arg-type]
         return {name: value for name, value in losses.read().items() if name != "error"}
 
     def set_learning_rate(self, share: float) -> None:
@@ -305,7 +305,7 @@ class Trainer:
                 with self._autocast():
                     logits = self._discriminator(image)
                 loss = losses.add(f"discriminator_{name}", networks.gan_loss(logits.float(), real=real))
-                self._scaler.scale(loss).backward()
+                self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.step(self._optimizer_d)
 
     def _parts(self, batch: list[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:

@@ -7,9 +7,11 @@ import gc
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import cloudpickle
 import pytest
@@ -27,6 +29,7 @@ from tasks.dask_cluster import (
     GPU_THREADS,
     NETWORK_WORKER_BYTES,
     WORKER_BYTES,
+    Opening,
     Share,
     open_dask,
     share_of,
@@ -173,3 +176,29 @@ def test_a_worker_with_a_gpu_has_a_slot_for_each_of_its_threads() -> None:
         on_gpu = cluster.map(*job(visible_devices, {"GPU": 1}), images(*"abcdef"))
         assert {result.mask_key for _, result in on_gpu} == {"0"}
         assert cluster.max_pixels == 3_750_000
+
+
+def test_what_is_opened_on_another_thread_is_closed_once() -> None:
+    """Also where no block has taken it; an error of the opening is one of the block."""
+    told: list[str] = []
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[Any]:
+        told.append(threading.current_thread().name)
+        try:
+            yield "dask"
+        finally:
+            told.append("closed")
+
+    with Opening(opened) as dask:
+        assert dask == "dask"
+    assert told[0] != threading.current_thread().name
+    assert told[1:] == ["closed"]
+    unused = Opening(opened)
+    unused.close()
+    unused.close()
+    assert told[3:] == ["closed"]
+    failing = Opening(Mock(side_effect=UsageError("--device", "no GPU", "use cpu")))
+    with pytest.raises(UsageError, match="no GPU"), failing:
+        pass
+    failing.close()
