@@ -4,6 +4,7 @@ import atexit
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from importlib import import_module
 from types import FrameType
@@ -227,18 +228,26 @@ def _terminate(number: int, _: FrameType | None) -> NoReturn:
 
 
 def run_as_process() -> NoReturn:
-    """Run the command line and end the process, without half a second in which Python takes its modules apart."""
-    code = 0
+    """Run the command line and end the process."""
     try:
         main()
     except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if isinstance(error.code, str):
+            say(error.code)
+        end_process(error.code if isinstance(error.code, int) else int(error.code is not None))
+    end_process(0)
+
+
+def end_process(code: int) -> NoReturn:
+    """End the process as Python does, but without taking its modules apart, which takes half a second."""
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:  # the reader has gone
-        code = code or 1
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:  # as where it was closed before
+                stream.flush()
+        except (OSError, ValueError):  # its reader has gone
+            code = code or 1
     os._exit(code)
 
 

@@ -9,9 +9,10 @@ import contextlib
 import logging
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
@@ -54,6 +55,7 @@ USUAL_PIXELS = 2**24
 _MOST_GPUS = 64
 
 _CONNECT_SECONDS = 10
+_GIVE_UP_SECONDS = 10
 _RESTART_SECONDS = 60
 _AWAIT_SECONDS = 60
 
@@ -145,14 +147,20 @@ class Opening:
     """Open Dask on another thread while this one does something else; a ``with`` block waits for it and closes it.
 
     Args:
-        opened: Returns a context manager as `open_dask` does.
+        open_context: Returns a context manager as `open_dask` does; its errors are those of the block.
     """
 
-    def __init__(self, opened: Callable[[], AbstractContextManager[Dask]]) -> None:
+    def __init__(self, open_context: Callable[[], AbstractContextManager[Dask]]) -> None:
         self._stack = contextlib.ExitStack()
-        thread = ThreadPoolExecutor(1)
-        self._dask = thread.submit(lambda: self._stack.enter_context(opened()))
-        thread.shutdown(wait=False)
+        self._dask: Future[Dask] = Future()
+        # A daemon, so that a process that is stopped need not wait for it.
+        threading.Thread(target=self._open, args=[open_context], name="dask", daemon=True).start()
+
+    def _open(self, open_context: Callable[[], AbstractContextManager[Dask]]) -> None:
+        try:
+            self._dask.set_result(self._stack.enter_context(open_context()))
+        except BaseException as error:  # noqa: BLE001 - raised by the block
+            self._dask.set_exception(error)
 
     def __enter__(self) -> Dask:
         return self._dask.result()
@@ -161,9 +169,9 @@ class Opening:
         self.close()
 
     def close(self) -> None:
-        """Close Dask, where that has not been done."""
-        wait([self._dask])
-        self._stack.close()
+        """Close Dask, where that has not been done; give up waiting for it after some seconds."""
+        if wait([self._dask], timeout=_GIVE_UP_SECONDS).done:
+            self._stack.close()
 
 
 def _described(
@@ -351,19 +359,20 @@ def _local_cluster(
         other_paths = Rule(PathMatches(rf"/(?!{hidden}/).*"), _Nothing)
         cluster.scheduler.http_application.default_router.rules.insert(0, other_paths)
         client.register_worker_callbacks(question.prepare_worker)
-        client.run(_import_stages, networks, wait=False)
+        client.run(_import_stages, networks, wait=False, on_error="ignore")
         yield cluster, client
 
 
 async def _import_stages(networks: bool) -> None:
-    """Import what the first image would have to wait for, on a worker that has nothing to do yet.
+    """Import what the first image would have to wait for, once, on a worker that has nothing to do yet.
 
     The worker takes no images meanwhile, so that no other thread imports at the same time.
     """
-    for product in PRODUCTS:
-        import_module(f"desra_core.stages.{product.name}")
-    if networks:
-        import_module("torch")
+    with contextlib.suppress(Exception):  # the first image will tell
+        for product in PRODUCTS:
+            import_module(f"desra_core.stages.{product.name}")
+        if networks:
+            import_module("torch")
 
 
 class _Nothing(RequestHandler):

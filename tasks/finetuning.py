@@ -21,7 +21,14 @@ from desra_core.evaluation.table import counted
 from desra_core.files import locked, read_document, read_json
 from desra_core.settings import Machine
 from desra_core.settings.models import FinetuneTrigger
-from desra_core.training.plan import FinetunePlan, begin, check_networks, settle_precision, usual_precision
+from desra_core.training.plan import (
+    FinetunePlan,
+    begin,
+    check_networks,
+    most_samples,
+    settle_precision,
+    usual_precision,
+)
 from desra_core.training.pools import count_new
 from desra_core.training.twin import TwinPlan, TwinVerdict, freeze_photos, publish_twin
 from desra_core.workspace import Workspace
@@ -51,7 +58,8 @@ def freeze_images(plan: FinetunePlan) -> int:
     images, errors = begin(plan, scale)
     say_each("left out", errors)
     if images < plan.training.images:
-        say(f"{counted(images, 'image')} to train on, fewer than the {plan.training.images} asked for: all there are")
+        why = "all there are" if len(plan.samples) < most_samples(plan.training) else "the others cannot be used"
+        say(f"{counted(images, 'image')} to train on, fewer than the {plan.training.images} asked for: {why}")
     return images
 
 

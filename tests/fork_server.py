@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import atexit
 import importlib
 import io
 import json
@@ -76,15 +75,6 @@ def begin(command: dict[str, str]) -> None:
     sys.orig_argv = [sys.executable, "-m", "deployments.cli", *command["arguments"]]
 
 
-def end(code: int) -> None:
-    """End a fork as Python does, but without taking down all that was imported, which takes two seconds."""
-    threading._shutdown()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])
     for package in ("desra_core", "tasks", "flows", "deployments"):
@@ -109,7 +99,4 @@ if __name__ == "__main__":
     with socket.socket(fileno=int(sys.argv[1])) as asked:
         serve(asked)
     if sys.argv[0] == "desra":
-        try:
-            cli.main()
-        except SystemExit as ended:
-            end(int(ended.code or 0))
+        cli.run_as_process()

@@ -137,16 +137,19 @@ def loaded_after(*lines: str) -> set[str]:
     code = "\n".join([*lines, "import sys", "print('loaded', *{name.partition('.')[0] for name in sys.modules})"])
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    return set(run.stdout.splitlines()[-1].split()[1:])
+    word, *names = run.stdout.splitlines()[-1].split()
+    assert word == "loaded", run.stdout
+    return set(names)
 
 
 def test_help_is_light() -> None:
     loaded = loaded_after(
-        "import sys, contextlib, runpy",
+        "import sys, contextlib",
+        "from deployments.cli import main",
         "for arguments in (['--help'], ['status', '--help'], ['detect', '--help'], ['--version']):",
         "    sys.argv = ['desra', *arguments]",
         "    with contextlib.suppress(SystemExit):",
-        "        runpy.run_module('deployments.cli', run_name='__main__')",
+        "        main()",
     )
     assert not HEAVY & loaded
 

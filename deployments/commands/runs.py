@@ -32,7 +32,7 @@ from desra_core.settings import CorpusSettings, Machine, detector_of
 from desra_core.workspace import Workspace
 from desra_core.workspace.matching import with_twins_summed_up
 from flows import handing_over
-from tasks.logs import SHOWN_FAILURES, NowAndThen, say, say_each
+from tasks.logs import SHOWN_FAILURES, NowAndThen, carry, say, say_each
 
 _SHOWN_REGIONS = 10
 _SHOWN_PAGED = 5
@@ -49,6 +49,7 @@ def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
         broken: tuple[str, ...] = ()
         if prepared.plan.pending:
             with contextlib.ExitStack() as stack:
+                carry(workspace=str(workspace.root))
 
                 def start_workers() -> None:
                     from flows.desra_flow import opened_dask

@@ -12,6 +12,7 @@ import re
 import secrets
 import socket
 import sqlite3
+import stat
 import sys
 import threading
 import time
@@ -127,7 +128,7 @@ class Server(processes.Child):
         self._history = history
         self._mark = mark or processes.new_mark()
         self._key = f"desra:{secrets.token_urlsafe(32)}"
-        self._meanwhile = [meanwhile]
+        self._while_it_starts: Callable[[], object] | None = meanwhile  # None once it was called
         self._log_start = 0
         self.unwanted = threading.Event()  # once set, the server is not started any more
         try:
@@ -153,12 +154,8 @@ class Server(processes.Child):
         forget_results(self._home, self._history)
         write_secret(connection.key_file(self._workspace), self._key)
         connection.configure(self._workspace, self.url, self._key)
-        database = self._home / "prefect.db"
-        elsewhere = any("DATABASE" in name for name in os.environ if name.startswith("PREFECT_"))
-        empty = None if database.exists() or elsewhere else _empty_database()
-        copied = empty is not None and empty.exists()
-        if copied and empty:
-            replace_file(database, empty.read_bytes())
+        new = not (database := self._home / "prefect.db").exists()
+        copied = new and self._copy_cached(database)
         late = False
         for _ in range(_STARTS):
             if self.unwanted.is_set():
@@ -166,20 +163,19 @@ class Server(processes.Child):
             with storage_errors(self._home):
                 self._launch()
             import_module("prefect")  # takes a second, while the server starts
-            while self._meanwhile:
-                self._meanwhile.pop()()
+            if self._while_it_starts:
+                first, self._while_it_starts = self._while_it_starts, None
+                first()
             if self._answers() or self.unwanted.is_set():
-                if empty and not copied:
-                    _keep_empty(database, empty)
+                if new and not copied:
+                    _store_in_cache(database)
                 return
             late = self.exit_code is None
             self._end()
-            if copied and empty:  # which may be damaged
+            if copied and "sqlite3." in self._written():  # the copy is damaged
                 copied = False
-                for path in (empty, *self._home.glob("prefect.db*")):
-                    path.unlink(missing_ok=True)
-        written = self.log.read_bytes()[self._log_start :].decode(errors="replace")
-        lines = [line for line in written.splitlines() if line.strip()]
+                _delete(_cached_database(), *_files_of(database))
+        lines = [line for line in self._written().splitlines() if line.strip()]
         errors = [line for line in lines if _ERROR.match(line)]
         error = printable((errors or lines or [f"exit code {self.exit_code}, and nothing in its log"])[-1].strip())
         if late:
@@ -187,6 +183,21 @@ class Server(processes.Child):
         if _is_full(self._home) or "disk is full" in error or "No space left" in error:
             raise self._without_room(self._home if _is_full(self._home) else f"{self._home} or {_temporary()}")
         raise UsageError(self.log, f"the Prefect server did not start ({error})", "read that log")
+
+    def _copy_cached(self, database: Path) -> bool:
+        """Copy the database of the user's cache to its place, unless there is none or another server is set."""
+        if any("DATABASE" in name for name in os.environ if name.startswith("PREFECT_")):
+            return False
+        content = _read_owned(_cached_database())
+        if content is None:
+            return False
+        _delete(*_files_of(database))  # what an earlier database may have left
+        replace_file(database, content)
+        return True
+
+    def _written(self) -> str:
+        """Return what the process has written to its log since its start."""
+        return self.log.read_bytes()[self._log_start :].decode(errors="replace")
 
     def stop(self) -> None:
         """Send the events and logs that Prefect has not sent yet, and stop the server."""
@@ -288,28 +299,60 @@ def check_temporary() -> None:
         raise TransientError(folder, reason, "free some space, or name another folder by TMPDIR, and run again")
 
 
-def _empty_database() -> Path | None:
+def _cached_database() -> Path | None:
     """Return the place, in the user's cache, of an empty database of this version of Prefect; None without a home.
 
     Prefect builds its tables by some 200 migrations, which takes seconds; with a copy, a new workspace saves them.
     """
-    with contextlib.suppress(RuntimeError):  # no home folder
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return cache / "desra" / f"prefect-{version('prefect')}.db"
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        cache = Path(given) if given.startswith("/") else Path.home() / ".cache"
+    except RuntimeError:  # no home folder
+        return None
+    return cache / "desra" / f"prefect-{version('prefect')}.db"
+
+
+def _read_owned(path: Path | None) -> bytes | None:
+    """Read a file that only this user can have written; None where there is none, or it cannot be read."""
+    with contextlib.suppress(OSError):
+        if path is not None:
+            with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+                about = os.fstat(file.fileno())
+                if about.st_uid == os.getuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                    return file.read()
     return None
 
 
-def _keep_empty(database: Path, empty: Path) -> None:
-    """Copy the database of a server that has just made it, where the cache can be written."""
-    scratch = scratch_in(empty.parent)
-    with contextlib.suppress(OSError, sqlite3.Error):
-        empty.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(sqlite3.connect(database)) as opened:
-            opened.execute("VACUUM INTO ?", [str(scratch)])
-        scratch.replace(empty)
+def _store_in_cache(database: Path) -> None:
+    """Copy the database that a server has just made to the user's cache, where that can be written."""
+    if (place := _cached_database()) is None:
         return
-    with contextlib.suppress(OSError):
-        scratch.unlink()
+    scratch = scratch_in(place.parent)
+    try:
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as opened:
+            (tables,) = opened.execute("SELECT count(*) FROM alembic_version").fetchone()
+            opened.execute("VACUUM INTO ?", [str(scratch)])
+        scratch.chmod(0o600)
+        if tables:
+            scratch.replace(place)
+    except (OSError, sqlite3.Error):
+        pass
+    finally:
+        _delete(scratch)
+
+
+def _files_of(database: Path) -> list[Path]:
+    """List the files of a SQLite database."""
+    return [database.with_name(f"{database.name}{ending}") for ending in ("", "-wal", "-shm", "-journal")]
+
+
+def _delete(*paths: Path | None) -> None:
+    """Delete files, where they exist and can be deleted."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if path is not None:
+                path.unlink()
 
 
 def _temporary() -> Path:

@@ -41,12 +41,12 @@ _ALEXNET = "give the AlexNet weights of torchvision, alexnet-owt-7be5be79.pth"
 
 
 class Fidelity(NamedTuple):
-    """How two results of one photo differ, in grey levels of 255 (uint16 / 257)."""
+    """Hold the measures of how two results of one photo differ; a level is a 255th of the range."""
 
-    squared_error: float  # summed over the pixels outside of the mask; a pixel counts with the mean of its channels
-    ssim: float  # mean over the pixels outside
-    gradient_similarity: float  # mean over the pixels outside
-    sharpness_before: float  # mean gradient magnitude of the whole result, in levels per pixel
+    squared_error: float  # in squared levels, the sum over pixels outside of the mask of the mean over channels
+    ssim: float  # mean over the pixels outside, -1..1
+    gradient_similarity: float  # mean over the pixels outside, 0..1
+    sharpness_before: float  # in levels per pixel, mean gradient magnitude of the whole result
     sharpness_after: float
 
 
@@ -154,7 +154,7 @@ def _with_halo(pixels: Pixels, part: Rectangle) -> Pixels:
 
 @compiled
 def _luminance(part: Pixels, weights: tuple[float, ...], level: float) -> npt.NDArray[np.float64]:
-    """Convert a part to luminance in levels of 255; ``level`` is one of them."""
+    """Convert a part to luminance in levels; ``level`` is the size of one in the part's samples, 1 or 257."""
     height, width, channels = part.shape
     values = np.empty((height, width))
     for row in range(height):

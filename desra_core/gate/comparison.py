@@ -41,7 +41,7 @@ from desra_core.workspace.manifest import ImageRef
 from desra_core.workspace.products import Target
 
 # Raise it when the meaning or a bit of a judgement changes.
-JUDGE_VERSION = 2
+JUDGE_VERSION = 3
 
 # The verdict shows this many regions, each before and after finetuning.
 _PICTURES = 8
@@ -161,7 +161,7 @@ def plan_comparison(settings: Comparing) -> Comparison:
         corpus=corpus,
         target=target,
         # The order by content hash gives a fair sample of the held-out images, and the same sample in every run.
-        marked=pools.judges(settings.held_out),
+        marked=pools.held_out_judges(settings.held_out),
         clean=pools.clean("held_out", settings.clean),
     )
 

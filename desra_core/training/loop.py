@@ -77,7 +77,8 @@ def finetune(
         trainer = Trainer(run, gan_model, training, device, threads)
         state = trainer.state
         torch.set_num_threads(state["threads"])
-        batch = stack.enter_context(_batches(_drawing(run.data, training, trainer.generator.scale, twinning), device))
+        draw = _drawing(run.data, training, trainer.generator.scale, twinning)
+        batch = stack.enter_context(batches(draw, device, ahead=device.startswith("cuda")))
         board = Board(run.tensorboard, state["iteration"])
         while state["warmed"] < trainer.warmup:
             trainer.warm_up(batch(1, state["warmed"]))
@@ -120,27 +121,36 @@ def _drawing(data: Path, training: Training, scale: int, twinning: Twinning | No
 
 
 @contextlib.contextmanager
-def _batches(draw: Callable[[int, int], Batch], device: str) -> Iterator[Callable[[int, int], list[torch.Tensor]]]:
-    """Give a function that draws batches onto the device; on a GPU, it draws the next step's ahead of time."""
+def batches(
+    draw: Callable[[int, int], Batch], device: str, *, ahead: bool
+) -> Iterator[Callable[[int, int], list[torch.Tensor]]]:
+    """Give a function that draws a batch onto the device, for a purpose and a step as `_drawing` has them.
+
+    With ``ahead``, the batch of the next step is drawn before it is asked for.
+    """
     on_gpu = device.startswith("cuda")
-    ahead: dict[tuple[int, int], Future[list[torch.Tensor]]] = {}
+    coming: dict[tuple[int, int], Future[list[torch.Tensor]]] = {}
 
     def tensors(purpose: int, step: int) -> list[torch.Tensor]:
         drawn = [torch.from_numpy(array) for array in draw(purpose, step)]
         return [tensor.pin_memory() for tensor in drawn] if on_gpu else drawn
 
-    # All are drawn by one thread, because the degradation seeds generators of the process.
-    with ThreadPoolExecutor(1) as thread:
+    thread = ThreadPoolExecutor(1)  # for all batches, because the degradation seeds generators of the process
 
-        def batch(purpose: int, step: int) -> list[torch.Tensor]:
-            found = ahead.pop((purpose, step), None) or thread.submit(tensors, purpose, step)
-            if on_gpu and purpose < 2:
-                ahead.clear()
-                ahead[purpose, step + 1] = thread.submit(tensors, purpose, step + 1)
-            place: dict[str, Any] = {"memory_format": torch.channels_last, "non_blocking": on_gpu}
-            return [tensor.to(device, **place) for tensor in found.result()]
+    def batch(purpose: int, step: int) -> list[torch.Tensor]:
+        found = coming.pop((purpose, step), None) or thread.submit(tensors, purpose, step)
+        if ahead and purpose < 2:
+            for unwanted in coming.values():
+                unwanted.cancel()
+            coming.clear()
+            coming[purpose, step + 1] = thread.submit(tensors, purpose, step + 1)
+        place: dict[str, Any] = {"memory_format": torch.channels_last, "non_blocking": on_gpu}
+        return [tensor.to(device, **place) for tensor in found.result()]
 
+    try:
         yield batch
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
 class Trainer:
@@ -162,7 +172,7 @@ class Trainer:
         place: dict[str, Any] = {"device": device, "memory_format": torch.channels_last}
         self._network = self.generator.network.to(**place)
         self._ema = copy.deepcopy(self._network).requires_grad_(False)
-        fused = device.startswith("cuda")
+        self._fused = fused = device.startswith("cuda")
         self._optimizer = torch.optim.Adam(self._network.parameters(), training.learning_rate, BETAS, fused=fused)
         self._discriminator: nn.Module | None = None
         self._optimizer_d: torch.optim.Optimizer | None = None
@@ -184,7 +194,7 @@ class Trainer:
 
     def step(self, batch: list[torch.Tensor]) -> Losses:
         """Make a step of the generator, then of the discriminator; returns the losses before the step."""
-        training, losses = self._training, _Sums(self._training.accumulate)
+        training, losses = self._training, _Losses(self._training.accumulate)
         parts, results = self._parts(batch), []
         self._optimizer.zero_grad()
         for lr, pseudo_gt, mask in parts:
@@ -206,7 +216,7 @@ class Trainer:
             losses.add("error", (sr - pseudo_gt).detach().abs().mean())
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             results.append(sr.detach())
-        self._check(losses.read())
+        self._check(losses.worst())
         self._scaler.step(self._optimizer)
         if self._discriminator is not None:
             pairs = [(pseudo_gt, sr) for (_, pseudo_gt, _), sr in zip(parts, results, strict=True)]
@@ -215,7 +225,7 @@ class Trainer:
         with torch.no_grad():
             averages, weights = ([*net.parameters()] for net in (self._ema, self._network))
             torch._foreach_lerp_(averages, weights, 1 - training.ema)  # type: ignore[arg-type]
-        return {name: value for name, value in losses.read().items() if name != "error"}
+        return {name: value for name, value in losses.means().items() if name != "error"}
 
     def set_learning_rate(self, share: float) -> None:
         """Lower the learning rate of the generator as a cosine; ``share`` is that of the steps done, 0..1."""
@@ -225,7 +235,7 @@ class Trainer:
         """Make a step of the discriminator alone: a new discriminator cannot guide the generator yet."""
         with torch.no_grad(), self._autocast():
             pairs = [(pseudo_gt, self._network(lr).float()) for lr, pseudo_gt, _ in self._parts(batch)]
-        self._move_discriminator(pairs, _Sums(self._training.accumulate))
+        self._move_discriminator(pairs, _Losses(self._training.accumulate))
         self._scaler.update()
 
     def enlarge(
@@ -281,7 +291,10 @@ class Trainer:
         except LOAD_ERRORS:
             raise UsageError(self._run.state, "is damaged", "delete it to start this training again") from None
         for name, part in self._with_state().items():
-            part.load_state_dict(state.pop(name))
+            saved = state.pop(name)
+            for group in saved.get("param_groups", ()):  # the state may come from another device or version
+                group["fused"] = self._fused
+            part.load_state_dict(saved)
         torch.set_rng_state(state.pop("rng"))
         cuda_rng = state.pop("cuda_rng", None)
         if cuda_rng is not None and self._device.startswith("cuda"):
@@ -294,7 +307,7 @@ class Trainer:
                  "discriminator": self._discriminator, "optimizer_d": self._optimizer_d}  # fmt: skip
         return {name: part for name, part in parts.items() if part is not None}
 
-    def _move_discriminator(self, pairs: list[tuple[torch.Tensor, torch.Tensor]], losses: _Sums) -> None:
+    def _move_discriminator(self, pairs: list[tuple[torch.Tensor, torch.Tensor]], losses: _Losses) -> None:
         """Make a step of the discriminator: it learns to call pseudo-GT real, and results fake."""
         assert self._discriminator is not None
         assert self._optimizer_d is not None
@@ -318,7 +331,7 @@ class Trainer:
     def _check(self, losses: Losses) -> None:
         """Raise `UsageError` before a step that would spoil the weights, and before spoilt weights are saved.
 
-        ``error`` is the mean absolute error of the results.
+        The loss ``error`` is the mean absolute error of the results.
         """
         bad = [name for name, value in losses.items() if not math.isfinite(value)]
         if not bad and losses["error"] <= _DIVERGED:
@@ -331,22 +344,32 @@ class Trainer:
         raise UsageError(self._run.root, reason, f"{good}; start another run with a lower --learning-rate")
 
 
-class _Sums:
-    """Add up the losses of the parts of a batch; they are read all at once, because a GPU is waited for each time."""
+class _Losses:
+    """Collect the losses of the parts of a batch, and read them all at once, because a GPU is waited for each time."""
 
     def __init__(self, parts: int) -> None:
         self._parts = parts
         self._values: dict[str, list[torch.Tensor]] = {}
 
     def add(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """Add the loss of a part; returns its share in the loss of the batch."""
+        """Add the loss of a part; returns its share in the loss of the whole batch, to go backward from."""
         self._values.setdefault(name, []).append(value.detach())
         return value / self._parts
 
-    def read(self) -> Losses:
+    def means(self) -> Losses:
         """Read the means over the parts."""
+        return {name: sum(value / self._parts for value in values) for name, values in self._read().items()}
+
+    def worst(self) -> Losses:
+        """Read the largest losses of a part; where one is not finite, that one."""
+        return {
+            name: max(values, key=lambda value: (not math.isfinite(value), value))
+            for name, values in self._read().items()
+        }
+
+    def _read(self) -> dict[str, list[float]]:
         numbers = iter(torch.stack([value for values in self._values.values() for value in values]).tolist())
-        return {name: sum(next(numbers) / self._parts for _ in values) for name, values in self._values.items()}
+        return {name: [next(numbers) for _ in values] for name, values in self._values.items()}
 
 
 def compare_with_best(state: State) -> None:

@@ -136,8 +136,7 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
         """Find the images to train on, and their files: in the dataset of a mined corpus, else among the sources."""
         pools = Pools(workspace, corpus, target, settings.group_by, settings.lr)
         samples = []
-        # More than are asked for, because some may turn out to be unusable.
-        for image, severity, human, _ in islice(pools.with_artifacts("training"), 2 * training.images + _TRIES):
+        for image, severity, human, _ in islice(pools.with_artifacts("training"), most_samples(training)):
             name = image.names[0]
             if corpus.verb == "mine":
                 lr, mask, *results = (workspace.dataset(kind, name) for kind in ("lr", "mask", "pseudo_gt"))
@@ -176,6 +175,11 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
     pools, samples = found or find_samples()
     warning = pools.lacking() if samples else None
     return FinetunePlan(run, gan_model, training, target.mask_key, samples, begun, ended, warning)
+
+
+def most_samples(training: Training) -> int:
+    """Return how many images are looked at: more than are asked for, because some may turn out to be unusable."""
+    return 2 * training.images + _TRIES
 
 
 def check_networks(gan_model: Path, training: Training) -> int:

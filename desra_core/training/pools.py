@@ -1,7 +1,8 @@
 """Divide the images of a workspace into a training and a held-out pool, and list the images of a pool.
 
 Images that show the same form a group, and a whole group belongs to one pool. An image is assigned to a pool when it is
-first asked for. ``split.parquet`` keeps the assignment: an image that was trained on never judges.
+first asked for, and the first image of a group decides for all. ``split.parquet`` keeps the assignment: an image that
+was trained on never judges.
 """
 
 import dataclasses
@@ -40,7 +41,7 @@ _SCHEMA = pa.schema(
     [("id", pa.string()), ("group", pa.string()), ("pool", pa.string()), ("signature", pa.binary()),
      ("group_by", pa.string())]
 )  # fmt: skip
-# Images whose pools are looked up at a time, until enough of a pool are found.
+# Images whose pools are looked up at first, then twice as many each time, until enough of a pool are found.
 _AT_ONCE = 64
 # Photos whose signatures differ in at most this many of 256 bits are duplicates. Other photos differ in about half.
 MAX_DISTANCE = 24
@@ -125,7 +126,7 @@ class Pools:
             detected = image.id not in self._human_only
             yield ArtifactImage(image, self._severities[image.id], self._human.get(image.id), detected)
 
-    def judges(self, count: int) -> list[ImageRef]:
+    def held_out_judges(self, count: int) -> list[ImageRef]:
         """List up to ``count`` held-out images with artifacts, in the order of the content hash.
 
         Images with only a human mask are left out, because they cannot show whether the detector finds less.
@@ -153,7 +154,7 @@ class Pools:
     def lacking(self) -> str | None:
         """Describe which images the gate lacks: held-out ones with or without artifacts; None where it has both."""
         missing = []
-        if not self.judges(1):
+        if not self.held_out_judges(1):
             count = sum(1 for pool in get_args(Pool) for _ in self.with_artifacts(pool))
             missing.append(_none_held_out(count, "with artifacts"))
         if not self.clean("held_out", 1):
@@ -168,8 +169,9 @@ class Pools:
 
     def of_pool(self, ids: list[str], pool: Pool) -> Iterator[ImageRef]:
         """Yield the images with these ids, in order, that are in the pool and have an LR photo."""
-        for start in range(0, len(ids), _AT_ONCE):
-            part = ids[start : start + _AT_ONCE]
+        count = _AT_ONCE
+        while ids:
+            part, ids, count = ids[:count], ids[count:], 2 * count
             images = {}
             for image in image_refs(self._manifest.filter(pc.is_in(self._manifest["id"], pa.array(part, pa.string())))):
                 if self._lr is None:

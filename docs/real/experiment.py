@@ -71,7 +71,6 @@ FIRST, MSE_TARGETS = "seed 0", "targets are the MSE results"
 # RRDBNet loses much detail at the usual rate. The usual average of the weights covers more steps than there are.
 SLOW = {"learning_rate": 2e-5, "ema": 0.98, "warmup": 72}
 LARGE = {FIRST: SLOW, "L1 only": SLOW | {"gan_weight": 0}}
-USUAL: dict[str, dict[str, Any]] = {"usual rate and average": {}}
 SMALL: dict[str, dict[str, Any]] = {
     **{f"seed {seed}": {"seed": seed} for seed in range(3)},
     "L1 only": {"gan_weight": 0},
@@ -83,7 +82,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 # On a CPU with AMX, inference in bfloat16 takes a quarter of the time.
 STUDIES = {
-    "RealESRGAN_x4plus": Study("RealESRGAN_x4plus.safetensors", "float32", "bfloat16", 60, 10, LARGE | USUAL),
+    "RealESRGAN_x4plus": Study("RealESRGAN_x4plus.safetensors", "float32", "bfloat16", 60, 10, LARGE),
     "RealSR_DF2K": Study("RealSR_DF2K_x4.safetensors", "bfloat16", "bfloat16", 60, 10, LARGE),
     "realesr-general-x4v3": Study("realesr-general-x4v3.pth", "float32", "float32", 300, 75, SMALL),
 }

@@ -88,34 +88,65 @@ def started(root: Path) -> None:
     server.stop()
 
 
-def test_the_database_of_a_new_workspace_is_a_copy(environment, tmp_path, monkeypatch) -> None:
+@pytest.fixture
+def cached(environment, tmp_path, monkeypatch) -> Path:
+    """The place of the cached database in a cache of this test alone."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return servers._cached_database()
+
+
+def test_the_database_of_a_new_workspace_is_a_copy(cached, tmp_path) -> None:
     started(tmp_path / "first")
-    (empty,) = (tmp_path / "cache" / "desra").iterdir()
-    assert rows(empty, "flow_run", "alembic_version") == {"flow_run": 0, "alembic_version": 1}
-    with contextlib.closing(sqlite3.connect(empty)) as database:
+    assert rows(cached, "flow_run", "alembic_version") == {"flow_run": 0, "alembic_version": 1}
+    with contextlib.closing(sqlite3.connect(cached)) as database:
         database.execute("CREATE TABLE mark (column)")
+    (tmp_path / "second" / "prefect").mkdir(parents=True)
+    kept = tmp_path / "second" / "prefect" / "prefect.db.bak"
+    kept.touch()
+    (tmp_path / "second" / "prefect" / "prefect.db-wal").write_bytes(b"of an earlier database")
     started(tmp_path / "second")
     assert rows(tmp_path / "second" / "prefect" / "prefect.db", "mark") == {"mark": 0}
+    assert kept.exists()
+    assert [path.name for path in cached.parent.iterdir()] == [cached.name]
 
 
 @pytest.mark.slow
-def test_a_damaged_copy_of_the_database_is_made_anew(environment, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    empty = servers._empty_database()
-    empty.parent.mkdir(parents=True)
-    empty.write_bytes(b"damaged" * 1000)
+def test_a_damaged_copy_of_the_database_is_made_anew(cached, tmp_path) -> None:
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"damaged" * 1000)
     started(tmp_path / "ws")
-    assert rows(empty, "flow_run", "alembic_version") == {"flow_run": 0, "alembic_version": 1}
+    assert rows(cached, "flow_run", "alembic_version") == {"flow_run": 0, "alembic_version": 1}
 
 
-def test_a_cache_that_cannot_be_written_is_no_matter(tmp_path, monkeypatch) -> None:
+def test_only_an_own_database_is_copied(cached, tmp_path) -> None:
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"content")
+    cached.chmod(0o600)
+    assert servers._read_owned(cached) == b"content"
+    cached.chmod(0o660)
+    assert servers._read_owned(cached) is None
+    cached.rename(tmp_path / "real")
+    assert servers._read_owned(cached) is None
+    cached.symlink_to(tmp_path / "real")
+    assert servers._read_owned(cached) is None
+
+
+def test_a_cache_that_cannot_be_used_is_no_matter(tmp_path, monkeypatch) -> None:
+    """Nor a database without tables, which is not stored."""
+    database = tmp_path / "prefect.db"
+    with contextlib.closing(sqlite3.connect(database)) as opened:
+        opened.execute("CREATE TABLE flow_run (id)")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    servers._store_in_cache(database)
+    assert list((tmp_path / "cache" / "desra").iterdir()) == []
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    servers._keep_empty(tmp_path / "prefect.db", servers._empty_database())
-    monkeypatch.delenv("XDG_CACHE_HOME")
+    servers._store_in_cache(database)
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert servers._cached_database().parent == Path.home() / ".cache" / "desra"
     monkeypatch.setattr(Path, "home", Mock(side_effect=RuntimeError("Could not determine home directory.")))
-    assert servers._empty_database() is None
+    assert servers._cached_database() is None
+    servers._store_in_cache(database)
 
 
 def test_a_failed_start_names_the_reason(server, monkeypatch) -> None:

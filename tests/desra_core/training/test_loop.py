@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from desra_core.networks.checkpoints import load_model, read_weights
 from desra_core.settings.models import Training
 from desra_core.training import loop
 from desra_core.training.loop import finetune
+from desra_core.training.patches import Batch
 from desra_core.training.plan import RunFolder, settle_precision
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="has no GPU")
@@ -100,6 +102,49 @@ def test_a_finetune(
         "iteration": 6, "iterations": 6, "warmed": 3 * (losses != "l1"), "warmup": 3 * (losses != "l1"),
         "worse": content(run.state)["worse"], "losses": {},
     }  # fmt: skip
+
+
+def test_batches_that_are_drawn_ahead_are_the_same() -> None:
+    """Also where steps are left out, as by a run that goes on, and after batches for other purposes."""
+    drawn: list[tuple[int, int]] = []
+
+    def draw(purpose: int, step: int) -> Batch:
+        drawn.append((purpose, step))
+        return Batch(*(np.full((1, 3, 4, 4), 10 * purpose + step, np.float32) for _ in range(3)))
+
+    wanted = [(1, 0), (1, 1), (0, 4), (0, 5), (2, 0), (0, 6), (3, 1), (0, 7)]
+    for ahead in (False, True):
+        with loop.batches(draw, "cpu", ahead=ahead) as batch:
+            for purpose, step in wanted:
+                assert [tensor.unique().tolist() for tensor in batch(purpose, step)] == [[10 * purpose + step]] * 3
+    assert drawn[: len(wanted)] == wanted
+    later = drawn[len(wanted) :]
+    assert [each for each in later if each in wanted] == wanted
+    assert set(later) - set(wanted) <= {(1, 2), (0, 8)}
+
+
+def test_a_state_goes_on_with_another_adam(run: RunFolder, go: Callable[..., int]) -> None:
+    """It says whether Adam was fused, as it is on a GPU; the device at hand decides."""
+    go(run, iterations=3)
+    state = content(run.state)
+    for name in ("optimizer", "optimizer_d"):
+        for group in state[name]["param_groups"]:
+            assert group["fused"] is False
+            group["fused"] = True
+    torch.save(state, run.state)
+    assert go(run) == 6
+    assert {group["fused"] for group in content(run.state)["optimizer"]["param_groups"]} == {False}
+
+
+def test_a_part_that_diverges_is_not_averaged_out() -> None:
+    losses = loop._Losses(2)
+    for error in (0.01, 0.3):
+        losses.add("error", torch.tensor(error))
+    assert losses.worst() == {"error": pytest.approx(0.3)}
+    assert losses.means() == {"error": pytest.approx(0.155)}
+    for value in (float("nan"), 2.0):
+        losses.add("pixel", torch.tensor(value))
+    assert math.isnan(losses.worst()["pixel"])
 
 
 def test_a_discriminator_that_was_saved_is_taken_up(

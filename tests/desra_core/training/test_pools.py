@@ -73,13 +73,13 @@ def test_only_as_many_photos_are_read_as_are_asked_for(workspace, monkeypatch) -
     asked = len(read)
     assert asked < len(images.ids_with_artifacts())
     assert asked % 2 == 0
-    (judge,) = images.judges(1)
+    (judge,) = images.held_out_judges(1)
     every = [found.image.id for pool in ("training", "held_out") for found in images.with_artifacts(pool)]
     assert sorted(read) == sorted(every)
     assert worst.image.id in every
     held_out = {found.image.id for found in images.with_artifacts("held_out")}
     assert judge.id == min(held_out)
-    assert [image.id for image in images.judges(99)] == sorted(held_out)
+    assert [image.id for image in images.held_out_judges(99)] == sorted(held_out)
 
 
 def test_the_held_out_images_that_are_missing(workspace) -> None:
