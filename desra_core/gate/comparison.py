@@ -40,8 +40,8 @@ from desra_core.workspace.human_masks import read_human_masks
 from desra_core.workspace.manifest import ImageRef
 from desra_core.workspace.products import Target
 
-# Raise it when the meaning or a bit of a judgement changes.
-JUDGE_VERSION = 3
+# Raise it when the meaning of a judgement changes, or a number of it by more than rounding.
+JUDGE_VERSION = 2
 
 # The verdict shows this many regions, each before and after finetuning.
 _PICTURES = 8

@@ -100,7 +100,9 @@ def test_the_database_of_a_new_workspace_is_a_copy(cached, tmp_path) -> None:
     assert rows(cached, "flow_run", "alembic_version") == {"flow_run": 0, "alembic_version": 1}
     with contextlib.closing(sqlite3.connect(cached)) as database:
         database.execute("CREATE TABLE mark (column)")
-    (tmp_path / "second" / "prefect").mkdir(parents=True)
+    second = Workspace(tmp_path / "second")
+    second.create()
+    second.prefect_home.mkdir()
     kept = tmp_path / "second" / "prefect" / "prefect.db.bak"
     kept.touch()
     (tmp_path / "second" / "prefect" / "prefect.db-wal").write_bytes(b"of an earlier database")
