@@ -212,7 +212,7 @@ def test_a_server_that_ends_again_and_again_in_mid_run_is_given_up(environment, 
 
 
 @pytest.mark.parametrize("size", ["700k", pytest.param("3m", marks=pytest.mark.slow)])
-def test_a_disk_too_small_for_the_database_is_named(size, small_disk, environment) -> None:
+def test_a_disk_too_small_for_the_database_is_named(size, small_disk, cached) -> None:
     subprocess.run(["mount", "-o", f"remount,size={size}", small_disk], check=True)
     workspace = Workspace(small_disk / "ws")
     workspace.create()
