@@ -2,7 +2,7 @@
 
 For each model: trains its twin on sharp photos, mines the photos of ``photos.py``, fixes the list of held-out images,
 finetunes, and judges by these images, by the commands a user would type (but for the finetune on whole MSE results).
-Needs ``../shared/data``, which is not published, and on two cores some five hours. What is done is not repeated, and
+Needs ``../shared/data``, which is not published, and on two cores some three hours. What is done is not repeated, and
 what the images judge is checked against the list. Writes ``held_out.txt``, ``results.md`` and ``regions.webp`` of each
 model beside this file, and ``FOLDER/MODEL/crops.png``.
 
