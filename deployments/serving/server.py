@@ -330,7 +330,7 @@ def _store_in_cache(database: Path) -> None:
     scratch = scratch_in(place.parent)
     try:
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as opened:
+        with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as opened:
             (tables,) = opened.execute("SELECT count(*) FROM alembic_version").fetchone()
             opened.execute("VACUUM INTO ?", [str(scratch)])
         scratch.chmod(0o600)
