@@ -98,6 +98,9 @@ def test_a_round_is_asked_for_when_the_one_before_has_ended(capfd: pytest.Captur
     assert told.index("all\n") < told.index("2 of 2 images") < told.index("the best\n") < told.index("1 of 1 images")
 
 
+JUDGING = 0.5  # seconds
+
+
 def with_networks(image: ImageRef, about: Path) -> None:
     if image.id == "broken":
         raise ImageError(image.id, "is broken", "mend it")
@@ -106,23 +109,23 @@ def with_networks(image: ImageRef, about: Path) -> None:
 
 def without(image: ImageRef, about: Path) -> tuple[float, str, float]:
     began = time.monotonic()
-    time.sleep(0.2)
+    time.sleep(JUDGING)
     resource, computed = (about / image.id).read_text().split()
     return began, resource, float(computed)
 
 
 def test_a_gpu_goes_on_to_other_images_while_cpus_judge(tmp_path: Path) -> None:
-    """The workers are real, the GPU is not; 3 workers take 6 images at a time."""
-    work = [(image("broken" if index == 4 else f"photo{index:02d}"), tmp_path) for index in range(14)]
+    """The workers are real, the GPU is not; 3 workers with 5 threads take 6 images at a time."""
+    work = [(image("broken" if index == 8 else f"photo{index:02d}"), tmp_path) for index in range(14)]
     with open_dask(Machine(workers=2, memory="1GB"), gpus=1, alone=True) as dask:
         step = lambda *given: with_networks(*given), lambda *given: without(*given)
         results = {image.id: result for image, result in _in_two_steps("judge", *step, {"GPU": 1}, work, dask)}
     assert isinstance(results.pop("broken"), ImageError)
     assert len(results) == 13
-    moments = [results[f"photo{index:02d}"] for index in range(14) if index != 4]
+    moments = [results[f"photo{index:02d}"] for index in range(14) if index != 8]
     assert {resource for _, resource, _ in moments} == {"3.0"}
     assert all(computed < began for began, _, computed in moments)
-    first, second, third = moments[:5], moments[5:11], moments[11:]
-    assert min(moment[2] for moment in second) < max(moment[0] + 0.2 for moment in first), "beside the first batch"
+    first, second, third = moments[:6], moments[6:11], moments[11:]
+    assert min(moment[2] for moment in second) < max(moment[0] + JUDGING for moment in first), "beside the first batch"
     assert min(moment[2] for moment in third) > max(moment[2] for moment in second)
     assert min(moment[2] for moment in third) > min(moment[0] for moment in first), "not far ahead"
