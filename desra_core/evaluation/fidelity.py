@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from desra_core import third_party
 from desra_core.detection.mask import WINDOW
-from desra_core.detection.similarity import SIGMA, compiled, gaussian
+from desra_core.detection.similarity import SIGMA, TILE, compiled, gaussian
 from desra_core.errors import UsageError
 from desra_core.images.codec import LUMINANCE, Mask, Pixels
 from desra_core.images.parts import Rectangle, grid, windows
@@ -32,7 +32,6 @@ _TAPS = gaussian(_HALO, SIGMA)
 # Keep quotients defined where both images are flat; for values in 0..255.
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 _GRADIENT_STABILISER = 170.0
-_TILE = 256  # the side of the parts that are measured at a time
 # The smallest side, in pixels, that AlexNet's two poolings do not reduce to nothing.
 _LEAST = 31
 # Larger images are cut into windows of this side, because the features of a pair take about 200 bytes per pixel.
@@ -79,7 +78,7 @@ def measure_fidelity(before: Pixels, after: Pixels, outside: Mask) -> Fidelity:
         raise ValueError("no pixel lies outside")
     level = 257.0 if before.dtype == np.uint16 else 1.0
     sums = np.zeros(len(Fidelity._fields))
-    for part in grid(height, width, _TILE):
+    for part in grid(height, width, TILE):
         counts = outside[part.slices].view(np.uint8)
         sums += _summed(_with_halo(before, part), _with_halo(after, part), counts, _TAPS, LUMINANCE, level)
     sums /= before.shape[2], pixels, pixels, 2 * height * width, 2 * height * width  # Prewitt's differences span 2 px

@@ -136,7 +136,7 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
         """Find the images to train on, and their files: in the dataset of a mined corpus, else among the sources."""
         pools = Pools(workspace, corpus, target, settings.group_by, settings.lr)
         samples = []
-        for image, severity, human, _ in islice(pools.with_artifacts("training"), most_samples(training)):
+        for image, severity, human in islice(pools.with_artifacts("training"), most_samples(training)):
             name = image.names[0]
             if corpus.verb == "mine":
                 lr, mask, *results = (workspace.dataset(kind, name) for kind in ("lr", "mask", "pseudo_gt"))

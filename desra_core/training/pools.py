@@ -51,13 +51,12 @@ _SIDE = 16
 class ArtifactImage(NamedTuple):
     """An image with artifacts: by its human mask, or by the detector's mask where it has no human mask.
 
-    ``severity`` is the sum over the detector's regions; without such regions, it is 0 and ``detected`` is False.
+    ``severity`` is the sum over the detector's regions, 0 without such regions.
     """
 
     image: ImageRef
     severity: float
     human: HumanMask | None = None
-    detected: bool = True
 
 
 class Pools:
@@ -123,8 +122,7 @@ class Pools:
             return human is None, -self._severities[image_id], -human.pixels if human else 0, image_id
 
         for image in self.of_pool(sorted(self._severities, key=order), pool):
-            detected = image.id not in self._human_only
-            yield ArtifactImage(image, self._severities[image.id], self._human.get(image.id), detected)
+            yield ArtifactImage(image, self._severities[image.id], self._human.get(image.id))
 
     def held_out_judges(self, count: int) -> list[ImageRef]:
         """List up to ``count`` held-out images with artifacts, in the order of the content hash.

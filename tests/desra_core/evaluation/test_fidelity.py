@@ -151,9 +151,9 @@ def test_pixels_inside_do_not_count() -> None:
 def test_images_of_several_parts(height: int, width: int, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All parts, or the last one, may be smaller than the window of SSIM."""
     before, after, outside = images((height, width, 3), height)
-    monkeypatch.setattr(fidelity, "_TILE", max(height, width))
+    monkeypatch.setattr(fidelity, "TILE", max(height, width))
     whole = measure_fidelity(before, after, outside)
-    monkeypatch.setattr(fidelity, "_TILE", tile)
+    monkeypatch.setattr(fidelity, "TILE", tile)
     assert measure_fidelity(before, after, outside) == pytest.approx(whole, rel=1e-11)
 
 
