@@ -165,13 +165,10 @@ class Opening:
     def __enter__(self) -> Dask:
         return self._dask.result()
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
+    def __exit__(self, *stopped: Any) -> None:
         """Close Dask, where that has not been done; give up waiting for it after some seconds."""
         if wait([self._dask], timeout=_GIVE_UP_SECONDS).done:
-            self._stack.close()
+            self._stack.__exit__(*stopped)  # close() would cut what stopped the block from an error of the closing
 
 
 def _described(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from concurrent.futures import wait
 from datetime import timedelta
 from functools import cache
 from typing import Any, cast
@@ -12,7 +13,7 @@ from uuid import UUID
 
 import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.futures import PrefectFuture, wait
+from prefect.futures import PrefectConcurrentFuture, PrefectFuture
 from prefect.settings import get_current_settings
 from rich.console import Console
 from rich.markup import escape
@@ -138,9 +139,10 @@ class RunProgress:
 
     def follow(self, shards: list[PrefectFuture[Any]]) -> tuple[str, ...]:
         """Show the progress until all shards have ended; return the error of each shard that could not finish."""
-        waiting = set(shards)
+        # Prefect's own wait() sets an alarm, which a signal at the wrong moment leaves to go off later.
+        waiting = {cast(PrefectConcurrentFuture[Any], shard).wrapped_future for shard in shards}
         while waiting:
-            waiting = wait(list(waiting), timeout=_REFRESH_SECONDS).not_done
+            waiting = wait(waiting, timeout=_REFRESH_SECONDS).not_done
             self.show()
         results = [shard.result(raise_on_failure=False) for shard in shards]
         return tuple(printable(result) for result in results if isinstance(result, BaseException))

@@ -56,7 +56,7 @@ def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
                     from tasks.dask_cluster import Opening
 
                     opening = Opening(lambda: opened_dask(settings, machine, prepared.plan))
-                    stack.callback(opening.close)
+                    stack.push(opening)
                     stack.enter_context(handing_over((settings, opening)))
 
                 plan = settings, prepared

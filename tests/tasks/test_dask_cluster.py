@@ -194,11 +194,30 @@ def test_what_is_opened_on_another_thread_is_closed_once() -> None:
         assert dask == "dask"
     assert told[0] != threading.current_thread().name
     assert told[1:] == ["closed"]
-    unused = Opening(opened)
-    unused.close()
-    unused.close()
+    with contextlib.ExitStack() as stack:
+        stack.push(unused := Opening(opened))
+        stack.push(unused)
     assert told[3:] == ["closed"]
     failing = Opening(Mock(side_effect=UsageError("--device", "no GPU", "use cpu")))
-    with pytest.raises(UsageError, match="no GPU"), failing:
-        pass
-    failing.close()
+    with contextlib.ExitStack() as stack, pytest.raises(UsageError, match="no GPU"), failing:
+        stack.push(failing)
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_an_error_of_the_closing_does_not_hide_what_stopped_the_block(taken: bool) -> None:
+    @contextlib.contextmanager
+    def opened() -> Iterator[Any]:
+        try:
+            yield "dask"
+        finally:
+            raise TimeoutError("a cluster that does not close")
+
+    def stopped() -> None:
+        with contextlib.ExitStack() as stack:
+            stack.push(opening := Opening(opened))
+            with opening if taken else contextlib.nullcontext():
+                raise KeyboardInterrupt
+
+    with pytest.raises(TimeoutError) as raised:
+        stopped()
+    assert isinstance(raised.value.__context__, KeyboardInterrupt)

@@ -332,8 +332,9 @@ def test_a_run_whose_server_is_killed_is_done_nevertheless(
     assert "Traceback" not in told
     assert "ERROR" not in told
     assert len(told.splitlines()) <= 14, told
-    if moment != "in mid-run":
-        assert told.count("; what was done is not lost, but the history of this run is incomplete; going on") == 1
+    # A server that is back soon enough has lost nothing of a run that has just begun.
+    lost = told.count("; what was done is not lost, but the history of this run is incomplete; going on")
+    assert lost == 1 if moment == "for good" else lost <= 1, told
     assert len(list(workspace.masks.rglob("*.png"))) == 16
     assert pid_of(workspace) is None
 
