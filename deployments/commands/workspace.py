@@ -33,8 +33,8 @@ def status(
     workspace: Annotated[Path, typer.Option(help="The workspace to look at.")],
     failures: Annotated[bool, typer.Option("--failures", help="List every failure.")] = False,
     sized: Annotated[
-        bool, typer.Option("--sizes/--no-sizes", help="Measure its size on the disk: seconds for a million files.")
-    ] = True,
+        bool, typer.Option("--sizes", help="Measure its size on the disk, which reads every folder.")
+    ] = False,
 ) -> None:
     """Count the images that are done, pending and failed, from the workspace alone."""
     place = Workspace(workspace.absolute())

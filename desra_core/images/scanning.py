@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -65,7 +65,8 @@ def image_files(place: Path, skip: Path | None = None, exclude: Sequence[str] = 
         raise UsageError(ascii(str(place)), "has a name that is not printable UTF-8", "rename the folder")
     globs = _exclusion(exclude)
     search = _Search(root, skip, globs, Counter(dict.fromkeys(globs, 0)))
-    batches, rows = [], []
+    batches: list[pa.RecordBatch] = []
+    columns: tuple[list[Any], ...] = tuple([] for _ in FILES)
     for path in search.walk(root) if place == root else search.chosen(place):
         relative = search.relative(path)
         try:
@@ -81,16 +82,25 @@ def image_files(place: Path, skip: Path | None = None, exclude: Sequence[str] = 
             reason = f"cannot be looked at ({error.strerror})"
             search.problems.append(ImageError(path, reason, "mend or remove it"))
             continue
-        name = relative[: relative.rindex(".")]
-        rows.append({"name": name, "path": relative, "size": status.st_size, "mtime": status.st_mtime_ns})
-        if len(rows) == _BATCH:
-            batches.append(pa.Table.from_pylist(rows, FILES))
-            rows.clear()
-    batches.append(pa.Table.from_pylist(rows, FILES))
+        row = relative[: relative.rindex(".")], relative, status.st_size, status.st_mtime_ns
+        for column, value in zip(columns, row, strict=True):
+            column.append(value)
+        if len(columns[0]) == _BATCH:
+            batches.append(_batch(columns))
+    batches.append(_batch(columns))
     most = dict(search.passed_over.most_common(_KINDS))
     if rest := search.passed_over.total() - sum(most.values()):
         most[_OTHERS] = rest
-    return Found(pa.concat_tables(batches).combine_chunks(), search.problems, Counter(most | search.excluded))
+    files = pa.Table.from_batches(batches, FILES).combine_chunks()
+    return Found(files, search.problems, Counter(most | search.excluded))
+
+
+def _batch(columns: tuple[list[Any], ...]) -> pa.RecordBatch:
+    """Move columns of files into a batch of the schema `FILES`."""
+    batch = pa.record_batch([pa.array(column, kind) for column, kind in zip(columns, FILES.types, strict=True)], FILES)
+    for column in columns:
+        column.clear()
+    return batch
 
 
 # Device and number of each folder on the way from the root to a folder: links have another path, but not another id.
@@ -108,9 +118,12 @@ class _Search:
     problems: list[ImageError] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
 
+    def __post_init__(self) -> None:
+        self._above = len(os.path.join(self.root, ""))
+
     def relative(self, path: str) -> str:
         """Return the path below the root."""
-        return path[len(os.path.join(self.root, "")) :]
+        return path[self._above :]
 
     def chosen(self, place: Path) -> Iterator[str]:
         """Yield a single file, or the images that a glob matches and those in folders that it matches."""
@@ -141,7 +154,7 @@ class _Search:
                     walked.add(matched)
                 above = entered(matched.parent) if matched.parts else frozenset()
                 if above is not None:
-                    yield from self._entry(path, above)
+                    yield from self._entry(path, above, is_folder=os.path.isdir(path))
 
     def walk(self, folder: Path | str, above: FolderIds = frozenset()) -> Iterator[str]:
         """Yield the image files below a folder; follow links, but not in circles nor into workspaces."""
@@ -152,7 +165,8 @@ class _Search:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     if not entry.name.startswith("."):
-                        yield from self._entry(entry.path, within)
+                        is_folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+                        yield from self._entry(entry.path, within, is_folder=is_folder)
         except OSError as error:
             reason = f"cannot be opened ({error.strerror})"
             self.problems.append(ImageError(str(folder), reason, "give read permission to it"))
@@ -165,8 +179,7 @@ class _Search:
         workspace = all(os.path.isfile(os.path.join(folder, name)) for name in _WORKSPACE)
         return None if here in above or skipped or workspace else above | {here}
 
-    def _entry(self, path: str, above: FolderIds) -> Iterator[str]:
-        is_folder = os.path.isdir(path)
+    def _entry(self, path: str, above: FolderIds, *, is_folder: bool) -> Iterator[str]:
         if self._left_out(self.relative(path), is_folder=is_folder):
             return
         if is_folder:
@@ -178,10 +191,11 @@ class _Search:
 
     def _left_out(self, relative: str, *, is_folder: bool = True) -> bool:
         """Check whether a folder or file is left out, and count it if so."""
-        name = os.path.basename(relative)
-        if is_folder and name.lower() in LEFT_OUT:
+        if is_folder and (name := os.path.basename(relative)).lower() in LEFT_OUT:
             self.passed_over[f"{name}/"] += 1
             return True
+        if not self.globs:
+            return False
         excluding = [kind for kind, matches in self.globs.items() if matches(normalized(relative))]
         self.excluded.update(excluding)
         return bool(excluding)

@@ -273,7 +273,6 @@ class Standing:
     """Compare the records of manifest rows with a target: arrays of one flag per row.
 
     Attributes:
-        columns: The columns of the records, one value per row.
         same_similarity: The similarity map was computed under these settings.
         clean: An earlier mask was empty, and these settings are as strict or stricter: so their mask is empty, too.
         current: A mask is published that is right under these settings: it was made under them, or the image is clean.
@@ -282,8 +281,8 @@ class Standing:
     """
 
     def __init__(self, rows: pa.Table, records: pa.Table, target: Target) -> None:
-        index = pc.index_in(rows["id"].combine_chunks(), records["id"].combine_chunks())
-        self.columns = {name: records[name].combine_chunks().take(index) for name in records.column_names}
+        self._records = records
+        self._index = pc.index_in(rows["id"].combine_chunks(), records["id"].combine_chunks())
         same_labels = np.ones(rows.num_rows, bool)
         if target.reads_labels:
             same_labels = self.equal("labels_hash", rows["labels_hash"].combine_chunks())
@@ -298,27 +297,31 @@ class Standing:
         as_strict &= self._min_areas(target.min_area) >= self._number("min_area")
         self.clean = was_empty & enough_weight & as_strict
         same_mask = self.equal("mask_key", target.mask_key) & same_labels
-        self.current = same_mask | (self.clean & flags_of(self.columns["mask_key"].is_valid()))
-        self.failed = flags_of(self.columns["failed_stage"].is_valid())
+        self.current = same_mask | (self.clean & flags_of(self.column("mask_key").is_valid()))
+        self.failed = flags_of(self.column("failed_stage").is_valid())
         same_run = self.equal("failed_key", target.run_key) & same_labels
         self.failed_for_good = self.failed & same_run & ~self.says("transient")
 
+    def column(self, name: str) -> pa.Array:
+        """Get a column of the records, one value per row; it is made anew, since all of them at once are large."""
+        return self._records[name].combine_chunks().take(self._index)
+
     def equal(self, column: str, value: str | pa.Array) -> Flags:
         """Flag the rows whose record has this value in a column, or of an array the value of the row."""
-        return flags_of(pc.equal(self.columns[column], value))
+        return flags_of(pc.equal(self.column(column), value))
 
     def says(self, column: str) -> Flags:
         """Flag the rows whose record has true in this column."""
-        return flags_of(self.columns[column])
+        return flags_of(self.column(column))
 
     def _number(self, column: str) -> npt.NDArray[np.float64]:
-        return np.asarray(pc.cast(self.columns[column], pa.float64()).to_numpy(zero_copy_only=False))
+        return np.asarray(pc.cast(self.column(column), pa.float64()).to_numpy(zero_copy_only=False))
 
     def _min_areas(self, min_area: str) -> npt.NDArray[np.float64]:
         """Compute the least area of each image in pixels; a share of an image of unknown size is -1."""
         if not min_area.endswith("%"):
-            return np.full(len(self.columns["id"]), float(min_area))
-        sides = [pc.fill_null(self.columns[side], 0).to_numpy() for side in ("height", "width")]
+            return np.full(len(self._index), float(min_area))
+        sides = [pc.fill_null(self.column(side), 0).to_numpy() for side in ("height", "width")]
         sizes, which = np.unique(np.stack(sides), axis=1, return_inverse=True)
         areas = [min_area_pixels(min_area, int(h), int(w)) if h else -1.0 for h, w in sizes.T]
         return np.array(areas, np.float64)[which.ravel()]
@@ -336,7 +339,7 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
         held: The files of the workspace for these rows; a record whose files are gone does not count.
     """
     standing = Standing(rows, records.select(COLUMNS), target)
-    artifact = flags_of(pc.greater(standing.columns["artifact_pixels"], 0))
+    artifact = flags_of(pc.greater(standing.column("artifact_pixels"), 0))
     whole = products.kept_whole(target.keep, artifact, held.marked)
     # Images that a person has marked are kept whole, and all images with --keep all, whatever the detector marks.
     always_whole = products.kept_whole(target.keep, np.zeros(rows.num_rows, bool), held.marked)
@@ -383,7 +386,7 @@ def done_images(workspace: Workspace, target: Target) -> pa.Table:
     rows = manifest.filter(manifest["present"])
     standing = Standing(rows, read_records(workspace, [*COLUMNS, "regions"]), target)
     columns = {"name": rows["name"], "id": rows["id"]}
-    columns |= {name: standing.columns[name] for name in ("height", "width", "artifact_pixels", "regions")}
+    columns |= {name: standing.column(name) for name in ("height", "width", "artifact_pixels", "regions")}
     return pa.table(columns).filter(pa.array(standing.current & ~standing.failed)).combine_chunks()
 
 
@@ -404,19 +407,20 @@ class Plan:
     def __init__(self, manifest: pa.Table, rows: pa.Table, records: pa.Table, target: Target, held: Held) -> None:
         work = assess(rows, records, target, held)
         self.target = target
-        self.failures = failure_table(rows.filter(pa.array(work.failed)), records)
-        self.retries = failure_table(rows.filter(pa.array(work.pending)), records)
+        named = rows.select(["name", "id"])  # a copy of all columns would be large
+        self.failures = failure_table(named.filter(pa.array(work.failed)), records)
+        self.retries = failure_table(named.filter(pa.array(work.pending)), records)
         self.images = rows.num_rows
         self.failed = int(work.failed.sum())
         self.dropped = int(work.dropped.sum())
         self._manifest = manifest
         self._rows = rows
         # An image with several names is done under all of them or under none.
-        pending = flags_of(pc.is_in(rows["id"], rows["id"].filter(pa.array(work.pending)).combine_chunks()))
-        self._pending = rows.filter(pa.array(pending))
-        self._held = held.filter(pending)
-        self.pending = self._pending.num_rows
-        shards, counts = np.unique(self._pending["shard"].to_numpy(), return_counts=True)
+        pending = pc.is_in(rows["id"], rows["id"].filter(pa.array(work.pending)).combine_chunks())
+        self._is_pending = flags_of(pending)
+        self._held = held
+        self.pending = int(self._is_pending.sum())
+        shards, counts = np.unique(rows["shard"].to_numpy()[self._is_pending], return_counts=True)
         self.shards: dict[int, int] = dict(zip(shards.tolist(), counts.tolist(), strict=True))
 
     @property
@@ -433,7 +437,7 @@ class Plan:
     def most_pixels(self) -> int:
         """Read the pixel count of the largest pending photo, or GAN result where results are files, from its header."""
         role = "lr" if self.target.super_resolves else "gan_sr"
-        return most_pixels(role_files(self._pending.select([f"{role}_path"]), role))
+        return most_pixels(role_files(self._pending([f"{role}_path"]), role))
 
     def rows(self, shard: int) -> pa.Table:
         """Get the manifest rows of one shard that are part of the run, finished ones included."""
@@ -441,8 +445,8 @@ class Plan:
 
     def pending_rows(self, shard: int) -> tuple[pa.Table, Held]:
         """Get the pending manifest rows of one shard, and the files that the workspace held for them."""
-        flags = pc.equal(self._pending["shard"], shard).combine_chunks()
-        return self._pending.filter(flags), self._held.filter(flags_of(flags))
+        flags = self._is_pending & (self._rows["shard"].to_numpy() == shard)
+        return self._rows.filter(pa.array(flags)), self._held.filter(flags)
 
     def image_refs(self, shard: int) -> list[ImageRef]:
         """Get the pending images of one shard, each with every name that it ever had."""
@@ -453,11 +457,15 @@ class Plan:
         """Plan again after the run, for its pending images only: the lock has kept all other images as they were."""
         if not self.pending:
             return self
-        held = held_by(workspace, self._pending, self.target.gan_sr_key, each=True)
-        after = Plan(self._manifest, self._pending, read_records(workspace, COLUMNS), self.target, held)
+        rows = self._pending(self._rows.column_names)
+        held = held_by(workspace, rows, self.target.gan_sr_key, each=True)
+        after = Plan(self._manifest, rows, read_records(workspace, COLUMNS), self.target, held)
         after.images, after.failed = self.images, self.failed + after.failed
-        after._rows, after.failures = self._rows, pa.concat_tables([self.failures, after.failures])
+        after.failures = pa.concat_tables([self.failures, after.failures])
         return after
+
+    def _pending(self, columns: list[str]) -> pa.Table:
+        return self._rows.select(columns).filter(pa.array(self._is_pending))
 
 
 def make_plan(workspace: Workspace, manifest: pa.Table, target: Target, *, limit: int | None = None) -> Plan:

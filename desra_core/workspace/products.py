@@ -340,7 +340,7 @@ def read_records(workspace: Workspace, columns: list[str] | None = None) -> pa.T
             tables.append(to_table(read_shard(workspace, shard).values()).select(names))
         else:
             tables.append(read_table(workspace.shard_records(shard), SCHEMA, columns))
-    table = pa.concat_tables(tables).combine_chunks()
+    table = pa.concat_tables(tables)
     if "id" not in names or pc.count_distinct(table["id"]).as_py() == table.num_rows:
         return table
     backwards = table["id"].combine_chunks().take(np.arange(table.num_rows)[::-1])
@@ -418,11 +418,8 @@ def held_by(workspace: Workspace, rows: pa.Table, gan_sr_key: str | None, *, eac
                     found.append(name)
         return flags_of(pc.is_in(names, pa.array(found, pa.string())))
 
-    if each:
-        groups = (workspace.group(image_id) for image_id in ids.to_pylist())
-    else:
-        groups = (Path(group.path) for folder in _folders(workspace.maps) for group in _folders(folder))
-    arrays = pa.array((f"{group.stem}/{array.name}" for group in groups for array in _folders(group)), pa.string())
+    each_stored = (f"{one}/{name}" for one in ids.to_pylist() for name in _folders(workspace.group(one)))
+    arrays = pa.array(each_stored if each else _stored_arrays(workspace.maps), pa.string())
     marked = np.zeros(len(ids), bool)
     if gan_sr_key:
         human = human_mask_rows(workspace, gan_sr_key)
@@ -440,13 +437,22 @@ def is_text(name: str) -> bool:
     return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-def _folders(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
-    """List the folders in a folder; none where that does not exist."""
+def _folders(folder: Path | str) -> list[str]:
+    """List the names of the folders in a folder; none where that does not exist."""
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry in entries if entry.is_dir() and is_text(entry.name)]
+            return [entry.name for entry in entries if entry.is_dir() and is_text(entry.name)]
     except OSError:
         return []
+
+
+def _stored_arrays(maps: Path) -> Iterator[str]:
+    """Yield ``ID/NAME`` for each array that is stored below a folder."""
+    for part in _folders(maps):
+        for group in _folders(place := os.path.join(maps, part)):
+            image_id = group.removesuffix(".zarr")
+            for name in _folders(os.path.join(place, group)):
+                yield f"{image_id}/{name}"
 
 
 def _pngs(folder: Path | str, prefix: str = "") -> Iterator[str]:
@@ -454,11 +460,15 @@ def _pngs(folder: Path | str, prefix: str = "") -> Iterator[str]:
 
     A folder that this user may not enter counts as empty: writing there fails with a clear error.
     """
-    with contextlib.suppress(PermissionError):
-        for entry in os.scandir(folder):
-            if not is_text(entry.name):
+    below = []
+    with contextlib.suppress(PermissionError), os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if not is_text(name):
                 continue
             if entry.is_dir():
-                yield from _pngs(entry.path, f"{prefix}{entry.name}/")
+                below.append(name)
             elif entry.stat().st_size:
-                yield prefix + entry.name.removesuffix(".png")
+                yield prefix + name.removesuffix(".png")
+    for name in below:
+        yield from _pngs(os.path.join(folder, name), f"{prefix}{name}/")

@@ -68,7 +68,7 @@ def run() -> None:
         started = time.perf_counter()
         _write_photos(folder / "photos", count)
         _fill(folder, _template(folder / "template"), count // 2)
-        status = _desra("status", "--workspace", folder / "ws", "--no-sizes")
+        status = _desra("status", "--workspace", folder / "ws")
         assert f"done       {count // 2}\npending    {count - count // 2}\n" in status, status
         print(f"{count:,} photos, {count // 2:,} of them done (made in {time.perf_counter() - started:.0f} s).\n")
         for number in range(1, REPEATS + 1):

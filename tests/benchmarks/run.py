@@ -18,7 +18,9 @@ TITLES = {
     "windows": "Windows, precision and memory of trained networks",
     "memory": "Peak memory for a 16 MP pair",
     "detect": "The whole of desra detect",
+    "training": "Steps of a finetune against the plain loop, and its loader",
     "gate": "The gate in rounds, against all candidates on all images",
+    "scale": "How time and memory grow with names and megapixels",
     "planning": "From the command to the first stage, with 100,000 photos",
     "many_runs": "A hundred runs of a thousand images on one Prefect server",
 }

@@ -139,7 +139,7 @@ def test_status_tells_sizes(ws: Path, desra_here) -> None:
     (ws / "prefect").mkdir()
     (ws / "prefect/prefect.db").write_bytes(bytes(10**7))
     found = files(ws)
-    lines = desra_here("status", "--workspace", ws).stdout.splitlines()
+    lines = desra_here("status", "--workspace", ws, "--sizes").stdout.splitlines()
     [line] = [line for line in lines if line.startswith("size ")]
     total, by_kind = line.removeprefix("size       ").split(": ")
     assert total == f"{bytes_in_words(sum(map(len, found.values())))} in {len(found)} files"
@@ -147,7 +147,7 @@ def test_status_tells_sizes(ws: Path, desra_here) -> None:
     assert "human 12.3 kB" in by_kind
     dataset = sum(len(data) for path, data in found.items() if path.startswith("dataset/"))
     assert f"dataset {bytes_in_words(dataset)}" in by_kind
-    without = desra_here("status", "--workspace", ws, "--no-sizes").stdout.splitlines()
+    without = desra_here("status", "--workspace", ws).stdout.splitlines()
     assert without == [each for each in lines if each != line]
 
 
