@@ -44,7 +44,8 @@ BYTES_PER_PIXEL = 40
 WORKER_BYTES = 300_000_000
 NETWORK_WORKER_BYTES = 1_600_000_000
 
-# The most threads of a worker with a GPU: one image is on the device, the others are read, compared and written.
+# The threads of a worker with a GPU, where cores are few or images large: one image is on the device, the others are
+# read, compared and written. With more cores, the workers with GPUs share half of them.
 GPU_THREADS = 3
 
 _MEMORY_SHARE = 0.8  # of this machine's memory, for all workers together
@@ -182,7 +183,7 @@ def _described(
     memory = min((worker["memory_limit"] or MEMORY_LIMIT) // worker["nthreads"] for worker in workers)
     slots = [worker["resources"]["GPU"] for worker in workers if "GPU" in worker["resources"]]
     without_gpu = len(workers) - len(slots)
-    threads = threads_of(without_gpu) if served else 1
+    threads = threads_of(without_gpu + int(sum(slots))) if served else 1
     share = Share(without_gpu, threads, memory, min(slots, default=0), _largest_image(memory, base_bytes))
     dask = Dask(client, machine, share, gpus=len(slots), admission=admission)
     if served:
@@ -272,10 +273,13 @@ def share_of(machine: Machine, base_bytes: int, gpus: int, pixels: int = 0) -> S
     # The number of images that fit into memory together. Each needs a worker, or a thread of a worker with a GPU.
     images = int(all_memory * _USABLE_SHARE / (base_bytes + max(pixels, USUAL_PIXELS) * BYTES_PER_PIXEL))
     # Memory for one worker without a GPU stays free.
-    gpu_threads = max(1, min(GPU_THREADS, (images - 1) // gpus)) if gpus else GPU_THREADS
-    workers = machine.workers or max(1, min(_cores(), images - gpu_threads * gpus))
-    memory = parse_bytes(machine.memory) if machine.memory else int(all_memory / (workers + gpu_threads * gpus))
-    return Share(workers, threads_of(workers), memory, gpu_threads, _largest_image(memory, base_bytes))
+    gpu_threads = GPU_THREADS
+    if gpus:
+        gpu_threads = max(1, min(max(GPU_THREADS, _cores() // (2 * gpus)), (images - 1) // gpus))
+    on_gpus = gpu_threads * gpus
+    workers = machine.workers or max(1, min(_cores() - on_gpus, images - on_gpus))
+    memory = parse_bytes(machine.memory) if machine.memory else int(all_memory / (workers + on_gpus))
+    return Share(workers, threads_of(workers + on_gpus), memory, gpu_threads, _largest_image(memory, base_bytes))
 
 
 def _largest_image(memory: int, base_bytes: int) -> int:
@@ -292,7 +296,7 @@ def _cores() -> int:
 
 
 def threads_of(workers: int) -> int:
-    """Return the number of threads that each worker may use where ``workers`` workers share this machine."""
+    """Return the number of cores for each of ``workers`` workers, or threads of workers with a GPU."""
     return max(1, _cores() // max(1, workers))
 
 

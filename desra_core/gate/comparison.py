@@ -23,7 +23,7 @@ from desra_core.gate.rounds import Rounds, Work
 from desra_core.networks.checkpoints import (
     BICUBIC,
     KEPT_BYTES,
-    Precision,
+    Engine,
     load_model,
     load_pair,
     read_kinds,
@@ -149,13 +149,13 @@ def plan_comparison(settings: Comparing) -> Comparison:
     notes = [{"name": c.name, "judgements": c.key, "file": c.model.name if c.model else None} for c in candidates]
     document = json.dumps({"after": str(settings.after), "candidates": notes}, indent=1)
     workspace.publish(workspace.compared(settings.after), document.encode(), durable=True)
-    precision: Precision = corpus.precision if isinstance(corpus, Mining) else "float32"
+    engine: Engine = corpus.engine if isinstance(corpus, Mining) else "float32"
     return Comparison(
         candidates=candidates,
         before=before,
         mse_model=mse_model,
         scale=scale,
-        precision=precision,
+        engine=engine,
         lpips=settings.lpips,
         settings=settings,
         corpus=corpus,

@@ -32,7 +32,7 @@ from desra_core.evaluation.fidelity import load_lpips, lpips_distance, measure_f
 from desra_core.gate.criteria import Judgement, NewRegion, OldRegion
 from desra_core.images.codec import Labels, Mask, Pixels, bgr8
 from desra_core.images.parts import encode_webp, fitted, row_strips, window_around
-from desra_core.networks.checkpoints import Model, Precision, load_model, load_reference
+from desra_core.networks.checkpoints import Engine, Model, load_model, load_reference
 from desra_core.networks.segmentation import load_segmenter, segment
 from desra_core.networks.super_resolution import super_resolve
 from desra_core.planning.plan import result_key, result_keys
@@ -73,7 +73,7 @@ class ComparedModels:
     before: Path  # the old model
     mse_model: str | None  # a checkpoint or the word bicubic; None where MSE results are files
     scale: int  # by how much all of them enlarge
-    precision: Precision
+    engine: Engine
     lpips: Path | None  # a file of weights
 
 
@@ -112,7 +112,7 @@ class _Results:
             return read_photo(self._image.mse_sr, self._job.max_pixels).pixels
         models = self._models
         assert models.mse_model is not None
-        key, _ = result_keys(models.mse_model, models.before, models.precision)
+        key, _ = result_keys(models.mse_model, models.before, models.engine)
         assert key is not None
         return self._of(key, partial(load_reference, models.mse_model, models.scale), "mse_sr")
 
@@ -149,19 +149,19 @@ class _Results:
         """Delete what is stored of a candidate."""
         drop_array(self._place, self._image.id, f"new-{candidate.key}")
         if candidate.model is not None:
-            drop_array(self._place, self._image.id, result_key(candidate.model, self._models.precision))
+            drop_array(self._place, self._image.id, result_key(candidate.model, self._models.engine))
 
     def _of_checkpoint(self, path: Path, role: str | None = None) -> Pixels:
-        return self._of(result_key(path, self._models.precision), partial(load_model, path), role)
+        return self._of(result_key(path, self._models.engine), partial(load_model, path), role)
 
-    def _of(self, key: str, load: Callable[[str, Precision], Model], role: str | None) -> Pixels:
+    def _of(self, key: str, load: Callable[[str, Engine], Model], role: str | None) -> Pixels:
         """Return the result of a model; mining stores the results of the old and of the MSE model by their role."""
         stored: Pixels | None = find_array(self._workspace, self._image.id, role, key=key) if role else None
         if stored is not None:
             return stored
 
         def inferred() -> Pixels:
-            model = load(self._job.device, self._models.precision)
+            model = load(self._job.device, self._models.engine)
             try:
                 return super_resolve(model, self.lr).pixels
             except UsageError as error:

@@ -35,10 +35,15 @@ class Traits(NamedTuple):
 
 
 class Architecture(NamedTuple):
-    """A function that returns the traits of a network, and the usual name of an architecture that can be finetuned."""
+    """What is known of an architecture.
+
+    ``traits`` returns the traits of a network. ``trainable`` is the usual name of an architecture that can be
+    finetuned. ``compiled`` returns the network with its parts compiled by a function, where that is faster.
+    """
 
     traits: Callable[[Any], Traits]
     trainable: str | None = None
+    compiled: Callable[[Any, Callable[[Any], Any]], Any] | None = None
 
 
 def traits_of(architecture: str, network: Any, multiple: int, minimum: int) -> Traits:
@@ -88,6 +93,16 @@ def _rrdb(network: Any) -> Traits:
     unshuffle, last = network.shuffle_factor or 1, network.model[-1]
     network.model = nn.Sequential(*network.model[:2], _in_strips(network.model[2:]))
     return Traits(halo=64 * unshuffle, tile=608 * unshuffle, multiple=unshuffle, last=last)
+
+
+def _compiled_rrdb(network: Any, compiled: Callable[[Any], Any]) -> Any:
+    """Compile the layers that work at the size of the photo, and those that work strip by strip."""
+    from torch import nn
+
+    layers = network.model[-1]
+    del layers.forward  # that of `_in_strips`
+    network.model = nn.Sequential(compiled(network.model[:-1]), _in_strips(nn.Sequential(compiled(layers))))
+    return network
 
 
 def _in_strips(layers: torch.nn.Sequential) -> torch.nn.Sequential:
@@ -150,8 +165,8 @@ def _convolutions(network: Any) -> int:
 
 
 ARCHITECTURES = {
-    "Compact": Architecture(_compact, "SRVGGNetCompact"),
-    "ESRGAN": Architecture(_rrdb, "RRDBNet"),
+    "Compact": Architecture(_compact, "SRVGGNetCompact", lambda network, compiled: compiled(network)),
+    "ESRGAN": Architecture(_rrdb, "RRDBNet", _compiled_rrdb),
     "RLFN": Architecture(_rlfn),
     "SPAN": Architecture(_span),
     "SwinIR": Architecture(_swinir, "SwinIR"),

@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,13 +23,16 @@ from cachetools import LRUCache, cached
 from desra_core.errors import TransientError, UsageError, described
 from desra_core.files import content_key, replace_file
 from desra_core.gpu import exact_on, is_broken, is_unusable
-from desra_core.networks.architectures import Traits, traits_of
+from desra_core.networks.architectures import ARCHITECTURES, Traits, traits_of
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 Precision = Literal["float32", "bfloat16"]
+# How a network computes: in which number format, by PyTorch or by OpenVINO. On a GPU, and for architectures without a
+# compiled form in `ARCHITECTURES`, OpenVINO gives way to PyTorch.
+Engine = Literal["float32", "bfloat16", "openvino-float32", "openvino-bfloat16"]
 
 # The word for a reference without a checkpoint: bicubic enlargement by the scale of the GAN model.
 BICUBIC = "bicubic"
@@ -76,7 +80,8 @@ class Model:
     def kept_bytes(self) -> int:
         """The bytes that count towards `KEPT_BYTES`: those of the weights, at most a third, so three models fit."""
         tensors = (*self.network.parameters(), *self.network.buffers())
-        return min(KEPT_BYTES // 3, sum(tensor.nbytes for tensor in tensors))
+        compiled = sum(getattr(module, "weight_bytes", 0) for module in self.network.modules())
+        return min(KEPT_BYTES // 3, sum(tensor.nbytes for tensor in tensors) + compiled)
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         """Run the network on ``(N, 3, h, w)`` values in 0..1; returns ``(N, 3, h * scale, w * scale)``, not clamped.
@@ -91,8 +96,8 @@ class Model:
             return output.float()
 
 
-def load_model(path: Path, device: str = "cpu", precision: Precision = "float32") -> Model:
-    """Load a network, once per process for the same content, device and precision.
+def load_model(path: Path, device: str = "cpu", engine: Engine = "float32") -> Model:
+    """Load a network, once per process for the same content, device and engine.
 
     A process keeps the latest networks, as many as fit into `KEPT_BYTES` and at least three: a run's pair and one more.
 
@@ -100,7 +105,7 @@ def load_model(path: Path, device: str = "cpu", precision: Precision = "float32"
         path: Weights of a 3-channel SR network that spandrel knows, saved by torch or safetensors. Code in the file is
             not run.
         device: A torch device, such as ``cpu`` or ``cuda:0``.
-        precision: The number format in which the network computes. On a CPU with AVX512-BF16, bfloat16 takes about half
+        engine: How the network computes. On a CPU with AVX512-BF16, bfloat16 takes about half
             the time of float32, with AMX a fifth. The results of Real-ESRGAN's three SRVGG networks then had a PSNR of
             49 to 65 dB against those in float32 (six photos; at most 12 levels of 255 apart); docs/design.md has those
             of RRDBNet.
@@ -109,33 +114,33 @@ def load_model(path: Path, device: str = "cpu", precision: Precision = "float32"
         UsageError: The file or the device cannot be used.
     """
     with _LOADING:
-        return _loaded(path, content_key(path), device, precision)
+        return _loaded(path, content_key(path), device, engine)
 
 
 def load_pair(
-    mse_model: Path | str, gan_model: Path, device: str = "cpu", precision: Precision = "float32"
+    mse_model: Path | str, gan_model: Path, device: str = "cpu", engine: Engine = "float32"
 ) -> tuple[Model, Model]:
     """Load a GAN-trained network and the reference that it is compared with, in the order reference, GAN.
 
     Args:
         mse_model: A checkpoint, best of the GAN model's MSE-trained twin; or the word `BICUBIC`.
-        gan_model, device, precision: As for `load_model`.
+        gan_model, device, engine: As for `load_model`.
 
     Raises:
         UsageError: As `load_model`, or their scales differ.
     """
-    gan = load_model(gan_model, device, precision)
-    mse = load_reference(mse_model, gan.scale, device, precision)
+    gan = load_model(gan_model, device, engine)
+    mse = load_reference(mse_model, gan.scale, device, engine)
     if mse.scale != gan.scale:
         reason = f"enlarges by {gan.scale}, but {mse_model} by {mse.scale}"
         raise UsageError(gan_model, reason, "give two models of the same scale")
     return mse, gan
 
 
-def load_reference(mse_model: Path | str, scale: int, device: str = "cpu", precision: Precision = "float32") -> Model:
+def load_reference(mse_model: Path | str, scale: int, device: str = "cpu", engine: Engine = "float32") -> Model:
     """Load the reference of a GAN model of this scale; otherwise as `load_pair`, but scales are not compared."""
     if mse_model != BICUBIC:
-        return load_model(Path(mse_model), device, precision)
+        return load_model(Path(mse_model), device, engine)
     import torch
 
     from desra_core.networks.bicubic import REACH, Bicubic
@@ -144,14 +149,21 @@ def load_reference(mse_model: Path | str, scale: int, device: str = "cpu", preci
 
 
 @cached(LRUCache(KEPT_BYTES, getsizeof=lambda model: model.kept_bytes), info=True)
-def _loaded(path: Path, _key: str, device: str, precision: Precision) -> Model:
+def _loaded(path: Path, _key: str, device: str, engine: Engine) -> Model:
     import torch
 
+    precision: Precision = "bfloat16" if "bfloat16" in engine else "float32"
     descriptor = recognised(path, precision)
     network = descriptor.model.eval().requires_grad_(False).float()
     requirements = descriptor.size_requirements
     traits = traits_of(descriptor.architecture.id, network, requirements.multiple_of, requirements.minimum)
-    if precision == "bfloat16" and traits.last is not None:
+    known = ARCHITECTURES.get(descriptor.architecture.id)
+    if engine.startswith("openvino") and device == "cpu" and known and known.compiled:
+        from desra_core.networks.openvino import Compiled
+
+        network = known.compiled(network, partial(Compiled, bfloat16=precision == "bfloat16"))
+        precision = "float32"  # of all that PyTorch still does
+    elif precision == "bfloat16" and traits.last is not None:
         _keep_float32(traits.last)
     if device != "cpu":
         traits = traits._replace(tile=traits.tile * traits.on_gpu)

@@ -6,13 +6,14 @@ are the tables for readers, which are made from the same manifest and records: r
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +47,9 @@ MASK_VERSION = 1
 
 _KINDS: dict[str, type[CorpusSettings]] = {kind.verb: kind for kind in (Detection, Mining)}
 # Packages on whose versions results depend.
-_PACKAGES = ("torch", "spandrel", "mmsegmentation", "numpy", "opencv-python", "pillow", "tifffile", "imagecodecs")
+_PACKAGES = (
+    "torch", "openvino", "spandrel", "mmsegmentation", "numpy", "opencv-python", "pillow", "tifffile", "imagecodecs",
+)  # fmt: skip
 
 REGIONS = pa.schema(
     [pa.field("image", pa.string()), pa.field("id", pa.string()), *REGION_FIELDS, pa.field("class_name", pa.string())]
@@ -82,7 +85,7 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
     if isinstance(settings, Mining):
         if lacks_twin(settings):
             raise no_twin(settings)
-        mse_sr_key, gan_sr_key = result_keys(settings.mse_model, settings.gan_model, settings.precision)
+        mse_sr_key, gan_sr_key = result_keys(settings.mse_model, settings.gan_model, settings.engine)
         if mse_sr_key == gan_sr_key:
             reason = f"is the same as {settings.mse_model}"
             raise UsageError(settings.gan_model, reason, "give the GAN-trained twin of it")
@@ -133,10 +136,10 @@ def _origin_of_weights(settings: CorpusSettings, detector: AppliedDetector) -> s
     return settings.weights
 
 
-def result_key(model: Path, precision: str) -> str:
+def result_key(model: Path, engine: str) -> str:
     """Return the cache key of the results of a checkpoint (raises `UsageError` where it cannot be read)."""
     content = content_key(model)
-    return fingerprint("super_resolution", result_version(model, content), DECODING_VERSION, content, precision)
+    return fingerprint("super_resolution", result_version(model, content), DECODING_VERSION, content, engine)
 
 
 @lru_cache(maxsize=64)
@@ -146,7 +149,7 @@ def result_version(model: Path, content: str) -> int:  # noqa: ARG001, content i
     return RRDB_VERSION if b"rdb1.conv1" in data or b"RDB1.conv1" in data else SUPER_RESOLUTION_VERSION
 
 
-def result_keys(mse_model: str | None, gan_model: Path, precision: str) -> tuple[str | None, str]:
+def result_keys(mse_model: str | None, gan_model: Path, engine: str) -> tuple[str | None, str]:
     """Return the cache keys of the results of a reference, None without one, and of a GAN model.
 
     The key of bicubic results covers the GAN model, because its scale is theirs.
@@ -156,8 +159,8 @@ def result_keys(mse_model: str | None, gan_model: Path, precision: str) -> tuple
     """
     mse_sr_key: str | None = None
     if mse_model and mse_model != BICUBIC:
-        mse_sr_key = result_key(Path(mse_model), precision)
-    gan_sr_key = result_key(gan_model, precision)
+        mse_sr_key = result_key(Path(mse_model), engine)
+    gan_sr_key = result_key(gan_model, engine)
     if mse_model == BICUBIC:
         mse_sr_key = fingerprint(reference_key(mse_model), gan_sr_key)
     return mse_sr_key, gan_sr_key
@@ -205,8 +208,12 @@ def save_settings(workspace: Workspace, settings: CorpusSettings, target: Target
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of desra, of Python and of some packages."""
-    return {"desra": __version__, "python": platform.python_version()} | {name: version(name) for name in packages}
+    """Return the versions of desra, of Python and of those packages that are installed under these names."""
+    found = {"desra": __version__, "python": platform.python_version()}
+    for name in packages:
+        with contextlib.suppress(PackageNotFoundError):  # OpenCV has several names
+            found[name] = version(name)
+    return found
 
 
 def check_kind(workspace: Workspace, settings: CorpusSettings) -> None:
@@ -229,7 +236,7 @@ def check_models(workspace: Workspace, settings: CorpusSettings, target: Target)
     before = settings_document(workspace).get("target", {})
     keys = {"mse_sr_key": target.mse_sr_key, "gan_sr_key": target.gan_sr_key}
     if isinstance(settings, Mining) and not keys.items() <= before.items():
-        load_pair(settings.mse_model, settings.gan_model, precision=settings.precision)
+        load_pair(settings.mse_model, settings.gan_model, engine=settings.engine)
     if target.segments and before.get("segmentation_key") != target.segmentation_key:
         try_segmenter(settings.segmenter)
 

@@ -5,6 +5,7 @@ Gives the settings of a corpus; `settings.models` gives those of finetuning, ben
 
 import os
 from decimal import Decimal
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,7 +21,7 @@ from pydantic import (
 )
 
 from desra_core.detection.detectors import DEFAULT, METHODS, AppliedDetector, applied
-from desra_core.networks.checkpoints import BICUBIC, Precision
+from desra_core.networks.checkpoints import BICUBIC, Engine, Precision
 from desra_core.workspace import Workspace
 from desra_core.workspace.matching import Sources
 
@@ -186,6 +187,10 @@ class Mining(CorpusSettings):
     precision: Precision = Field(
         "float32", description="Number format of inference; bfloat16 is faster and changes results a little."
     )
+    backend: Literal["auto", "torch", "openvino"] = Field(
+        "auto",
+        description="What runs the networks on a CPU: auto is OpenVINO for bfloat16 where it is installed, else torch.",
+    )
     keep_mse: bool = Field(
         False, description="Keep the MSE model's result of every image: a new GAN model then needs only its own."
     )
@@ -194,6 +199,14 @@ class Mining(CorpusSettings):
     def sources(self) -> Sources:
         """The folders to scan."""
         return Sources(lr=self.photos, labels=self.labels, exclude=self.exclude)
+
+    @property
+    def engine(self) -> Engine:
+        """How networks compute: precision and backend in one word, which the cache keys of results hold."""
+        chosen = self.backend
+        if chosen == "auto":
+            chosen = "openvino" if self.precision == "bfloat16" and find_spec("openvino") else "torch"
+        return self.precision if chosen == "torch" else f"openvino-{self.precision}"  # type: ignore[return-value]
 
 
 def folder_of(settings: BaseModel) -> Path:

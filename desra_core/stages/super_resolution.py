@@ -23,7 +23,7 @@ def network(job: StageJob) -> tuple[Any, ...]:
     """Return the call that loads the networks: a function and its arguments."""
     mining = job.settings
     assert isinstance(mining, Mining)
-    return load_pair, mining.mse_model, mining.gan_model, job.device, mining.precision
+    return load_pair, mining.mse_model, mining.gan_model, job.device, mining.engine
 
 
 def super_resolution_stage(image: ImageRef, record: Record, workspace: Workspace, job: StageJob) -> Record:
@@ -60,9 +60,9 @@ def _inferred(
     mining = job.settings
     assert isinstance(mining, Mining)
     assert image.lr is not None
-    models = load_pair(mining.mse_model, mining.gan_model, job.device, mining.precision)
+    models = load_pair(mining.mse_model, mining.gan_model, job.device, mining.engine)
     photo = read_photo(image.lr, job.max_pixels // models[0].scale ** 2)
-    found_keys = result_keys(mining.mse_model, mining.gan_model, mining.precision)
+    found_keys = result_keys(mining.mse_model, mining.gan_model, mining.engine)
     results: dict[str, Pixels] = {}
     tiles = [] if len(keys) == len(models) else [record.tile]  # the stored result was made with that tile
     seconds = 0.0

@@ -70,13 +70,13 @@ def plain_loop(model: Model, photo: Pixels) -> Pixels:
     scale = model.scale
     height, width = photo.shape[:2]
     result = np.empty((height * scale, width * scale, 3), np.float32)
-    values = torch.from_numpy(photo.astype(np.float32) / 255).permute(2, 0, 1)[None].contiguous()
+    values = torch.from_numpy(photo.astype(np.float32) / 255).permute(2, 0, 1)[None].contiguous().to(model.device)
     with torch.inference_mode():
         for top in range(0, height, TILE):
             for left in range(0, width, TILE):
                 bottom, right = min(top + TILE, height), min(left + TILE, width)
                 y, x = max(top - HALO, 0), max(left - HALO, 0)
-                out = network(values[:, :, y : bottom + HALO, x : right + HALO])[0].permute(1, 2, 0).numpy()
+                out = network(values[:, :, y : bottom + HALO, x : right + HALO])[0].permute(1, 2, 0).cpu().numpy()
                 rows = slice((top - y) * scale, (bottom - y) * scale)
                 columns = slice((left - x) * scale, (right - x) * scale)
                 result[top * scale : bottom * scale, left * scale : right * scale] = out[rows, columns]

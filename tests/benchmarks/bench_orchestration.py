@@ -1,7 +1,7 @@
 """What an image costs beside its computation: Prefect, Dask and planning, and apart from them the commits.
 
 Everything is real (server, cluster, tasks, workspace) but the stages, which do nothing.
-Run it with ``python tests/benchmarks/run.py orchestration``.
+Run it with ``python tests/benchmarks/run.py orchestration``; IMAGES in the environment for another number than 2000.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import psutil
 from markdown import print_table
 from pairs import write_tiny_pairs
 
@@ -31,7 +32,7 @@ from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef, image_refs, read_manifest
 from desra_core.workspace.products import Record, Target, gather_shard, write_journal
 
-IMAGES = 2000
+IMAGES = int(os.environ.get("IMAGES", "2000"))
 SHARD = 1000
 SIDE = 16
 WORKERS = 2
@@ -126,7 +127,10 @@ def _measured(workspace: Workspace, detection: Detection, plan: Plan) -> dict[st
         workspace.shard_records(0).unlink()
         with patch("tasks.shards.run_stage", uncommitted), patch("tasks.shards.gather_shard"):
             seconds["orchestration"] = flow_seconds(workspace, plan, specs(b""), dask)
+        before = psutil.Process().memory_info().rss
         seconds["with commits"] = flow_seconds(workspace, plan, specs(mask), dask)
+        growth = psutil.Process().memory_info().rss - before
+        print(f"The driver grew by {growth / IMAGES:.0f} bytes an image in the run with commits.")
     assert sum(1 for _ in workspace.masks.rglob("*.png")) == IMAGES
     return seconds
 

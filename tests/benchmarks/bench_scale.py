@@ -71,7 +71,7 @@ def run() -> None:
     if picture := os.environ.get("PICTURE"):
         from desra_core.report.charts import line_chart, save
 
-        save(line_chart(curves, xlabel="names in the workspace", ylabel="seconds", log_x=True), Path(picture))
+        save(line_chart(curves, xlabel="names in the workspace", ylabel="seconds"), Path(picture))
 
 
 def _commands(folder: Path) -> dict[str, list[str]]:

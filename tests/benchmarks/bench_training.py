@@ -1,7 +1,7 @@
 """How many steps a finetune makes in a second, against the plain loop of the usual training tools, and its loader.
 
 The plain loop is BasicSR's for ESRGAN: tensors in NCHW, one loss read after the other, a loop over the parameters for
-the average. Both make the same steps: L1 and GAN loss, the patches of ``--preset cpu``, no perceptual loss.
+the average. Both draw the same patches and make the same steps: L1 and GAN loss, no perceptual loss.
 Run it with ``python tests/benchmarks/run.py training``.
 """
 
@@ -20,8 +20,8 @@ from pairs import photo_files
 
 from desra_core.settings.models import Training
 from desra_core.training import networks
-from desra_core.training.loop import BETAS, Trainer
-from desra_core.training.patches import draw_batch, freeze, open_frozen
+from desra_core.training.loop import BETAS, Trainer, batches
+from desra_core.training.patches import Batch, draw_batch, freeze, open_frozen
 from desra_core.training.plan import RunFolder
 
 IMAGES = 8
@@ -32,32 +32,48 @@ Step = Callable[[list[torch.Tensor]], object]
 
 
 def run() -> None:
-    threads = torch.get_num_threads()
-    gan_model = models()[1]
-    training = Training(**Training.cpu_preset | {"iterations": 1000, "discriminator_features": 16, "seed": 0})
+    gan_model, threads = models()[1], torch.get_num_threads()
+    training = Training(**Training.cpu_preset | {"iterations": 1000, "seed": 0})
+    seconds = measured(gan_model, training, "cpu")
+    print(f"{gan_model.name}, {training.batch} patches of {training.patch} px, {threads} threads; best of {ROUNDS}.\n")
+    plain = seconds["plain loop"]
+    rows = [[what, 1 / each, plain / each, seconds["desra"] / each] for what, each in seconds.items()]
+    print_table(["", "per second", "x plain loop", "x desra's steps"], rows)
+
+
+def measured(gan_model: Path, training: Training, device: str) -> dict[str, float]:
+    """Seconds of a step of the plain loop, of one of desra, and of drawing a batch (``loader``): the best of some."""
     with tempfile.TemporaryDirectory(prefix="desra-bench-") as name:
         folder = RunFolder(Path(name))
         _freeze_photos(folder.data)
-        trainer = Trainer(folder, gan_model, training, "cpu", threads)
+        trainer = Trainer(folder, gan_model, training, device, torch.get_num_threads())
         pairs, scale = open_frozen(folder.data), trainer.generator.scale
-        steps: dict[str, Step] = {"plain loop": plain_loop(gan_model, training), "desra": trainer.step}
-        seconds = dict.fromkeys([*steps, "loader"], float("inf"))
+        plain = plain_loop(gan_model, training, device)
+        seconds = dict.fromkeys(["loader", "plain loop", "desra"], float("inf"))
+
+        def draw(purpose: int, step: int) -> Batch:
+            return draw_batch(pairs, training, scale, (0, purpose, step))
+
+        def of_desra() -> None:
+            with batches(draw, device, ahead=device != "cpu") as batch:
+                for step in range(STEPS):
+                    trainer.step(batch(0, step))
+
+        def of_plain_loop() -> None:
+            for step in range(STEPS):
+                plain([torch.from_numpy(array).to(device) for array in draw(0, step)])
+
+        def of_loader() -> None:
+            for step in range(STEPS):
+                draw(0, step)
+
         for number in range(ROUNDS + 1):  # the first one warms up
-            started = time.perf_counter()
-            batches = [[torch.from_numpy(array) for array in draw_batch(pairs, training, scale, (0, 0, step))]
-                       for step in range(STEPS)]  # fmt: skip
-            times = {"loader": time.perf_counter() - started}
-            for what, step in steps.items():
+            for what, go in zip(seconds, (of_loader, of_plain_loop, of_desra), strict=True):
                 started = time.perf_counter()
-                for batch in batches:
-                    step([part.to(memory_format=torch.channels_last) for part in batch] if what == "desra" else batch)
-                times[what] = time.perf_counter() - started
-            if number:
-                seconds = {what: min(seconds[what], time_ / STEPS) for what, time_ in times.items()}
-    print(f"{gan_model.name}, {training.batch} patches of {training.patch} px, {threads} threads; best of {ROUNDS}.\n")
-    plain = seconds["plain loop"]
-    print_table(["", "per second", "x plain loop", "x desra's steps"],
-                [[what, 1 / each, plain / each, seconds["desra"] / each] for what, each in seconds.items()])  # fmt: skip
+                go()
+                if number:
+                    seconds[what] = min(seconds[what], (time.perf_counter() - started) / STEPS)
+    return seconds
 
 
 def _freeze_photos(folder: Path) -> None:
@@ -71,11 +87,11 @@ def _freeze_photos(folder: Path) -> None:
         freeze(folder / f"{index:04d}", (lr, pseudo_gt, mask))
 
 
-def plain_loop(gan_model: Path, training: Training) -> Step:
+def plain_loop(gan_model: Path, training: Training, device: str) -> Step:
     """The step of BasicSR's ``ESRGANModel``, by its own order of things, with this project's losses."""
-    network = networks.load_generator(gan_model).network
+    network = networks.load_generator(gan_model).network.to(device)
     average = copy.deepcopy(network)
-    discriminator = networks.load_discriminator(None, training.discriminator_features).train()
+    discriminator = networks.load_discriminator(None, training.discriminator_features).train().to(device)
     generator_moves, discriminator_moves = (
         torch.optim.Adam(part.parameters(), training.learning_rate, BETAS) for part in (network, discriminator)
     )

@@ -56,7 +56,9 @@ def test_an_ordinary_photo_fits_where_there_is_memory_for_it(monkeypatch: pytest
     usual, large = share(monkeypatch, cores, memory, gpus), share(monkeypatch, cores, memory, gpus, PHOTO)
     assert usual.max_pixels < PHOTO <= large.max_pixels
     assert 1 <= large.workers <= usual.workers
-    assert 1 <= large.gpu_threads <= usual.gpu_threads == GPU_THREADS
+    assert 1 <= large.gpu_threads <= usual.gpu_threads == max(GPU_THREADS, cores // (2 * gpus) if gpus else 0)
+    busy = usual.workers + gpus * usual.gpu_threads
+    assert busy * usual.threads <= max(cores, 1 + gpus * GPU_THREADS)
     used = (large.workers + gpus * large.gpu_threads) * large.memory
     assert used <= 0.8 * memory * GIB
     assert share(monkeypatch, cores, memory, gpus, 1000) == usual, "small ones change nothing"
