@@ -21,7 +21,7 @@ from desra_core.planning.plan import Plan, Prepared, load_settings, publish_tabl
 from desra_core.report import write_report
 from desra_core.report.document import stage_name
 from desra_core.report.results import read_results, stage_times
-from desra_core.settings import CorpusSettings
+from desra_core.settings import CorpusSettings, Mining
 from desra_core.workspace import Workspace
 from tasks.dask_map import Dask
 
@@ -82,8 +82,11 @@ def show_corpus(settings: CorpusSettings, prepared: Prepared, dask: Dask | None 
         facts.insert(0, f"since the last scan: {new}, {changed}; vanished so far: {vanished}, whose outputs stay")
         if others := kinds_in_words(scanned.passed_over):
             facts.append(f"passed over: {others}")
-    if reference := settings_document(prepared.workspace).get("reference"):
+    document = settings_document(prepared.workspace)
+    if reference := document.get("reference"):
         facts.append(f"masks rest on {reference}")
+    if isinstance(settings, Mining):
+        facts.append(f"networks compute in {settings.precision}, on a CPU by {document.get('backend', 'torch')}")
     show_overview(f"**desra {settings.verb}** of `{settings.sources.main}` into `{settings.workspace}`", facts, dask)
 
 

@@ -271,7 +271,7 @@ class Results:
         stored = find_array(self._workspace, self._ids[name], which, key=key) if key else None
         if stored is not None:
             return np.asarray(stored)
-        return super_resolve(load_model(model, precision=self._precision), self.photo(name)).pixels
+        return super_resolve(load_model(model, engine=self._precision), self.photo(name)).pixels
 
 
 def _look(place: Place) -> None:

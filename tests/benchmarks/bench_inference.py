@@ -23,7 +23,7 @@ import torch
 from markdown import print_table
 from pairs import photo_files
 
-from desra_core.networks.checkpoints import Model, load_model
+from desra_core.networks.checkpoints import Engine, Model, load_model
 from desra_core.networks.super_resolution import super_resolve
 from desra_core.workspace import Workspace
 from desra_core.workspace.products import read_records
@@ -52,11 +52,13 @@ def run() -> None:
     gan_model = models()[1]
     print(f"{gan_model.name} on {torch.get_num_threads()} threads, one photo of 640x480 px; best of {REPEATS}.\n")
     photo = _photo(0, (640, 480))
-    exact, model, fast = load_model(gan_model), load_model(gan_model), load_model(gan_model, precision="bfloat16")
+    exact = load_model(gan_model)
     whole = _whole(exact, photo)
     plain_seconds, plain = _timed(lambda: plain_loop(exact, photo))
     rows: list[list[str | float]] = [["plain loop", plain_seconds, 1.0, _psnr(plain, whole), math.inf]]
-    for name, measured in (("float32", model), ("bfloat16", fast)):
+    engines: tuple[Engine, ...] = ("float32", "openvino-float32", "bfloat16", "openvino-bfloat16")
+    for name in engines:
+        measured = load_model(gan_model, engine=name)
         seconds, result = _timed(lambda measured=measured: super_resolve(measured, photo).pixels)
         rows.append([name, seconds, plain_seconds / seconds, _psnr(result, whole), _psnr(result, plain)])
     print_table(["", "seconds", "x plain loop", "PSNR against whole image, dB", "against plain loop, dB"], rows)

@@ -100,7 +100,7 @@ def tiled(model: Model, tile: int, halo: int | None = None) -> Model:
 def cases_of(name: str) -> dict[str, Model]:
     """The ways to run an RRDBNet: the whole in float32 first."""
     exact = load_model(checkpoint(name))
-    rounded = load_model(checkpoint(name), precision="bfloat16")
+    rounded = load_model(checkpoint(name), engine="bfloat16")
     halos = {f"halo {halo} px": tiled(exact, PART[1] // 2 + halo, halo) for halo in HALOS}
     # The product does not offer float16. The last module computes in float32, as with bfloat16.
     precisions = {"bfloat16": rounded, "float16": replace(rounded, dtype=torch.float16)}
@@ -208,7 +208,7 @@ def growth_in_a_process(name: str, side: int, precision: str) -> int:
 def growth(name: str, side: int, precision: Any) -> int:
     """The bytes by which the peak rises when a photo of the size of one window is enlarged."""
     torch.set_num_threads(1)
-    model = load_model(checkpoint(name), precision=precision)
+    model = load_model(checkpoint(name), engine=precision)
     photo = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     super_resolve(model, photo[:32, :32])
     before = psutil.Process().memory_info().rss

@@ -53,7 +53,7 @@ def test_windows_do_not_change_a_bit(scale, case):
 
 def test_it_has_the_scale_of_the_gan_model(checkpoint):
     for name, scale in (("SRVGGNetCompact x4", 4), ("SRVGGNetCompact x2", 2)):
-        reference, gan = load_pair("bicubic", checkpoint(name), precision="bfloat16")
+        reference, gan = load_pair("bicubic", checkpoint(name), engine="bfloat16")
         assert (reference.path, reference.architecture, reference.scale) == (Path("bicubic"), "bicubic", gan.scale)
         assert reference.scale == scale
     with pytest.raises(UsageError, match="nowhere"):

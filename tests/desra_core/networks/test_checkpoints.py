@@ -89,7 +89,7 @@ def test_a_model_is_loaded_once_until_its_file_changes(checkpoint, tmp_path):
         thread.join()
     assert len(models) == 4
     assert len(set(map(id, models))) == 1
-    assert load_model(path, precision="bfloat16") is not models[0]
+    assert load_model(path, engine="bfloat16") is not models[0]
     path.write_bytes(checkpoint("SPAN").read_bytes())
     assert load_model(path).architecture == "SPAN"
 

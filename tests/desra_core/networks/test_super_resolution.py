@@ -118,7 +118,7 @@ def test_strided_photos_are_as_good(model):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_same_photo_gives_the_same_bytes(precision, model):
-    chosen = tiled(model("SRVGGNetCompact x4", precision=precision), 48)
+    chosen = tiled(model("SRVGGNetCompact x4", engine=precision), 48)
     results = [super_resolve(chosen, PHOTO[:90, :90]).pixels for _ in range(3)]
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
@@ -132,7 +132,7 @@ def psnr(result, reference):
 def test_bfloat16_stays_close(name, model):
     pixels = PHOTO[100:150, 100:160]
     exact = super_resolve(model(name), pixels).pixels
-    assert psnr(super_resolve(model(name, precision="bfloat16"), pixels).pixels, exact) > 45
+    assert psnr(super_resolve(model(name, engine="bfloat16"), pixels).pixels, exact) > 45
 
 
 REAL = [
@@ -151,7 +151,7 @@ def test_real_networks_in_windows(name, shared_data, plain):
     error = difference(super_resolve(tiled(whole, 92), pixels).pixels, expected)
     assert error.max() <= 1
     assert (error > 0).mean() < 1e-4
-    rounded = super_resolve(load_model(whole.path, precision="bfloat16"), pixels).pixels
+    rounded = super_resolve(load_model(whole.path, engine="bfloat16"), pixels).pixels
     assert psnr(rounded, expected) > 45
 
 
