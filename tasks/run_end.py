@@ -82,11 +82,10 @@ def show_corpus(settings: CorpusSettings, prepared: Prepared, dask: Dask | None 
         facts.insert(0, f"since the last scan: {new}, {changed}; vanished so far: {vanished}, whose outputs stay")
         if others := kinds_in_words(scanned.passed_over):
             facts.append(f"passed over: {others}")
-    document = settings_document(prepared.workspace)
-    if reference := document.get("reference"):
+    if reference := settings_document(prepared.workspace).get("reference"):
         facts.append(f"masks rest on {reference}")
     if isinstance(settings, Mining):
-        facts.append(f"networks compute in {settings.precision}, on a CPU by {document.get('backend', 'torch')}")
+        facts.append(f"networks compute in {settings.precision}, on a CPU by {settings.backend}")
     show_overview(f"**desra {settings.verb}** of `{settings.sources.main}` into `{settings.workspace}`", facts, dask)
 
 

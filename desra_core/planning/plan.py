@@ -196,16 +196,14 @@ def no_twin(mining: Mining) -> UsageError:
 
 
 def save_settings(workspace: Workspace, settings: CorpusSettings, target: Target) -> None:
-    """Write the settings and keys of a run, its reference in words, its backend, and the versions that matter."""
-    document: dict[str, Any] = {
+    """Write the settings and keys of a run, its reference in words, and the versions that results depend on."""
+    document = {
         "verb": settings.verb,
         "settings": settings.model_dump(mode="json"),
         "reference": describe_reference(settings),
         "target": asdict(target),
         "versions": versions(_PACKAGES),
     }
-    if isinstance(settings, Mining):
-        document["backend"] = "openvino" if settings.engine.startswith("openvino") else "torch"
     workspace.publish(workspace.settings, json.dumps(document, indent=2).encode())
 
 
@@ -258,7 +256,7 @@ def load_settings(workspace: Workspace) -> tuple[CorpusSettings, Target]:
 
 
 def settings_document(workspace: Workspace) -> dict[str, Any]:
-    """Read the document of `save_settings`: as a dict, empty if it cannot be read."""
+    """Read the document of `save_settings`: verb, settings, reference, target, versions; empty if it cannot be read."""
     document = read_document(workspace.settings)
     return document if isinstance(document.get("settings"), dict) else {}
 

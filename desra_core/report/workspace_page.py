@@ -178,7 +178,6 @@ def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[s
     summary = CorpusSummary(results)
     times = stage_times(results.seconds)
     settings, measure = results.settings, detector_of(results.settings)
-    backend = {key: value for key, value in results.document.items() if key == "backend"}
     classes = class_counts(results.regions)
     notes = _notes(results, summary)
     try:
@@ -209,8 +208,7 @@ def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[s
         "times": times,
         # Rate: images per second of one worker that runs all stages.
         "total_rate": max(time.images for time in times) / summary.seconds if summary.seconds > 0 else None,
-        # The backend that was used, which the setting may leave to desra.
-        "settings": document.settings_rows(settings.model_dump(mode="json") | backend),
+        "settings": document.settings_rows(settings.model_dump(mode="json")),
         "versions": results.document.get("versions") or {},
         "keys": asdict(results.target),
         "severities": numbers(results.regions["severity"]),

@@ -5,7 +5,6 @@ Gives the settings of a corpus; `settings.models` gives those of finetuning, ben
 
 import os
 from decimal import Decimal
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -187,9 +186,9 @@ class Mining(CorpusSettings):
     precision: Precision = Field(
         "float32", description="Number format of inference; bfloat16 is faster and changes results a little."
     )
-    backend: Literal["auto", "torch", "openvino"] = Field(
-        "auto",
-        description="What runs the networks on a CPU: auto is OpenVINO for bfloat16 where it is installed, else torch.",
+    backend: Literal["torch", "openvino"] = Field(
+        "torch",
+        description="What runs the networks on a CPU; openvino (an extra) takes more memory and often less time.",
     )
     keep_mse: bool = Field(
         False, description="Keep the MSE model's result of every image: a new GAN model then needs only its own."
@@ -203,10 +202,7 @@ class Mining(CorpusSettings):
     @property
     def engine(self) -> Engine:
         """How networks compute: precision and backend in one word, which the cache keys of results hold."""
-        chosen = self.backend
-        if chosen == "auto":
-            chosen = "openvino" if self.precision == "bfloat16" and find_spec("openvino") else "torch"
-        return self.precision if chosen == "torch" else f"openvino-{self.precision}"  # type: ignore[return-value]
+        return self.precision if self.backend == "torch" else f"openvino-{self.precision}"  # type: ignore[return-value]
 
 
 def folder_of(settings: BaseModel) -> Path:

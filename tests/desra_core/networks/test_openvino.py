@@ -55,19 +55,14 @@ def test_other_architectures_stay_with_pytorch(checkpoint: Checkpoint) -> None:
         assert np.array_equal(first, second)
 
 
-def test_auto_is_openvino_for_bfloat16_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def engine(**changes: str) -> str:
-        places = {"photos": tmp_path, "gan_model": MODELS / "gan.pth", "workspace": tmp_path / "ws"}
-        return Mining(**places | changes).engine  # type: ignore[arg-type]
-
-    assert engine() == engine(backend="torch") == "float32"
-    assert engine(backend="openvino") == "openvino-float32"
-    assert engine(precision="bfloat16") == "openvino-bfloat16"
-    assert engine(precision="bfloat16", backend="torch") == "bfloat16"
-    monkeypatch.setattr("desra_core.settings.find_spec", lambda _: None)
-    assert engine(precision="bfloat16") == "bfloat16"
-    engines = ("float32", "bfloat16", "openvino-float32", "openvino-bfloat16")
-    assert len({result_key(MODELS / "gan.pth", each) for each in engines}) == 4
+def test_each_engine_has_keys_of_its_own(tmp_path: Path) -> None:
+    places = {"photos": tmp_path, "gan_model": MODELS / "gan.pth", "workspace": tmp_path / "ws"}
+    choices = [{"precision": precision, "backend": backend}
+               for backend in ("torch", "openvino") for precision in ("float32", "bfloat16")]  # fmt: skip
+    engines = [Mining(**places | choice).engine for choice in choices]  # type: ignore[arg-type]
+    assert engines == ["float32", "bfloat16", "openvino-float32", "openvino-bfloat16"]
+    assert Mining(**places).engine == "float32"  # type: ignore[arg-type]
+    assert len({result_key(MODELS / "gan.pth", engine) for engine in engines}) == 4
 
 
 def test_without_openvino_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
