@@ -324,14 +324,16 @@ def opened_dask(settings: CorpusSettings, machine: Machine, plan: Plan) -> Abstr
     """Open Dask for a plan: with GPUs where it runs networks, and workers with memory for its largest image."""
     networks = plan.target.runs_networks
     gpus, largest = gpus_wanted(networks, machine), partial(_most_pixels, settings, plan)
-    if isinstance(settings, Mining) and not gpus and not machine.scheduler and not plan.done:
-        _suggest_bfloat16(settings)
-    return open_dask(machine, folder=settings.workspace, networks=networks, gpus=gpus, most_pixels=largest)
+    openvino = isinstance(settings, Mining) and settings.backend == "openvino"
+    if isinstance(settings, Mining) and not (gpus or machine.scheduler or plan.done or runs_by_itself()):
+        suggest_bfloat16(settings)
+    place = settings.workspace
+    return open_dask(machine, folder=place, networks=networks, openvino=openvino, gpus=gpus, most_pixels=largest)
 
 
-def _suggest_bfloat16(mining: Mining, cpu: Path = Path("/proc/cpuinfo")) -> None:
-    """Name the faster precision where a person has not chosen one and this CPU has instructions for it."""
-    if "precision" in mining.model_fields_set or runs_by_itself() or not cpu.exists():
+def suggest_bfloat16(mining: Mining, cpu: Path = Path("/proc/cpuinfo")) -> None:
+    """Print that bfloat16 is faster, where nobody has chosen a precision and this CPU has instructions for it."""
+    if "precision" in mining.model_fields_set or not cpu.exists():
         return
     features = set(cpu.read_text().split())
     for feature, share in (("amx_bf16", "a fifth"), ("avx512_bf16", "half")):

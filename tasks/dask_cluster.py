@@ -43,8 +43,10 @@ BYTES_PER_PIXEL = 40
 # The memory of a worker without an image, in bytes; with networks, also PyTorch, weights and a batch of windows.
 WORKER_BYTES = 300_000_000
 NETWORK_WORKER_BYTES = 1_600_000_000
+# What OpenVINO takes more than PyTorch, most of it for a window of RRDBNet.
+OPENVINO_BYTES = 900_000_000
 
-# The threads of a worker with a GPU, where cores are few or images large: one image is on the device, the others are
+# A worker with a GPU has at least so many threads, unless images are large: one image is on the device, the others are
 # read, compared and written. With more cores, the workers with GPUs share half of them.
 GPU_THREADS = 3
 
@@ -84,6 +86,7 @@ def open_dask(
     *,
     folder: Path | None = None,
     networks: bool = False,
+    openvino: bool = False,
     gpus: int = 0,
     device: str | None = None,
     alone: bool = False,
@@ -95,8 +98,9 @@ def open_dask(
         machine: Number and memory of the workers; ignored where a scheduler runs elsewhere.
         folder: The folder that workers write to, if they do.
         networks: Whether workers will run networks, and need memory for that beside their images.
+        openvino: Whether these networks run by OpenVINO.
         gpus: Number of additional local workers that own one GPU each and declare the resource ``GPU: 1`` per thread.
-        device: The one GPU to use, of `visible_gpus`.
+        device: The one GPU to use, of `visible_gpus`, for one task at a time, which may use all cores.
         alone: Start workers for this run even where desra serve has a cluster.
         most_pixels: Returns the pixels of the largest image to come; not called where a scheduler runs elsewhere. For
             large images, fewer workers with more memory each are started. If that image does not fit into a worker of
@@ -108,7 +112,7 @@ def open_dask(
         UsageError: Workers have too little memory.
     """
     configure(machine.log_level, machine.log_format)
-    base_bytes = NETWORK_WORKER_BYTES if networks else WORKER_BYTES
+    base_bytes = NETWORK_WORKER_BYTES + openvino * OPENVINO_BYTES if networks else WORKER_BYTES
     pixels = 0 if machine.scheduler else most_pixels()
     served = None if machine.scheduler or alone else ServedCluster.find()
     if served:  # the limits of desra serve hold where the run sets none
@@ -133,10 +137,16 @@ def open_dask(
                 return
             _restart(client)  # frees memory for the run's own workers, which can take larger images
     share = share_of(machine, base_bytes, gpus, pixels)
-    if (usual := share_of(machine, base_bytes, gpus)) != share:
+    if device is not None:
+        share = share._replace(threads=threads_of(1))
+    if (
+        usual := share_of(machine, base_bytes, gpus)
+    ).workers != share.workers or usual.gpu_threads != share.gpu_threads:
         threads = f" and {share.gpu_threads} threads per GPU" if gpus else ""
         instead = f" instead of {usual.workers}{f' and {usual.gpu_threads}' if gpus else ''}"
         say(f"{share.workers} workers{threads}{instead}, for images of up to {pixels / 1e6:.0f} megapixels")
+    if device is not None:
+        share = share._replace(threads=threads_of(1))
     with (
         _local_cluster(share, visible_gpus()[:gpus] if device is None else [device], networks=networks) as (_, client),
         contextlib.closing(Dask(client, machine, share, gpus=gpus)) as dask,
@@ -296,7 +306,7 @@ def _cores() -> int:
 
 
 def threads_of(workers: int) -> int:
-    """Return the number of cores for each of ``workers`` workers, or threads of workers with a GPU."""
+    """Return the cores for each of so many workers; a thread of a worker with a GPU counts as a worker."""
     return max(1, _cores() // max(1, workers))
 
 

@@ -67,6 +67,7 @@ def each_image(
     machine: Machine,
     *,
     networks: bool,
+    openvino: bool = False,
     scale: int = 1,
     folder: Path,
 ) -> Iterator[tuple[ImageRef, Any]]:
@@ -80,6 +81,7 @@ def each_image(
         images: The images of all rounds.
         machine: Where and how wide to compute.
         networks: Whether the function runs networks.
+        openvino: Whether these run by OpenVINO.
         scale: The factor by which networks enlarge photos.
         folder: The folder that the function writes to.
 
@@ -89,7 +91,12 @@ def each_image(
     gpus = gpus_wanted(networks, machine)
     files = {image.lr.path if scale > 1 and image.lr else image.path for image in images}
     with open_dask(
-        machine, folder=folder, networks=networks, gpus=gpus, most_pixels=lambda: most_pixels(files) * scale**2
+        machine,
+        folder=folder,
+        networks=networks,
+        openvino=openvino,
+        gpus=gpus,
+        most_pixels=lambda: most_pixels(files) * scale**2,
     ) as dask:
         device = device_of(machine, dask) if networks else "cpu"
         steps = prepare(dask, device)
@@ -223,6 +230,7 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
         comparison.images,
         machine,
         networks=True,
+        openvino=comparison.engine.startswith("openvino"),
         scale=comparison.scale,
         folder=workspace.root,
     )

@@ -335,6 +335,7 @@ def derive_calibration(calibrating: Calibrating, corpus: CorpusSettings, countin
             "gan_model_key": content_key(corpus.gan_model),
             "photos": str(corpus.photos),
             "precision": corpus.precision,
+            "backend": corpus.backend,
         }
     origin = {
         "desra": __version__,

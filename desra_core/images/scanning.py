@@ -165,8 +165,7 @@ class _Search:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     if not entry.name.startswith("."):
-                        is_folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
-                        yield from self._entry(entry.path, within, is_folder=is_folder)
+                        yield from self._entry(entry.path, within, is_folder=_is_folder(entry))
         except OSError as error:
             reason = f"cannot be opened ({error.strerror})"
             self.problems.append(ImageError(str(folder), reason, "give read permission to it"))
@@ -199,6 +198,14 @@ class _Search:
         excluding = [kind for kind, matches in self.globs.items() if matches(normalized(relative))]
         self.excluded.update(excluding)
         return bool(excluding)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Check whether an entry is a folder or a link to one, as `os.path.isdir` does, but as a rule without a call."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
 
 
 def root_of(place: Path) -> Path:

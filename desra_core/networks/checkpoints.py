@@ -105,13 +105,13 @@ def load_model(path: Path, device: str = "cpu", engine: Engine = "float32") -> M
         path: Weights of a 3-channel SR network that spandrel knows, saved by torch or safetensors. Code in the file is
             not run.
         device: A torch device, such as ``cpu`` or ``cuda:0``.
-        engine: How the network computes. On a CPU with AVX512-BF16, bfloat16 takes about half
-            the time of float32, with AMX a fifth. The results of Real-ESRGAN's three SRVGG networks then had a PSNR of
-            49 to 65 dB against those in float32 (six photos; at most 12 levels of 255 apart); docs/design.md has those
-            of RRDBNet.
+        engine: How the network computes: see `Engine`. OpenVINO's need the extra ``openvino``. On a CPU with
+            AVX512-BF16, bfloat16 takes about half the time of float32, with AMX a fifth. The results of Real-ESRGAN's
+            three SRVGG networks then had a PSNR of 49 to 65 dB against those in float32 (six photos; at most 12 levels
+            of 255 apart); docs/design.md has those of RRDBNet.
 
     Raises:
-        UsageError: The file or the device cannot be used.
+        UsageError: The file or the device cannot be used, or OpenVINO is not installed.
     """
     with _LOADING:
         return _loaded(path, content_key(path), device, engine)

@@ -55,4 +55,5 @@ class Compiled(nn.Module):
         """Run the part."""
         with self._running:
             result = self._compiled(values.contiguous().numpy(), share_inputs=True)[0]
+            self._compiled.release_memory()  # else both models of a run hold the buffers of their largest windows
         return torch.from_numpy(result)

@@ -71,7 +71,9 @@ class Machine(Frozen):
     """The workers, memory and devices of a run. Nothing here changes a result or enters a cache key."""
 
     workers: int | None = Field(
-        None, ge=1, description="Worker processes, one for a finetune; by default one per core, fewer for large images."
+        None,
+        ge=1,
+        description="Worker processes, one for a finetune; by default one per core, fewer for large images or GPUs.",
     )
     memory: str | None = Field(
         None,
@@ -188,7 +190,7 @@ class Mining(CorpusSettings):
     )
     backend: Literal["torch", "openvino"] = Field(
         "torch",
-        description="What runs the networks on a CPU; openvino (an extra) takes more memory and often less time.",
+        description="What runs networks on a CPU; openvino, an extra, may be faster with AMX and takes more memory.",
     )
     keep_mse: bool = Field(
         False, description="Keep the MSE model's result of every image: a new GAN model then needs only its own."

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,7 +67,7 @@ def run() -> None:
         _print(planned, "names", fixed=planned[PLANNED[0]].seconds)
     print("\nSimilarity and mask of one pair, one thread; the memory includes the pair and Python.\n")
     pixels = {side**2: _in_a_process("pixels", str(side)) for side in SIDES}
-    _print({round(count / 1e4): cost for count, cost in pixels.items()}, "hundredths of a megapixel")
+    _print(pixels, "pixels")
     if picture := os.environ.get("PICTURE"):
         from desra_core.report.charts import line_chart, save
 
@@ -158,7 +158,7 @@ def write(template: Path, folder: Path, count: int) -> None:
     pq.write_table(table, workspace.manifest)
     workspace.records.mkdir()
     for shard in range(max(1, count // SHARD // 2)):
-        within = ids[shard * SHARD : (shard + 1) * SHARD]
+        within = ids[shard * SHARD : min((shard + 1) * SHARD, count // 2)]
         records = known.take(np.arange(len(within)) % known.num_rows)
         index = SCHEMA.get_field_index("id")
         pq.write_table(records.set_column(index, SCHEMA.field("id"), [within]), workspace.shard_records(shard))
@@ -184,10 +184,7 @@ def _main(what: str, *arguments: str) -> None:
     if what == "write":
         write(Path(arguments[0]), Path(arguments[1]), int(arguments[2]))
         return
-    measured: Callable[[], Cost] = (
-        (lambda: plan(Path(arguments[0]), int(arguments[1]))) if what == "plan" else (lambda: pixels(int(arguments[0])))
-    )
-    print(json.dumps(measured()))
+    print(json.dumps(plan(Path(arguments[0]), int(arguments[1])) if what == "plan" else pixels(int(arguments[0]))))
 
 
 if __name__ == "__main__":

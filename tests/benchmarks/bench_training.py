@@ -55,9 +55,8 @@ def measured(gan_model: Path, training: Training, device: str) -> dict[str, floa
             return draw_batch(pairs, training, scale, (0, purpose, step))
 
         def of_desra() -> None:
-            with batches(draw, device, ahead=device != "cpu") as batch:
-                for step in range(STEPS):
-                    trainer.step(batch(0, step))
+            for step in range(STEPS):
+                trainer.step(batch(0, step))
 
         def of_plain_loop() -> None:
             for step in range(STEPS):
@@ -67,12 +66,13 @@ def measured(gan_model: Path, training: Training, device: str) -> dict[str, floa
             for step in range(STEPS):
                 draw(0, step)
 
-        for number in range(ROUNDS + 1):  # the first one warms up
-            for what, go in zip(seconds, (of_loader, of_plain_loop, of_desra), strict=True):
-                started = time.perf_counter()
-                go()
-                if number:
-                    seconds[what] = min(seconds[what], (time.perf_counter() - started) / STEPS)
+        with batches(draw, device, ahead=device != "cpu") as batch:
+            for number in range(ROUNDS + 1):  # the first one warms up
+                for what, go in zip(seconds, (of_loader, of_plain_loop, of_desra), strict=True):
+                    started = time.perf_counter()
+                    go()
+                    if number:
+                        seconds[what] = min(seconds[what], (time.perf_counter() - started) / STEPS)
     return seconds
 
 

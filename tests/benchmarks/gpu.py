@@ -1,4 +1,4 @@
-"""Everything that only a GPU can show, as one page of tables, in eight minutes at most: ``make gpu``.
+"""Everything that only a GPU can show, as one page of tables, in about eight minutes: ``make gpu``.
 
 For a machine with one GPU, its own torch and no network: what else it lacks comes as wheels, as CONTRIBUTING.md says.
 A part that fails or finds no time left says so in its place, and the others go on. With ``--device cpu`` all parts run
@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -25,19 +24,18 @@ import cv2
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from bench_inference import _psnr, plain_loop
+from bench_inference import _WEIGHTS, _psnr, plain_loop
 from markdown import print_table
 from pairs import photo_files
 from torch.utils.flop_counter import FlopCounterMode
 
-from desra_core.networks.checkpoints import Model, load_model
+from desra_core.networks.checkpoints import Engine, load_model, spandrel
 from desra_core.networks.super_resolution import super_resolve
 from desra_core.settings.models import Training
 from desra_core.workspace import Workspace
 from desra_core.workspace.products import read_records
 
 ROOT = Path(__file__).resolve().parents[2]
-_WEIGHTS = ROOT.parent / "shared" / "data" / "weights"
 REPEATS = 5
 THREADS = (3, 8, 16)
 # How networks may compute: the number format of autocast, the memory format, and whether float32 is rounded to TF32.
@@ -47,12 +45,19 @@ FORMATS = {
     "tf32 NHWC": (torch.float32, torch.channels_last, "tf32"),
     "bfloat16 NHWC": (torch.bfloat16, torch.channels_last, "ieee"),
     "float16 NHWC": (torch.float16, torch.channels_last, "ieee"),
-}  # fmt: skip
+}
 # A command of desra whose workers with a GPU have a number of threads of their own.
 _WITH_THREADS = """
-import sys, tasks.dask_cluster as cluster
+import os, sys, tasks.dask_cluster as cluster
 usual, threads = cluster.share_of, int(sys.argv.pop(1))
-cluster.share_of = lambda *a, **b: usual(*a, **b)._replace(gpu_threads=threads)
+def share_of(machine, base_bytes, gpus, pixels=0):
+    if not gpus:
+        return usual(machine, base_bytes, gpus, pixels)
+    workers = max(1, len(os.sched_getaffinity(0)) - threads)
+    memory = int(cluster.MEMORY_LIMIT * 0.8 / (workers + threads))
+    share = usual(machine.model_copy(update={"workers": workers}), base_bytes, gpus, pixels)
+    return share._replace(threads=1, memory=memory, gpu_threads=threads)
+cluster.share_of = share_of
 from deployments.cli import run_as_process
 run_as_process()
 """
@@ -80,13 +85,14 @@ def networks(folder: Path) -> dict[str, Path]:
     }
     if all(path.exists() for path in real.values()):
         return real
-    from spandrel.architectures.Compact import SRVGGNetCompact
-    from spandrel.architectures.ESRGAN import RRDBNet
+    spandrel()  # with what its imports need here
+    from spandrel.architectures.Compact import Compact
+    from spandrel.architectures.ESRGAN import ESRGAN
 
     torch.manual_seed(0)
     made = {
-        "RRDBNet": RRDBNet(in_nc=3, out_nc=3, num_filters=64, num_blocks=23, scale=4),
-        "SRVGGNetCompact": SRVGGNetCompact(num_in_ch=3, num_out_ch=3, num_feat=64, num_conv=32, upscale=4),
+        "RRDBNet": ESRGAN(num_filters=64, num_blocks=23, scale=4),
+        "SRVGGNetCompact": Compact(num_feat=64, num_conv=32, upscale=4, act_type="prelu"),
     }
     for name, network in made.items():
         torch.save({"params": network.state_dict()}, folder / f"{name}.pth")
@@ -135,12 +141,13 @@ def formats(scale: Scale, models: dict[str, Path], folder: Path) -> None:
 def whole_photos(scale: Scale, models: dict[str, Path], folder: Path) -> None:
     """A photo by desra and by the plain loop, one tile at a time."""
     photo, rows = _photo(1, scale.photo), []
+    engines: tuple[Engine, ...] = ("float32", "bfloat16")
     for name, path in models.items():
         model = load_model(path, scale.device)
         plain_seconds, plain = _timed_result(lambda model=model: plain_loop(model, photo), scale.device)
         rows.append([f"{name}: plain loop, float32", 1 / plain_seconds, 1.0, "", _peak(scale.device)])
-        for precision in ("float32", "bfloat16"):
-            own: Model = load_model(path, scale.device, precision)  # type: ignore[arg-type]
+        for precision in engines:
+            own = load_model(path, scale.device, precision)
             seconds, result = _timed_result(lambda own=own: super_resolve(own, photo).pixels, scale.device)
             row = [plain_seconds / seconds, f"{_psnr(result, plain):.1f}", _peak(scale.device)]
             rows.append([f"{name}: desra, {precision}", 1 / seconds, *row])
@@ -157,9 +164,10 @@ def mining(scale: Scale, models: dict[str, Path], folder: Path) -> None:
     for threads in THREADS if scale.device == "cuda" else THREADS[:1]:
         with _busy_share(scale.device) as busy:
             seconds = _mine(scale.device, photos, models["RRDBNet"], folder / f"ws{threads}", threads)
+            share = busy()
         spent = read_records(Workspace(folder / f"ws{threads}"), ["seconds"])["seconds"].combine_chunks()
         inference = pc.sum(pc.map_lookup(spent, "inference", "first")).as_py()
-        rows.append([str(threads), seconds, inference, seconds / inference, busy()])
+        rows.append([str(threads), seconds, inference, seconds / inference, share])
     print_table(["threads per GPU", "seconds, all", "inference, waiting included", "x inference", "GPU busy"], rows)
 
 
@@ -192,7 +200,8 @@ def finetuning(scale: Scale, models: dict[str, Path], folder: Path) -> None:
         training = Training(**sizes | {"amp": amp, "perceptual": "off", "iterations": 1000, "seed": 0})  # type: ignore[arg-type]
         seconds = bench_training.measured(models["SRVGGNetCompact"], training, scale.device)
         plain = seconds["plain loop"]
-        rows += [[f"{amp}: {what}", 1 / each, plain / each] for what, each in seconds.items()]
+        names = {what: f"{what} in {amp}" if what == "desra" else what for what in seconds}
+        rows += [[names[what], 1 / each, plain / each] for what, each in seconds.items()]
     print_table([f"{sizes['batch']} patches of {sizes['patch']} px", "per second", "x plain loop in float32"], rows)
 
 
@@ -203,14 +212,14 @@ PARTS = {
     "The whole of desra mine": mining,
     "Steps of a finetune": finetuning,
     "The tests of CUDA": cuda_tests,
-}  # fmt: skip
+}
 
 
 def main() -> None:
     """Run all parts; print their tables, and write them to a file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--seconds", type=float, default=480, help="no part begins after these")
+    parser.add_argument("--seconds", type=float, default=400, help="no part begins after these")
     parser.add_argument("--output", type=Path, default=Path(os.environ.get("OUT", ".")) / "gpu.md")
     arguments = parser.parse_args()
     scale = FULL if arguments.device == "cuda" else SMALL
@@ -248,7 +257,7 @@ def _mine(device: str, photos: Path, gan_model: Path, workspace: Path, threads: 
     environment = {key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
     started = time.perf_counter()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-1500:]
     return time.perf_counter() - started
 
@@ -256,20 +265,21 @@ def _mine(device: str, photos: Path, gan_model: Path, workspace: Path, threads: 
 @contextlib.contextmanager
 def _busy_share(device: str) -> Iterator[Callable[[], str]]:
     """Ask the driver ten times a second whether the GPU is busy; the function tells the mean share."""
-    seen: list[int] = []
-    ended = threading.Event()
+    if device != "cuda":
+        yield lambda: "no GPU"
+        return
+    asking = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=100"]
+    with tempfile.TemporaryFile("w+") as told, subprocess.Popen(asking, stdout=told) as driver:
 
-    def look() -> None:
-        while not ended.wait(0.1):
-            seen.append(torch.cuda.utilization())
+        def share() -> str:
+            told.seek(0)
+            seen = [int(line) for line in told if line.strip().isdigit()]
+            return f"{sum(seen) / len(seen):.0f} %" if seen else "unknown"
 
-    watcher = threading.Thread(target=look, daemon=True)
-    if device == "cuda":
-        watcher.start()
-    try:
-        yield lambda: f"{sum(seen) / len(seen):.0f} %" if seen else "unknown"
-    finally:
-        ended.set()
+        try:
+            yield share
+        finally:
+            driver.terminate()
 
 
 @contextlib.contextmanager

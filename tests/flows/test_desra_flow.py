@@ -416,6 +416,6 @@ def test_a_run_is_named_by_the_minute_in_which_it_starts() -> None:
 )  # fmt: skip
 def test_a_cpu_that_is_fast_in_bfloat16_is_named(features, chosen, told, tmp_path, capsys) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {features}\n")
-    module._suggest_bfloat16(Mining(**PATHS | chosen), tmp_path / "cpuinfo")
+    module.suggest_bfloat16(Mining(**PATHS | chosen), tmp_path / "cpuinfo")
     said = capsys.readouterr().err
     assert (f"takes about {told} of the time" in said) if told else not said

@@ -174,7 +174,8 @@ def test_a_worker_with_a_gpu_has_a_slot_for_each_of_its_threads() -> None:
     with open_dask(Machine(workers=1, memory="600MB"), gpus=1) as cluster:
         workers = cluster.client.scheduler_info(n_workers=-1)["workers"].values()
         slots = sorted((worker["nthreads"], worker["resources"].get("GPU", 0)) for worker in workers)
-        assert slots == [(1, 0), (GPU_THREADS, GPU_THREADS)]
+        threads = share_of(Machine(workers=1, memory="600MB"), WORKER_BYTES, 1).gpu_threads
+        assert slots == [(1, 0), (threads, threads)]
         on_gpu = cluster.map(*job(visible_devices, {"GPU": 1}), images(*"abcdef"))
         assert {result.mask_key for _, result in on_gpu} == {"0"}
         assert cluster.max_pixels == 3_750_000
@@ -201,7 +202,9 @@ def test_what_is_opened_on_another_thread_is_closed_once() -> None:
         stack.push(unused)
     assert told[3:] == ["closed"]
     failing = Opening(Mock(side_effect=UsageError("--device", "no GPU", "use cpu")))
-    with contextlib.ExitStack() as stack, pytest.raises(UsageError, match="no GPU"), failing:
+    with pytest.raises(UsageError, match="no GPU"), failing:
+        pass
+    with contextlib.ExitStack() as stack:
         stack.push(failing)
 
 
