@@ -137,11 +137,7 @@ def open_dask(
                 return
             _restart(client)  # frees memory for the run's own workers, which can take larger images
     share = share_of(machine, base_bytes, gpus, pixels)
-    if device is not None:
-        share = share._replace(threads=threads_of(1))
-    if (
-        usual := share_of(machine, base_bytes, gpus)
-    ).workers != share.workers or usual.gpu_threads != share.gpu_threads:
+    if (usual := share_of(machine, base_bytes, gpus)) != share:
         threads = f" and {share.gpu_threads} threads per GPU" if gpus else ""
         instead = f" instead of {usual.workers}{f' and {usual.gpu_threads}' if gpus else ''}"
         say(f"{share.workers} workers{threads}{instead}, for images of up to {pixels / 1e6:.0f} megapixels")

@@ -226,3 +226,12 @@ def test_an_error_of_the_closing_does_not_hide_what_stopped_the_block(taken: boo
     with pytest.raises(TimeoutError) as raised:
         stopped()
     assert isinstance(raised.value.__context__, KeyboardInterrupt)
+
+
+def test_the_memory_of_openvino_is_counted() -> None:
+    """So that a worker takes smaller images in the same memory."""
+    largest = []
+    for openvino in (False, True):
+        with open_dask(Machine(workers=1, memory="5GB"), networks=True, openvino=openvino) as dask:
+            largest.append(dask.max_pixels)
+    assert largest[0] - largest[1] == dask_cluster.OPENVINO_BYTES / dask_cluster.BYTES_PER_PIXEL
