@@ -324,11 +324,19 @@ def opened_dask(settings: CorpusSettings, machine: Machine, plan: Plan) -> Abstr
     """Open Dask for a plan: with GPUs where it runs networks, and workers with memory for its largest image."""
     networks = plan.target.runs_networks
     gpus, largest = gpus_wanted(networks, machine), partial(_most_pixels, settings, plan)
-    openvino = isinstance(settings, Mining) and settings.backend == "openvino"
-    if isinstance(settings, Mining) and not (gpus or machine.scheduler or plan.done or runs_by_itself()):
-        suggest_bfloat16(settings)
-    place = settings.workspace
-    return open_dask(machine, folder=place, networks=networks, openvino=openvino, gpus=gpus, most_pixels=largest)
+    openvino = False
+    if isinstance(settings, Mining):
+        openvino = settings.backend == "openvino"
+        if not (gpus or machine.scheduler or plan.done or runs_by_itself()):
+            suggest_bfloat16(settings)
+    return open_dask(
+        machine,
+        folder=settings.workspace,
+        networks=networks,
+        openvino=openvino,
+        gpus=gpus,
+        most_pixels=largest,
+    )
 
 
 def suggest_bfloat16(mining: Mining, cpu: Path = Path("/proc/cpuinfo")) -> None:

@@ -24,9 +24,8 @@ import cv2
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from bench_inference import _WEIGHTS, _psnr, plain_loop
+from bench_inference import _WEIGHTS, _photo, _psnr, plain_loop
 from markdown import print_table
-from pairs import photo_files
 from torch.utils.flop_counter import FlopCounterMode
 
 from desra_core.networks.checkpoints import Engine, load_model, spandrel
@@ -114,7 +113,7 @@ def formats(scale: Scale, models: dict[str, Path], folder: Path) -> None:
     for name, path in models.items():
         model = load_model(path, scale.device)
         side = min(model.traits.tile, scale.photo)
-        values = torch.from_numpy(_photo(0, side)).permute(2, 0, 1)[None].float().div(255).to(scale.device)
+        values = torch.from_numpy(_photo(0, (side, side))).permute(2, 0, 1)[None].float().div(255).to(scale.device)
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
             model.network(values)
         exact, first = None, 0.0
@@ -140,7 +139,7 @@ def formats(scale: Scale, models: dict[str, Path], folder: Path) -> None:
 
 def whole_photos(scale: Scale, models: dict[str, Path], folder: Path) -> None:
     """A photo by desra and by the plain loop, one tile at a time."""
-    photo, rows = _photo(1, scale.photo), []
+    photo, rows = _photo(1, (scale.photo, scale.photo)), []
     engines: tuple[Engine, ...] = ("float32", "bfloat16")
     for name, path in models.items():
         model = load_model(path, scale.device)
@@ -159,7 +158,7 @@ def mining(scale: Scale, models: dict[str, Path], folder: Path) -> None:
     photos = folder / "photos"
     photos.mkdir()
     for index in range(scale.photos):
-        assert cv2.imwrite(str(photos / f"{index:03d}.jpg"), _photo(index, scale.mined)[:, :, ::-1])
+        assert cv2.imwrite(str(photos / f"{index:03d}.jpg"), _photo(index, (scale.mined, scale.mined))[:, :, ::-1])
     rows = []
     for threads in THREADS if scale.device == "cuda" else THREADS[:1]:
         with _busy_share(scale.device) as busy:
@@ -173,10 +172,10 @@ def mining(scale: Scale, models: dict[str, Path], folder: Path) -> None:
 
 def masks_of_devices(scale: Scale, models: dict[str, Path], folder: Path) -> None:
     """Masks of the same photos by the CPU and by the GPU."""
-    few = folder / "few"
+    few, side = folder / "few", min(scale.mined, 192)
     few.mkdir()
     for index in range(4):
-        assert cv2.imwrite(str(few / f"{index}.png"), _photo(index, min(scale.mined, 192))[:, :, ::-1])
+        assert cv2.imwrite(str(few / f"{index}.png"), _photo(index, (side, side))[:, :, ::-1])
     # Under these settings every photo has masked pixels.
     loose = ["--threshold", "0.95", "--min-area", "16"]
     for device in ("cpu", scale.device):
@@ -301,12 +300,6 @@ def _matrix_rate(scale: Scale, dtype: torch.dtype) -> float:
     """Floating-point operations per second of a product of large matrices of this kind of number."""
     first, second = (torch.randn(scale.matrix, scale.matrix, device=scale.device, dtype=dtype) for _ in range(2))
     return float(2 * scale.matrix**3 / _timed(lambda: first @ second, scale.device))
-
-
-def _photo(index: int, side: int) -> np.ndarray:
-    files = photo_files()
-    photo = cv2.imread(str(files[index % len(files)]))[:, :, ::-1]
-    return np.ascontiguousarray(cv2.resize(photo, (side, side), interpolation=cv2.INTER_AREA))
 
 
 def _timed(function: Callable[[], object], device: str) -> float:
