@@ -25,6 +25,9 @@ from tasks.logs import say
 # have the pid by now, and start times move with the clock.
 MARK = "DESRA_SERVE"
 
+# A process that is just being replaced by a program (exec) shows no environment for less than this.
+_EXEC_SECONDS = 0.1
+
 # A process that ends by itself more often than this, within this time, is not started again.
 _MOST_STARTS, _STEADY_SECONDS = 5, 300.0
 _END_SECONDS, _STOP_SECONDS = 10, 15
@@ -118,7 +121,16 @@ def for_other_folder() -> dict[str, str]:
 
 def environments() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
     """Yield this user's processes, each with its environment; other users' processes show none."""
+    starting = []
     for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if environment := process.environ():
+                yield process, environment
+            else:
+                starting.append(process)
+    if starting:
+        time.sleep(_EXEC_SECONDS)
+    for process in starting:
         with contextlib.suppress(psutil.Error):
             yield process, process.environ()
 

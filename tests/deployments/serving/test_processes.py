@@ -22,6 +22,7 @@ from deployments.serving.processes import (
     Served,
     end_leftovers,
     end_marked,
+    environments,
     history_of,
     new_mark,
     served_at,
@@ -59,6 +60,17 @@ def test_processes_are_known_by_all_of_their_mark() -> None:
     assert not is_gone(server)
     end_marked(mark)
     assert is_gone(server)
+
+
+def test_a_process_that_has_only_just_started_is_known(monkeypatch) -> None:
+    """Linux shows no environment of a process while it is being replaced by a program."""
+    seen = []
+    for _ in range(50):
+        with subprocess.Popen(["sleep", "60"], env=new_mark()) as process:
+            monkeypatch.setattr(psutil, "process_iter", lambda pid=process.pid: [psutil.Process(pid)])
+            seen += [environment for _, environment in environments()]
+            process.kill()
+    assert all(MARK in environment for environment in seen)
 
 
 def test_this_process_goes_on_despite_its_mark() -> None:
