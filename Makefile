@@ -24,7 +24,7 @@ WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 # The parts of pip's output that tell how far a long installation is.
 PROGRESS := ^ *(Downloading|Using cached) .*\([0-9]{2,}\.[0-9] MB\)|^ *Building wheel for .*started|^Installing collected packages
 
-.PHONY: help setup demo test test-all lint bench gpu browser clean
+.PHONY: help setup demo test test-all lint docs bench gpu browser clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ lint: $(STAMP)  ## check rules and format (ruff), types (mypy), spelling (codesp
 bench: $(STAMP)  ## measure speed and memory
 	$(RUN) tests/benchmarks/run.py
 
+docs: $(STAMP)  ## build the documentation site: docs/_build/html/index.html
+	$(VENV)/bin/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+
 gpu:  ## measure all that only a GPU can show; WHEELS=folder where pip reaches no index (CONTRIBUTING.md)
 ifdef WHEELS
 	$(PYTHON) -m pip install -q --no-index --no-deps --no-compile --upgrade --target .gpu $(WHEELS)/*.whl
@@ -61,7 +64,7 @@ browser:  ## install Debian's Chromium, with which the tests look at pages; need
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
 
 clean:  ## remove .venv, the caches and the demo
-	rm -rf $(VENV) .gpu demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage
+	rm -rf $(VENV) .gpu demo docs/_build build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # There is no stamp while packages are being installed, and an environment without one is made anew: what an
