@@ -5,7 +5,8 @@
     DesraError
     ├── UsageError             exit code 2
     │   ├── LockedError
-    │   └── AbsentError
+    │   ├── AbsentError
+    │   └── ArgumentError      a ValueError too
     └── ImageError             exit code 1; the other images go on
         └── TransientError     the same image may succeed when it is tried again
             ├── LostError      the next run computes the lost data again
@@ -57,6 +58,10 @@ class LockedError(UsageError):
 
 class AbsentError(UsageError):
     """An external service, such as a Dask scheduler, cannot be reached or has no workers."""
+
+
+class ArgumentError(UsageError, ValueError):
+    """A function got arrays that do not belong together, or a value that is out of range."""
 
 
 class ImageError(DesraError):

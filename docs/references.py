@@ -16,14 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from desra_core.detection import artifact_mask, variance_similarity
+from desra_core import artifact_mask, read_image, super_resolve, variance_similarity
 from desra_core.detection.class_weights import load_weights
 from desra_core.detection.mask import SimilarityMap
 from desra_core.evaluation.metrics import Agreement, compare_masks, pooled, ratio
 from desra_core.evaluation.table import as_markdown, counted, fixed, in_percent
 from desra_core.files import read_bytes, replace_file
-from desra_core.images.codec import Labels, Mask, Pixels, decode, decode_labels, encode_png
-from desra_core.networks import super_resolve
+from desra_core.images.codec import Labels, Mask, Pixels, decode_labels, encode_png
 from desra_core.networks.checkpoints import load_reference
 
 PAIRS, WEIGHTS = (Path(__file__).parents[2] / "shared" / "data" / part for part in ("pairs", "weights"))
@@ -93,17 +92,12 @@ def main(folder: Path) -> None:
 def result(name: str, title: str, folder: Path) -> Pixels:
     """Return a result: one of the pairs, or of a model, which is stored."""
     if title not in MODELS:
-        return photo(PAIRS / title / name)
+        return read_image(PAIRS / title / name)
     path = folder / title / name
     if not path.exists():
         model = load_reference(MODELS[title], SCALE)
-        replace_file(path, encode_png(super_resolve(model, photo(PAIRS / "lr" / name)).pixels))
-    return photo(path)
-
-
-def photo(path: Path) -> Pixels:
-    """Read the pixels of a file."""
-    return decode(read_bytes(path), path).pixels
+        replace_file(path, encode_png(super_resolve(model, read_image(PAIRS / "lr" / name)).pixels))
+    return read_image(path)
 
 
 def marked(

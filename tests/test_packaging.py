@@ -12,9 +12,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
-import desra_core.detection
+import desra_core
 from desra_core.planning.plan import prepare
-reveal_type(desra_core.detection.artifact_mask)
+reveal_type(desra_core.artifact_mask)
 prepare("photos")
 """
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.detection.class_weights import weighted_scores
+from desra_core.errors import ArgumentError
 from desra_core.images.codec import CLASS_COUNT, Labels, Mask, Pixels
 from desra_core.images.parts import row_strips
 
@@ -75,7 +76,7 @@ def artifact_mask(
         or when ``min_area`` or a weight rises.
 
     Raises:
-        ValueError: The labels are not of the image's size.
+        ArgumentError: The labels are not of the image's size.
     """
     if frame is None:
         by_labels = _FRAME if labels is None else (labels.shape[0] - similarity.shape[0]) // 2
@@ -109,10 +110,11 @@ def score_mask(
         ``(H, W)`` bool. The frame of width f is never marked.
 
     Raises:
-        ValueError: The labels are not of the image's size.
+        ArgumentError: The labels are not of the image's size.
     """
     if labels is not None and labels.shape != shape:
-        raise ValueError(f"labels are of shape {labels.shape}, but the image of {shape}")
+        reason = f"are of shape {labels.shape}, but the image of {shape}"
+        raise ArgumentError("labels", reason, "give labels of its size")
     frame = (shape[0] - scores.shape[0]) // 2
     suspect: npt.NDArray[Any] = np.empty(scores.shape, np.uint8)
     for rows in row_strips(scores.shape):
@@ -138,15 +140,21 @@ def assemble_pseudo_gt(mse_sr: Pixels, gan_sr: Pixels, mask: Mask) -> Pixels:
     """Compute the pseudo ground truth ``mask * mse_sr + (1 - mask) * gan_sr``.
 
     Args:
-        mse_sr, gan_sr: ``(H, W, C)`` of one dtype.
+        mse_sr, gan_sr: ``(H, W)`` or ``(H, W, C)``, of one dtype. Gray is put into colour.
         mask: ``(H, W)``, true where there is an artifact.
+
+    Raises:
+        ArgumentError: The arrays are not of one image.
 
     Examples:
         >>> mse_sr, gan_sr = np.full((1, 2, 1), 7, np.uint8), np.full((1, 2, 1), 9, np.uint8)
         >>> assemble_pseudo_gt(mse_sr, gan_sr, np.array([[True, False]])).ravel().tolist()
         [7, 9]
     """
-    return np.where(mask[:, :, np.newaxis], mse_sr, gan_sr)
+    if not mse_sr.shape[:2] == gan_sr.shape[:2] == mask.shape or mse_sr.ndim != gan_sr.ndim:
+        reason = f"is of shape {mse_sr.shape}, but gan_sr of {gan_sr.shape} and the mask of {mask.shape}"
+        raise ArgumentError("mse_sr", reason, "give two results of one photo, and their mask")
+    return np.where(mask if mse_sr.ndim == 2 else mask[:, :, np.newaxis], mse_sr, gan_sr)
 
 
 def _filled(binary: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -214,10 +222,11 @@ class Components:
         """Count the pixels of each component that lie in another mask: ``(N,)``.
 
         Raises:
-            ValueError: The masks differ in size.
+            ArgumentError: The masks differ in size.
         """
         if self.numbers.shape != other.shape:
-            raise ValueError(f"masks of the shapes {self.numbers.shape} and {other.shape} cannot be compared")
+            reason = f"are of the shapes {self.numbers.shape} and {other.shape}"
+            raise ArgumentError("masks", reason, "give two masks of one image")
         found = np.zeros(len(self) + 1, np.int64)
         for rows in row_strips(other.shape):
             found += np.bincount(self.numbers[rows][other[rows]], minlength=found.size)
@@ -270,13 +279,14 @@ def find_regions(
             class.
 
     Raises:
-        ValueError: The mask or the labels are of an image of another size.
+        ArgumentError: The mask or the labels are of an image of another size.
     """
     frame = (mask.shape[0] - similarity.shape[0]) // 2
     shape = similarity.shape[0] + 2 * frame, similarity.shape[1] + 2 * frame
     if frame < 0 or mask.shape != shape or (labels is not None and labels.shape != shape):
         sizes = f"mask {mask.shape}, labels {None if labels is None else labels.shape}"
-        raise ValueError(f"{sizes} and similarity {similarity.shape} do not belong to one image")
+        reason = f"of the shape {similarity.shape} does not belong to the image of {sizes}"
+        raise ArgumentError("similarity", reason, "give mask, similarity and labels of one image")
     values, found = np.asarray(similarity), Components(valid(mask, frame))
     classes = None if labels is None else valid(labels, frame)
     raw, adjusted = np.zeros(len(found)), np.zeros(len(found))

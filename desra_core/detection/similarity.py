@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.detection.mask import WINDOW, SimilarityMap
+from desra_core.errors import ArgumentError
 from desra_core.images.parts import grid
 
 Samples = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32] | npt.NDArray[np.float64]
@@ -51,7 +52,7 @@ def variance_similarity(
         SimilarityMap: ``(H - window + 1, W - window + 1)`` in (0, 1]: only where the window lies inside the image.
 
     Raises:
-        ValueError: The images differ in size, are smaller than the window or hold something else than samples in
+        ArgumentError: The images differ in size, are smaller than the window or hold something else than samples in
             0..255, or a setting is out of range.
 
     Examples:
@@ -60,17 +61,19 @@ def variance_similarity(
         SimilarityMap([[1., 1.]], dtype=float32)
     """
     if window < 1 or window % 2 == 0:
-        raise ValueError(f"the window must be odd and positive, not {window}")
+        raise ArgumentError("window", f"is {window}", "give an odd number of pixels, such as 11")
     if not (math.isfinite(sigma) and sigma > 0):
-        raise ValueError(f"sigma must be positive, not {sigma}")
+        raise ArgumentError("sigma", f"is {sigma}", "give a positive number of pixels, such as 1.5")
     if tile < 1 or threads < 1:
-        raise ValueError(f"tile and threads must be at least 1, not {tile} and {threads}")
+        raise ArgumentError("tile and threads", f"are {tile} and {threads}", "give at least 1")
     x, y = _colours(mse_sr, "mse_sr"), _colours(gan_sr, "gan_sr")
     height, width = x.shape[:2]
     if y.shape[:2] != (height, width):
-        raise ValueError(f"mse_sr is {width}x{height} pixels, but gan_sr is {y.shape[1]}x{y.shape[0]}")
+        reason = f"is {y.shape[1]}x{y.shape[0]} pixels, but mse_sr is {width}x{height}"
+        raise ArgumentError("gan_sr", reason, "give two results of one photo")
     if min(height, width) < window:
-        raise ValueError(f"{width}x{height} pixels are fewer than the {window}x{window} window")
+        reason = f"has {width}x{height} pixels, which are fewer than the {window}x{window} window"
+        raise ArgumentError("mse_sr", reason, "give a larger image, or a smaller window")
 
     channels = max(x.shape[2], y.shape[2])
     halo = window // 2
@@ -99,15 +102,16 @@ def gaussian(radius: int, sigma: float) -> tuple[float, ...]:
 def _colours(image: Samples, name: str) -> Samples:
     """View an image as ``(H, W, 1 or 3)``, without alpha."""
     if image.dtype not in _DTYPES:
-        raise ValueError(f"{name} is of dtype {image.dtype}, not uint8, uint16, float32 or float64")
+        remedy = "give uint8, uint16, float32 or float64"
+        raise ArgumentError(name, f"is of dtype {image.dtype}", remedy)
     if not (image.ndim == 2 or (image.ndim == 3 and 1 <= image.shape[2] <= 4)):
-        raise ValueError(f"{name} is of shape {image.shape}, not (H, W) or (H, W, 1 to 4)")
+        raise ArgumentError(name, f"is of shape {image.shape}", "give (H, W) or (H, W, 1 to 4)")
     if image.ndim == 2:
         image = image[:, :, np.newaxis]
     colours = image[:, :, : image.shape[2] - (image.shape[2] in (2, 4))]
     # Only min and max, because comparing every sample would take memory of the image's size. NaN fails the check too.
     if colours.dtype.kind == "f" and colours.size and not (colours.min() >= 0 and colours.max() <= 255):
-        raise ValueError(f"{name} holds samples that are not finite or lie outside of 0..255")
+        raise ArgumentError(name, "holds samples that are not finite or lie outside of 0..255", "scale its floats")
     return colours
 
 

@@ -23,10 +23,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
 
-from desra_core.detection import Region, artifact_mask, find_regions, variance_similarity
 from desra_core.detection.class_weights import class_name
-from desra_core.detection.mask import MIN_AREA, THRESHOLD, WINDOW, Components
-from desra_core.detection.similarity import TILE
+from desra_core.detection.mask import MIN_AREA, THRESHOLD, WINDOW, Components, Region, artifact_mask, find_regions
+from desra_core.detection.similarity import TILE, variance_similarity
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.fidelity import load_lpips, lpips_distance, measure_fidelity
 from desra_core.gate.criteria import Judgement, NewRegion, OldRegion

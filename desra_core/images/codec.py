@@ -21,6 +21,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from desra_core.errors import ImageError, TooLargeError
+from desra_core.files import read_bytes
 from desra_core.images import decoders
 from desra_core.images.decoders import PNG_SIGNATURE, TIFF_SIGNATURES, Picture
 
@@ -80,6 +81,11 @@ def decode(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Photo:
     alpha = pixels[:, :, colours] if pixels.shape[2] > colours else None
     colour: Pixels = np.ascontiguousarray(pixels[:, :, :colours])  # type: ignore[assignment]
     return Photo(colour, alpha, picture.has_icc_profile, picture.further_pages)
+
+
+def read_image(path: Path | str) -> Pixels:
+    """Read an image file as ``(H, W, 1 or 3)`` RGB, uint8 or uint16, without its alpha (raises `ImageError`)."""
+    return decode(read_bytes(Path(path)), Path(path)).pixels
 
 
 def image_size(data: bytes, path: Path) -> tuple[int, int]:

@@ -14,14 +14,14 @@ from desra_core.images.parts import Window, windows
 from desra_core.networks.checkpoints import Model
 
 
-class Result(NamedTuple):
+class Enlarged(NamedTuple):
     """An enlarged photo."""
 
     pixels: Pixels  # the photo at ``scale`` times its height and width, of its dtype and number of channels
     tile: int | None  # the side of the windows if memory ran out with the default side, else None
 
 
-def super_resolve(model: Model, pixels: Pixels) -> Result:
+def super_resolve(model: Model, pixels: Pixels) -> Enlarged:
     """Enlarge a photo.
 
     Args:
@@ -51,7 +51,7 @@ def super_resolve(model: Model, pixels: Pixels) -> Result:
         if tile >= side:
             raise MemoryError(f"a window of {side} pixels a side does not fit into the memory of {model.device}")
         side = tile
-    return Result(sr, tile)
+    return Enlarged(sr, tile)
 
 
 def resize_alpha(alpha: Pixels, scale: int) -> Pixels:

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from desra_core.detection.mask import assemble_pseudo_gt
 from desra_core.errors import ImageError, UsageError
-from desra_core.files import paths_in, read_bytes, replace_file
-from desra_core.images.codec import Mask, Pixels, decode
+from desra_core.files import paths_in, replace_file
+from desra_core.images.codec import Mask, Pixels, read_image
 from desra_core.settings.models import Training
 
 Floats = npt.NDArray[np.float32]
@@ -69,9 +69,9 @@ class Batch(NamedTuple):
 
 def read_sample(sample: Sample, scale: int) -> tuple[Pixels, Pixels, Mask]:
     """Read LR photo, pseudo-GT and mask of an image (raises `ImageError`: unreadable, or of sizes that do not fit)."""
-    lr = decode(read_bytes(sample.lr), sample.lr).pixels
-    mask: Mask = decode(read_bytes(sample.mask), sample.mask).pixels[:, :, 0] > 0
-    results = [decode(read_bytes(file), file).pixels for file in sample.results]
+    lr = read_image(sample.lr)
+    mask: Mask = read_image(sample.mask)[:, :, 0] > 0
+    results = [read_image(file) for file in sample.results]
     height, width = lr.shape[:2]
     for part in (mask, *results):
         if part.shape[:2] != (height * scale, width * scale):

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from desra_core.errors import ImageError, UsageError
 from desra_core.files import digest, read_bytes, read_json
-from desra_core.images.codec import Pixels, bgr8, decode
+from desra_core.images.codec import Pixels, bgr8, read_image
 from desra_core.planning.plan import done_images, load_settings
 from desra_core.settings import CorpusSettings, Mining
 from desra_core.workspace import Workspace, read_table
@@ -211,7 +211,7 @@ def pool_of(group: str) -> Pool:
     """Choose the pool of a group by the hash of its key: `TRAINING_SHARE` of all groups are for training.
 
     Examples:
-        >>> pool_of("kodak/kodim01"), pool_of("kodak/kodim02")
+        >>> pool_of("kodak/kodim01"), pool_of("kodak/kodim06")
         ('held_out', 'training')
     """
     number = int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest())
@@ -316,6 +316,6 @@ def _signature(image: ImageRef) -> bytes | None:
     """Compute the signature of an LR photo; None where it cannot be decoded."""
     assert image.lr is not None
     try:
-        return signature(decode(read_bytes(image.lr.path), image.lr.path).pixels)
+        return signature(read_image(image.lr.path))
     except ImageError:
         return None

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.detection import variance_similarity
+from desra_core.detection.similarity import variance_similarity
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.fidelity import measure_fidelity
 from desra_core.evaluation.metrics import psnr
@@ -33,11 +33,11 @@ from desra_core.files import (
     replace_file,
     write_json,
 )
-from desra_core.images.codec import Pixels, decode
+from desra_core.images.codec import Pixels, decode, read_image
 from desra_core.images.parts import rgb8
 from desra_core.images.scanning import Found, image_files, no_images, root_of
-from desra_core.networks import load_model, super_resolve
-from desra_core.networks.checkpoints import read_kinds, save_torch
+from desra_core.networks.checkpoints import load_model, read_kinds, save_torch
+from desra_core.networks.super_resolution import super_resolve
 from desra_core.planning.plan import lacks_twin, no_twin, versions
 from desra_core.settings.models import Cycling, Training, Twinning
 from desra_core.training.degradation import degrade
@@ -319,7 +319,7 @@ def _lr_of(photo: Crops, files: list[Path], path: Path, folder: Path, scale: int
         reason = f"has {len(files) or 'no'} LR photos of its name in {folder}"
         raise ImageError(path, reason, "give one, or leave this photo out")
     (lr,) = files
-    pixels = np.ascontiguousarray(rgb8(decode(read_bytes(lr), lr).pixels))
+    pixels = np.ascontiguousarray(rgb8(read_image(lr)))
     if pixels.shape[:2] != (photo.shape[0] // scale, photo.shape[1] // scale):
         sizes = f"is {pixels.shape[1]}x{pixels.shape[0]}, and its sharp photo {photo.shape[1]}x{photo.shape[0]}"
         raise ImageError(lr, sizes, f"give pairs of the scale {scale}")

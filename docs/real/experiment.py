@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import TypeAdapter
 
-from desra_core.detection import find_regions
+from desra_core import find_regions, load_model, read_image, super_resolve
 from desra_core.detection.detectors import DetectorInputs, applied
 from desra_core.detection.mask import WINDOW, score_mask
 from desra_core.detection.similarity import TILE, variance_similarity
@@ -34,9 +34,8 @@ from desra_core.evaluation.metrics import compare_masks, pooled, psnr
 from desra_core.evaluation.table import as_markdown
 from desra_core.files import write_json
 from desra_core.gate.criteria import Verdict, score_rows
-from desra_core.images.codec import Pixels, decode, decode_mask
+from desra_core.images.codec import Pixels, decode_mask
 from desra_core.images.parts import rgb8
-from desra_core.networks import load_model, super_resolve
 from desra_core.planning.plan import load_settings
 from desra_core.settings import Mining
 from desra_core.settings.models import Finetuning
@@ -208,8 +207,7 @@ def _freeze_mse_results(settings: Finetuning) -> None:
             begin(plan, SCALE)
     for number, image in enumerate(json.loads(plan.run.document.read_text())["images"]):
         lr, mse_sr, mask = (
-            decode(path.read_bytes(), path).pixels
-            for path in (workspace.dataset(kind, image["name"]) for kind in ("lr", "mse_sr", "mask"))
+            read_image(path) for path in (workspace.dataset(kind, image["name"]) for kind in ("lr", "mse_sr", "mask"))
         )
         freeze(plan.run.data / f"{number:04d}", (lr, mse_sr, mask[:, :, 0] > 0))
     (plan.run.root / "frozen").touch()
@@ -262,7 +260,7 @@ class Results:
     def photo(self, name: str) -> Pixels:
         """Read a photo, without its alpha channel."""
         path = next(path for path in self._photos.glob(f"{glob.escape(name)}.*"))
-        return decode(path.read_bytes(), path).pixels[:, :, :3]
+        return read_image(path)[:, :, :3]
 
     @functools.cache  # noqa: B019, there is one object
     def of(self, name: str, which: str) -> Pixels:
@@ -347,7 +345,7 @@ def _compare_twins(place: Place) -> None:
     errors, similarities, pixels = dict.fromkeys(models, 0.0), dict.fromkeys(models, 0.0), 0
     held_out = [Path(photo["path"]) for photo in document["photos"] if photo["pool"] == "held_out"]
     for seed, path in enumerate(held_out):
-        photo = decode(path.read_bytes(), path).pixels
+        photo = read_image(path)
         height, width = (min(LARGEST_JUDGED, side) // SCALE * SCALE for side in photo.shape[:2])
         sharp = np.ascontiguousarray(photo[:height, :width, :3])
         degraded = degrade(sharp.astype(np.float32) / np.float32(255), SCALE, "real", (seed,))

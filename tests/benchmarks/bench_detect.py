@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from markdown import print_table
 from pairs import write_photo_pairs, write_tiny_pairs
 
-from desra_core.detection import artifact_mask, variance_similarity
+from desra_core import artifact_mask, variance_similarity
 from desra_core.images.codec import decode, encode_mask
 from desra_core.workspace import Workspace
 

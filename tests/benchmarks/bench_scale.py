@@ -169,7 +169,7 @@ def pixels(side: int) -> Cost:
     import cv2
     import numba
 
-    from desra_core.detection import artifact_mask, variance_similarity
+    from desra_core import artifact_mask, variance_similarity
 
     cv2.setNumThreads(1)
     numba.set_num_threads(1)

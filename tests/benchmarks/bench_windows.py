@@ -24,9 +24,9 @@ import torch
 from markdown import Cell, print_table
 from memory import MEGABYTE, peak_memory
 
-from desra_core.detection import artifact_mask, variance_similarity
+from desra_core import artifact_mask, read_image, variance_similarity
 from desra_core.detection.mask import Components
-from desra_core.images.codec import Mask, decode
+from desra_core.images.codec import Mask
 from desra_core.networks.checkpoints import Model, load_model
 from desra_core.networks.super_resolution import super_resolve
 
@@ -85,7 +85,7 @@ def middle(path: Path, part: tuple[int, int]) -> Samples:
 
     Rounding these to 8 bits gives exactly the results of the photo with 8 bits.
     """
-    pixels = decode(path.read_bytes(), path).pixels
+    pixels = read_image(path)
     rows, columns = (
         slice(max(0, (size - side) // 2), (size + side) // 2) for size, side in zip(pixels.shape, part, strict=False)
     )

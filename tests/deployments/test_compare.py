@@ -18,11 +18,11 @@ import torch
 from pydantic import TypeAdapter
 
 from deployments.demo.__main__ import make_photos as make_demo_photos
+from desra_core import load_model
 from desra_core.files import content_key, read_document
 from desra_core.gate.comparison import decide_and_publish, plan_comparison
 from desra_core.gate.criteria import Verdict
 from desra_core.gate.model_registry import current_model, history
-from desra_core.networks import load_model
 from desra_core.settings import Detection, Mining
 from desra_core.settings.models import Comparing, Finetuning
 from desra_core.workspace import Workspace

@@ -20,11 +20,11 @@ from pydantic import TypeAdapter
 import flows.cycle
 from deployments.commands.models import run_cycle
 from deployments.serving.server import ServerLostError
+from desra_core import load_model
 from desra_core.files import content_key
 from desra_core.gate.comparison import finetuning_of, mining_of
 from desra_core.gate.criteria import Verdict
 from desra_core.gate.model_registry import current_model, history
-from desra_core.networks import load_model
 from desra_core.settings import Machine, Mining
 from desra_core.settings.models import Cycling
 from desra_core.training.plan import plan_finetune

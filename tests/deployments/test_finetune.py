@@ -23,9 +23,9 @@ import typer
 from typer.testing import CliRunner
 
 from deployments.commands.flags import with_flags
+from desra_core import load_model
 from desra_core.errors import UsageError
 from desra_core.files import content_key
-from desra_core.networks import load_model
 from desra_core.settings import Detection, Machine, Mining
 from desra_core.settings.models import Finetuning
 from desra_core.third_party import mend_torchvision

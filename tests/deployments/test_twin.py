@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import cv2
 import pytest
 
-from desra_core.networks import load_model
+from desra_core import load_model
 from desra_core.workspace import Workspace
 from tests.conftest import MODELS, refusal
 

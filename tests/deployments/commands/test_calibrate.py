@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import pytest
 
+from desra_core import variance_similarity
 from desra_core.calibration.counting import corpus_of, derive_calibration, plan_counting, read_exclusion
 from desra_core.calibration.weights import weight_values
-from desra_core.detection import variance_similarity
 from desra_core.detection.class_weights import load_weights
 from desra_core.settings import Detection, Mining
 from desra_core.settings.models import Calibrating

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from desra_core.detection import find_regions
+from desra_core import find_regions
 from desra_core.images.codec import encode_mask, encode_png
 from desra_core.planning.plan import prepare, publish_tables
 from desra_core.settings import Detection

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from desra_core import variance_similarity
 from desra_core.calibration.counting import Counting, plan_counting, read_exclusion, unused_masks
 from desra_core.calibration.weights import BINS, ClassHistogram
-from desra_core.detection import variance_similarity
 from desra_core.errors import UsageError
 from desra_core.settings import Detection, Mining
 from desra_core.workspace import Workspace, read_table

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from desra_core.detection import find_regions
+from desra_core import find_regions
 from desra_core.detection.mask import Components
+from desra_core.errors import ArgumentError
 
 EIGHT = np.ones((3, 3), bool)
 
@@ -97,5 +98,5 @@ def test_no_regions() -> None:
 
 
 def test_masks_of_two_sizes() -> None:
-    with pytest.raises(ValueError, match=r"\(7, 9\) and \(9, 7\)"):
+    with pytest.raises(ArgumentError, match=r"\(7, 9\) and \(9, 7\)"):
         uncovered(np.ones((7, 9), bool), np.ones((9, 7), bool))

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from desra_core.detection import artifact_mask, find_regions, variance_similarity
+from desra_core import artifact_mask, detect_artifacts, find_regions, variance_similarity
 from desra_core.detection.class_weights import load_weights
+from desra_core.errors import ArgumentError
 from desra_core.images.codec import decode, decode_labels
 
 PAIRS = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "pairs"
@@ -181,7 +182,8 @@ def test_reference_masks(name: str) -> None:
         (path,) = (PAIRS / folder).glob(f"{name}.*")
         return path.read_bytes(), path
 
-    similarity = variance_similarity(decode(*content("mse_sr")).pixels, decode(*content("gan_sr")).pixels)
+    mse_sr, gan_sr = (decode(*content(folder)).pixels for folder in ("mse_sr", "gan_sr"))
+    similarity = variance_similarity(mse_sr, gan_sr)
     labels = decode_labels(*content("labels"))
     weights = load_weights("published").values
     folders = sorted((PAIRS / "reference_mask").iterdir())
@@ -192,6 +194,8 @@ def test_reference_masks(name: str) -> None:
         mask = artifact_mask(similarity, threshold=float(threshold[1:]), min_area=int(min_area[1:]), **weighting)
         reference = decode(*content(f"reference_mask/{folder.name}")).pixels[:, :, 0]
         assert np.array_equal(np.where(mask[5:-5, 5:-5], 255, 0), reference), folder.name
+        if folder.name.endswith("_t0.7_a4000"):
+            assert np.array_equal(detect_artifacts(mse_sr, gan_sr, weighting.get("labels")).mask, mask)
 
 
 @pytest.mark.parametrize("window", [3, 7, 11, 15])
@@ -218,10 +222,10 @@ def test_the_mask_has_the_size_of_the_image_whatever_the_window(window: int) -> 
 
 def test_sizes_that_do_not_belong_together_are_refused() -> None:
     similarity = variance_similarity(np.zeros((60, 70), np.uint8), np.zeros((60, 70), np.uint8), window=7)
-    with pytest.raises(ValueError, match=r"labels are of shape \(64, 74\), but the image of \(60, 70\)"):
+    with pytest.raises(ArgumentError, match=r"labels: are of shape \(64, 74\), but the image of \(60, 70\)"):
         artifact_mask(similarity, labels=np.zeros((64, 74), np.uint8), weights=np.ones(150))
     for mask, labels in (((64, 72), None), ((50, 60), None), ((60, 70), (50, 60))):
-        with pytest.raises(ValueError, match="do not belong to one image"):
+        with pytest.raises(ArgumentError, match="does not belong to the image"):
             find_regions(
                 np.zeros(mask, bool), similarity, labels=None if labels is None else np.zeros(labels, np.uint8)
             )

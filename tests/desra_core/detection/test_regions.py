@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from desra_core.detection import Region, artifact_mask, find_regions
+from desra_core import Region, artifact_mask, find_regions
 from desra_core.detection.mask import Components
 
 EIGHT = np.ones((3, 3), bool)

@@ -16,6 +16,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 import desra_core
 from desra_core.detection.similarity import variance_similarity
+from desra_core.errors import ArgumentError
 
 Array = npt.NDArray[np.generic]
 Pixels = npt.NDArray[np.uint8]
@@ -194,31 +195,31 @@ BLACK = np.zeros((20, 30, 3), np.uint8)
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (np.zeros((30, 20, 3), np.uint8), "mse_sr is 30x20 pixels, but gan_sr is 20x30"),
-        (BLACK.astype(np.int32), "gan_sr is of dtype int32"),
-        (BLACK.astype(np.float16), "gan_sr is of dtype float16"),
-        (BLACK.astype(bool), "gan_sr is of dtype bool"),
-        (BLACK.astype(">u2"), "gan_sr is of dtype >u2"),
-        (np.zeros((20, 30, 5), np.uint8), "gan_sr is of shape"),
-        (np.zeros((20, 30, 0), np.uint8), "gan_sr is of shape"),
-        (np.zeros((20,), np.uint8), "gan_sr is of shape"),
-        (np.zeros((1, 20, 30, 3), np.uint8), "gan_sr is of shape"),
-        (np.where(np.arange(30)[:, None] == 7, np.nan, BLACK), "gan_sr holds samples that are not finite"),
-        (np.full_like(BLACK, np.inf, np.float32), "gan_sr holds samples that are not finite"),
-        (np.full_like(BLACK, -np.inf, np.float64), "gan_sr holds samples that are not finite"),
+        (np.zeros((30, 20, 3), np.uint8), "gan_sr: is 20x30 pixels, but mse_sr is 30x20; give"),
+        (BLACK.astype(np.int32), "gan_sr: is of dtype int32"),
+        (BLACK.astype(np.float16), "gan_sr: is of dtype float16"),
+        (BLACK.astype(bool), "gan_sr: is of dtype bool"),
+        (BLACK.astype(">u2"), "gan_sr: is of dtype >u2"),
+        (np.zeros((20, 30, 5), np.uint8), "gan_sr: is of shape"),
+        (np.zeros((20, 30, 0), np.uint8), "gan_sr: is of shape"),
+        (np.zeros((20,), np.uint8), "gan_sr: is of shape"),
+        (np.zeros((1, 20, 30, 3), np.uint8), "gan_sr: is of shape"),
+        (np.where(np.arange(30)[:, None] == 7, np.nan, BLACK), "gan_sr: holds samples that are not finite"),
+        (np.full_like(BLACK, np.inf, np.float32), "gan_sr: holds samples that are not finite"),
+        (np.full_like(BLACK, -np.inf, np.float64), "gan_sr: holds samples that are not finite"),
         (np.full_like(BLACK, 255.5, np.float32), r"outside of 0\.\.255"),
         (np.full_like(BLACK, -0.5, np.float32), r"outside of 0\.\.255"),
     ],
 )
 def test_images_that_cannot_be_compared_are_refused(other: Array, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         variance_similarity(BLACK, other)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("shape", [(10, 30, 3), (30, 10), (0, 0, 3), (0, 20)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_images_smaller_than_the_window_are_refused(shape: tuple[int, ...], dtype: type) -> None:
-    with pytest.raises(ValueError, match="fewer than the 11x11 window"):
+    with pytest.raises(ArgumentError, match="fewer than the 11x11 window"):
         variance_similarity(np.zeros(shape, dtype), np.zeros(shape, dtype))
 
 
@@ -230,7 +231,7 @@ def test_images_smaller_than_the_window_are_refused(shape: tuple[int, ...], dtyp
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(setting: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=next(iter(setting))):
+    with pytest.raises(ArgumentError, match=next(iter(setting))):
         variance_similarity(BLACK, BLACK, **setting)  # type: ignore[arg-type]
 
 

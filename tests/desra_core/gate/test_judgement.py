@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from desra_core.detection import artifact_mask, find_regions, variance_similarity
+from desra_core import artifact_mask, find_regions, variance_similarity
 from desra_core.detection.class_weights import class_names, load_weights
+from desra_core.errors import ArgumentError
 from desra_core.gate.criteria import Judgement, NewRegion, OldRegion
 from desra_core.gate.judge import Artifacts, detect, judge, noisy
 
@@ -173,7 +174,7 @@ def test_lpips_is_measured_where_there_is_a_model(monkeypatch: pytest.MonkeyPatc
 def test_results_of_two_sizes() -> None:
     found = detect(mse_sr(), gan_sr(), min_area=MIN_AREA)
     smaller = detect(mse_sr()[1:], gan_sr()[1:], min_area=MIN_AREA)
-    with pytest.raises(ValueError, match="cannot be compared"):
+    with pytest.raises(ArgumentError, match="two masks of one image"):
         judge("a", "b", "c", found, smaller)
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from desra_core.detection import artifact_mask, find_regions, variance_similarity
+from desra_core import artifact_mask, find_regions, variance_similarity
 from desra_core.detection.class_weights import Weights, load_weights
 from desra_core.errors import ImageError, TransientError
 from desra_core.files import digest

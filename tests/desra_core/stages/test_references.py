@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 import skimage.data
 
-from desra_core.detection import artifact_mask, variance_similarity
+from desra_core import artifact_mask, load_model, read_image, super_resolve, variance_similarity
 from desra_core.errors import UsageError
-from desra_core.images.codec import decode
-from desra_core.networks import load_model, super_resolve
 from desra_core.planning.plan import prepare, target_of
 from desra_core.settings import Mining
 from desra_core.workspace import Workspace
@@ -25,7 +23,7 @@ from tests.in_process import process
 
 def dataset(workspace: Workspace, kind: str, name: str) -> np.ndarray:
     path = workspace.dataset(kind, name)
-    return decode(path.read_bytes(), path).pixels
+    return read_image(path)
 
 
 def test_bicubic_results_are_compared_and_kept(make_models, make_photos, tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from desra_core import load_model
 from desra_core.errors import UsageError
 from desra_core.files import content_key, read_json, write_json
-from desra_core.networks import load_model
 from desra_core.networks.checkpoints import read_kinds, read_weights
 from desra_core.settings.models import Cycling, Twinning
 from desra_core.training.loop import finetune
