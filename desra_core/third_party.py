@@ -1,4 +1,4 @@
-"""Import torchvision, mmcv and basicsr in environments where a plain ``import`` of them fails.
+"""Import torchvision, mmcv and basicsr in environments where a plain ``import`` of them fails, and name lacking extras.
 
 Call a package's function before the package, or anything that imports the package, is first imported in a process.
 Each function leaves environments alone that do not need it, and calling it again does nothing.
@@ -22,8 +22,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from desra_core.errors import UsageError
+
 if TYPE_CHECKING:
     import torch
+
+
+def require(package: str, extra: str, setting: str) -> None:
+    """Check that the package of an extra is installed, which a setting needs (raises `UsageError`)."""
+    if find_spec(package) is None:
+        remedy = f"pip install 'desra[{extra}]', or leave {setting} out"
+        raise UsageError(setting, f"needs the package {package}, which is not installed", remedy)
 
 
 def mend_torchvision() -> None:

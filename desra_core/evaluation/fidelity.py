@@ -91,6 +91,7 @@ def load_lpips(path: Path) -> nn.Module:
     ``path`` is the state dict of torchvision's AlexNet, as torch or safetensors saves it. The classifier in the file is
     not read, and no code in the file can run. Raises `UsageError` where the file cannot be used.
     """
+    third_party.require("lpips", "lpips", "--lpips")
     third_party.mend_torchvision()
     from desra_core.networks.checkpoints import read_weights
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from desra_core.errors import UsageError
+from desra_core.third_party import require
 
 
 class Compiled(nn.Module):
@@ -26,13 +26,11 @@ class Compiled(nn.Module):
 
     def __init__(self, part: nn.Module, *, bfloat16: bool) -> None:
         super().__init__()
-        try:
-            from openvino import Core
-            from openvino.frontend import FrontEndManager
-            from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-        except ImportError:
-            remedy = "pip install 'desra[openvino]', or use --backend torch"
-            raise UsageError("--backend", "is openvino, which is not installed here", remedy) from None
+        require("openvino", "openvino", "--backend openvino")
+        from openvino import Core
+        from openvino.frontend import FrontEndManager
+        from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
         self.weight_bytes = sum(tensor.nbytes for tensor in part.parameters())
         channels = next(module.in_channels for module in part.modules() if isinstance(module, nn.Conv2d))
         with torch.no_grad(), warnings.catch_warnings():

@@ -125,6 +125,8 @@ class MMSegSegmenter:
     def __init__(self, config: Path, checkpoint: Path, device: str) -> None:
         self._checkpoint = checkpoint
         self._device = device
+        for package in ("mmcv", "mmseg"):
+            third_party.require(package, "segmentation", "--segmenter")
         third_party.mend_mmcv()
         self._model, self._pipeline = _built(config)
         content = load_checkpoint(checkpoint, _RESAVE)

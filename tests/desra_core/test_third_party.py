@@ -1,10 +1,23 @@
 """Each mend is needed in this environment, else its test is skipped, and is enough. Each import has a process."""
 
+import re
 import subprocess
 import sys
 import textwrap
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
+
+from desra_core.errors import UsageError
+from desra_core.evaluation.fidelity import load_lpips
+from desra_core.networks.openvino import Compiled
+from desra_core.networks.segmentation import MMSegSegmenter
+
+PROJECT = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 
 PLAIN_IMPORTS = {
     "torchvision": "import torchvision",
@@ -102,3 +115,26 @@ def test_mmcv_is_imported_beside_a_half_written_cache(tmp_path, monkeypatch):
 def test_importing_it_imports_no_heavy_package():
     result = run("import sys; assert not {'torch', 'torchvision', 'mmcv', 'basicsr'} & set(sys.modules)")
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("package", "setting", "use"),
+    [
+        ("openvino", "--backend openvino", lambda: Compiled(torch.nn.Conv2d(3, 3, 3), bfloat16=False)),
+        ("lpips", "--lpips", lambda: load_lpips(Path("alexnet.pth"))),
+        ("mmcv", "--segmenter", lambda: MMSegSegmenter(Path("config.py"), Path("model.pth"), "cpu")),
+        ("mmseg", "--segmenter", lambda: MMSegSegmenter(Path("config.py"), Path("model.pth"), "cpu")),
+    ],
+)
+def test_without_its_extra_a_setting_is_refused(
+    package: str, setting: str, use: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    message = (
+        f"{setting}: needs the package {package}, which is not installed; pip install 'desra\\[[a-z]+\\]', or leave"
+    )
+    with pytest.raises(UsageError, match=message) as refused:
+        use()
+    (extra,) = re.findall(r"desra\[(.*)\]", refused.value.remedy)
+    wanted = {re.split("[=>]", line)[0] for line in EXTRAS[extra]}
+    assert {"mmcv": "mmcv-full", "mmseg": "mmsegmentation"}.get(package, package) in wanted

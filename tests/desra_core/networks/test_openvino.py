@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 import skimage
 import torch
 
-from desra_core.errors import UsageError
 from desra_core.networks.checkpoints import load_model
 from desra_core.networks.openvino import Compiled
 from desra_core.networks.super_resolution import super_resolve
@@ -63,9 +61,3 @@ def test_each_engine_has_keys_of_its_own(tmp_path: Path) -> None:
     assert engines == ["float32", "bfloat16", "openvino-float32", "openvino-bfloat16"]
     assert Mining(**places).engine == "float32"  # type: ignore[arg-type]
     assert len({result_key(MODELS / "gan.pth", engine) for engine in engines}) == 4
-
-
-def test_without_openvino_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(UsageError, match=r"--backend: is openvino, which is not installed here; pip install"):
-        Compiled(torch.nn.Conv2d(3, 3, 3), bfloat16=False)
