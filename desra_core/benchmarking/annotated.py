@@ -33,7 +33,7 @@ from desra_core.workspace.manifest import File
 JUDGED_VERSION = 2
 ALL = "all parts"
 
-# From the DeSRA paper: IoU, precision and recall of DeSRA, IoU of the others; see docs/design.md.
+# From the DeSRA paper: IoU, precision and recall of DeSRA, IoU of the others; see docs/method.md.
 PUBLISHED: dict[str, tuple[float, float | None, float | None]] = {
     "DeSRA": (0.511, 0.7055, 0.6081),
     "NIQE": (0.029, None, None),

@@ -37,7 +37,7 @@ TRAINING_SHARE = 0.7
 
 Pool = Literal["training", "held_out"]
 
-_SCHEMA = pa.schema(
+SPLIT = pa.schema(
     [("id", pa.string()), ("group", pa.string()), ("pool", pa.string()), ("signature", pa.binary()),
      ("group_by", pa.string())]
 )  # fmt: skip
@@ -234,7 +234,7 @@ def assign_pools(workspace: Workspace, images: Sequence[ImageRef], group_by: str
     Raises:
         UsageError: ``group_by`` is no regular expression, or the workspace was split by another one before.
     """
-    known = read_table(workspace.split, _SCHEMA).to_pylist()
+    known = read_table(workspace.split, SPLIT).to_pylist()
     if known and known[0]["group_by"] != group_by:
         remedy = "keep to it: with another one, the gate could judge by images that were trained on"
         raise UsageError("--group-by", f"{group_by}, but this workspace was split by {known[0]['group_by']}", remedy)
@@ -258,7 +258,7 @@ def assign_pools(workspace: Workspace, images: Sequence[ImageRef], group_by: str
         row |= {"pool": pool_of(row["group"]), "group_by": group_by}
         pools[row["id"]] = row["pool"]
     if rows:
-        workspace.publish_table(workspace.split, pa.Table.from_pylist(known + rows, _SCHEMA))
+        workspace.publish_table(workspace.split, pa.Table.from_pylist(known + rows, SPLIT))
     return {image.id: pools[image.id] for image in images if image.id in pools}
 
 
