@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import venv
@@ -9,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
@@ -41,6 +44,34 @@ def test_a_wheel_has_all_that_the_packages_read(wheel: Path) -> None:
     packages = ("desra_core/", "tasks/", "flows/", "deployments/")
     expected = {name for name in listed.split("\0") if name.startswith(packages) and (ROOT / name).exists()}
     assert expected <= set(zipfile.ZipFile(wheel).namelist())
+
+
+@pytest.mark.slow
+def test_a_wheel_in_an_empty_environment_does_the_work(wheel: Path, make_pairs, tmp_path: Path) -> None:
+    """Without any extra, and without a variable that the user would have to set."""
+    venv.create(tmp_path / "env", with_pip=True)
+    programs = tmp_path / "env" / "bin"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_CON", "PIP_BUILD"))}
+
+    def done(*command: object) -> subprocess.CompletedProcess[str]:
+        words = [*map(str, command)]
+        return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    installed = done(programs / "pip", "install", "--no-input", "-c", ROOT / "constraints.txt", wheel)
+    assert installed.returncode == 0, installed.stdout + installed.stderr
+    assert not set(done(programs / "pip", "list").stdout.split()) & {"mmcv-full", "mmsegmentation", "lpips", "openvino"}
+    make_pairs(tmp_path, 2)
+    detect = (programs / "desra", "detect", "--mse-sr", "mse_sr", "--gan-sr", "gan_sr", "--workspace", "ws")
+    found = done(*detect)
+    assert found.returncode == 0, found.stderr
+    assert len(list((tmp_path / "ws" / "masks").iterdir())) == 2
+    refused = done(*detect, "--segmenter", "mmseg:config.py,model.pth")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    photos = done(programs / "python", "-c", "from deployments.demo.__main__ import *; make_photos(Path('photos'))")
+    assert photos.returncode == 0, photos.stderr
+    twin = (programs / "desra", "twin", "photos", "--self", "--gan-model", MODELS / "gan.pth", "--output", "twin.pth")
+    trained = done(*twin, "--preset", "cpu", "--iterations", "10")
+    assert trained.returncode in (0, 3), trained.stderr
 
 
 @pytest.mark.slow
