@@ -50,6 +50,9 @@ R = TypeVar("R")
 WEBHOOK = "DESRA_WEBHOOK"
 _WEBHOOK_SECONDS = 5
 
+# The file in which Linux lists the instructions of the CPU.
+CPU = Path("/proc/cpuinfo")
+
 # Seconds before each retry: for a lost packet, for a server that restarts, for a full disk that gets cleared.
 PAUSES = (2, 15, 60)
 
@@ -339,16 +342,18 @@ def opened_dask(settings: CorpusSettings, machine: Machine, plan: Plan) -> Abstr
     )
 
 
-def suggest_bfloat16(mining: Mining, cpu: Path = Path("/proc/cpuinfo")) -> None:
+def suggest_bfloat16(mining: Mining, cpu: Path = CPU) -> None:
     """Print that bfloat16 is faster, where nobody has chosen a precision and this CPU has instructions for it."""
-    if "precision" in mining.model_fields_set or not cpu.exists():
-        return
-    features = set(cpu.read_text().split())
-    for feature, share in (("amx_bf16", "a fifth"), ("avx512_bf16", "half")):
-        if feature in features:
-            cost = "its results are a little less exact"
-            say(f"on this CPU, --precision bfloat16 takes about {share} of the time; {cost}")
-            return
+    if "precision" not in mining.model_fields_set and (share := bfloat16_share(cpu)):
+        cost = "its results are a little less exact"
+        say(f"on this CPU, --precision bfloat16 takes about {share} of the time; {cost}")
+
+
+def bfloat16_share(cpu: Path = CPU) -> str | None:
+    """Return the share of the time of float32 that bfloat16 takes on this CPU; None without instructions for it."""
+    features = set(cpu.read_text().split()) if cpu.exists() else set()
+    shares = {"amx_bf16": "a fifth", "avx512_bf16": "half"}
+    return next((share for feature, share in shares.items() if feature in features), None)
 
 
 def _most_pixels(settings: CorpusSettings, plan: Plan) -> int:
