@@ -39,6 +39,7 @@ from flows import handed_over
 from tasks.dask_cluster import USUAL_PIXELS, Opening, gpus_wanted, open_dask
 from tasks.dask_map import Dask
 from tasks.logs import NowAndThen, carry, configure, say
+from tasks.metrics import RunMetrics, update
 from tasks.progress import RunProgress
 from tasks.run_end import Summary, end_corpus_run, show_corpus
 from tasks.shards import Run, process_shard, stages_of
@@ -87,6 +88,13 @@ def report_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any])
     if not flow_run.parent_task_run_id:
         message = failure_message(flow, flow_run, state)
         _say(f"warning: {message['run']} was cancelled", flow_run, message)
+
+
+def note_end(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Write when and how a run ended to the metrics of its workspace: a hook for every end. Never fails."""
+    if root := workspace_of(flow_run.parameters):
+        end = "desra_last_run_end_timestamp_seconds", (flow.name, state.type.value.lower())
+        update(Workspace(Path(root)), {end: state.timestamp.timestamp()})
 
 
 def _say(line: str, flow_run: FlowRun, message: Mapping[str, str | None]) -> None:
@@ -207,9 +215,10 @@ def desra_flow(function: Callable[P, R]) -> DesraFlow[P, R]:
         description=(inspect.getdoc(function) or "").partition("\n\nArgs:\n")[0],
         flow_run_name=run_name,
         task_runner=runner,
-        on_failure=[report_failure],
-        on_crashed=[report_failure],
-        on_cancellation=[report_cancelled],
+        on_completion=[note_end],
+        on_failure=[report_failure, note_end],
+        on_crashed=[report_failure, note_end],
+        on_cancellation=[report_cancelled, note_end],
     )
 
 
@@ -310,6 +319,7 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
         on_hashed = NowAndThen("reading new files: {} of {}")
         prepared = prepared or prepare(settings, rescan=rescan, on_hashed=on_hashed)
         plan = prepared.plan
+        metrics = RunMetrics(workspace, plan)
         if not plan.pending:
             show_corpus(settings, prepared)
             return end_corpus_run(workspace, plan, 1)
@@ -317,8 +327,9 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
             show_corpus(settings, prepared, dask)
             stages = stages_of(settings, plan.target, prepared.weights, machine, dask)
             with RunProgress(settings.verb, plan.pending, len(stages)) as progress:
-                run = Run(workspace, plan, stages, dask, progress)
+                run = Run(workspace, plan, stages, dask, progress, metrics)
                 broken = progress.follow([process_shard.submit(shard, run) for shard in plan.shards])
+        metrics.write()
         task_runs = len(plan.shards) * (1 + len(stages)) + 1
         return end_corpus_run(workspace, plan, task_runs, broken, *progress.failures)
 

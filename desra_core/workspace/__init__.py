@@ -89,6 +89,7 @@ class Workspace:
 
     regions = _Below("regions.parquet")  # one row per artifact region
     failures = _Below("failures.parquet")  # one row per image that could not be processed
+    metrics = _Below("metrics.prom")  # counts of the runs, for Prometheus
     report = _Below("report.html")  # of the workspace: one page
     pages = _Below("pages")  # NAME.html: about single images (desra report --pages)
     calibration = _Named("calibration/{}")  # by key: histograms of similarity by class, one per shard (desra calibrate)
