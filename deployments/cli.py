@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from pydantic import BaseModel
 
+from deployments.commands.doctor import doctor
 from deployments.commands.evaluate import evaluate
 from deployments.commands.flags import paths_at_home, with_flags
 from deployments.commands.workspace import export_masks, gc, import_masks, report, roll_back, status
@@ -175,6 +176,7 @@ app.command()(paths_at_home(status))
 app.command()(paths_at_home(report))
 app.command()(paths_at_home(evaluate))
 app.command()(paths_at_home(gc))
+app.command()(paths_at_home(doctor))
 
 
 def run_and_exit(run: Callable[[], int]) -> NoReturn:

@@ -39,6 +39,7 @@ from flows import handed_over
 from tasks.dask_cluster import USUAL_PIXELS, Opening, gpus_wanted, open_dask
 from tasks.dask_map import Dask
 from tasks.logs import NowAndThen, carry, configure, say
+from tasks.metrics import RunMetrics, update
 from tasks.progress import RunProgress
 from tasks.run_end import Summary, end_corpus_run, show_corpus
 from tasks.shards import Run, process_shard, stages_of
@@ -49,6 +50,9 @@ R = TypeVar("R")
 # The environment variable with the URL that gets the message of a failed run.
 WEBHOOK = "DESRA_WEBHOOK"
 _WEBHOOK_SECONDS = 5
+
+# The file in which Linux lists the instructions of the CPU.
+CPU = Path("/proc/cpuinfo")
 
 # Seconds before each retry: for a lost packet, for a server that restarts, for a full disk that gets cleared.
 PAUSES = (2, 15, 60)
@@ -84,6 +88,13 @@ def report_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any])
     if not flow_run.parent_task_run_id:
         message = failure_message(flow, flow_run, state)
         _say(f"warning: {message['run']} was cancelled", flow_run, message)
+
+
+def note_end(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Write when and how a run ended to the metrics of its workspace: a hook for every end. Never fails."""
+    if root := workspace_of(flow_run.parameters):
+        end = "desra_last_run_end_timestamp_seconds", (flow.name, state.type.value.lower())
+        update(Workspace(Path(root)), {end: state.timestamp.timestamp()})
 
 
 def _say(line: str, flow_run: FlowRun, message: Mapping[str, str | None]) -> None:
@@ -204,9 +215,10 @@ def desra_flow(function: Callable[P, R]) -> DesraFlow[P, R]:
         description=(inspect.getdoc(function) or "").partition("\n\nArgs:\n")[0],
         flow_run_name=run_name,
         task_runner=runner,
-        on_failure=[report_failure],
-        on_crashed=[report_failure],
-        on_cancellation=[report_cancelled],
+        on_completion=[note_end],
+        on_failure=[report_failure, note_end],
+        on_crashed=[report_failure, note_end],
+        on_cancellation=[report_cancelled, note_end],
     )
 
 
@@ -307,6 +319,7 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
         on_hashed = NowAndThen("reading new files: {} of {}")
         prepared = prepared or prepare(settings, rescan=rescan, on_hashed=on_hashed)
         plan = prepared.plan
+        metrics = RunMetrics(workspace, plan)
         if not plan.pending:
             show_corpus(settings, prepared)
             return end_corpus_run(workspace, plan, 1)
@@ -314,8 +327,9 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
             show_corpus(settings, prepared, dask)
             stages = stages_of(settings, plan.target, prepared.weights, machine, dask)
             with RunProgress(settings.verb, plan.pending, len(stages)) as progress:
-                run = Run(workspace, plan, stages, dask, progress)
+                run = Run(workspace, plan, stages, dask, progress, metrics)
                 broken = progress.follow([process_shard.submit(shard, run) for shard in plan.shards])
+        metrics.write()
         task_runs = len(plan.shards) * (1 + len(stages)) + 1
         return end_corpus_run(workspace, plan, task_runs, broken, *progress.failures)
 
@@ -339,16 +353,18 @@ def opened_dask(settings: CorpusSettings, machine: Machine, plan: Plan) -> Abstr
     )
 
 
-def suggest_bfloat16(mining: Mining, cpu: Path = Path("/proc/cpuinfo")) -> None:
+def suggest_bfloat16(mining: Mining, cpu: Path = CPU) -> None:
     """Print that bfloat16 is faster, where nobody has chosen a precision and this CPU has instructions for it."""
-    if "precision" in mining.model_fields_set or not cpu.exists():
-        return
-    features = set(cpu.read_text().split())
-    for feature, share in (("amx_bf16", "a fifth"), ("avx512_bf16", "half")):
-        if feature in features:
-            cost = "its results are a little less exact"
-            say(f"on this CPU, --precision bfloat16 takes about {share} of the time; {cost}")
-            return
+    if "precision" not in mining.model_fields_set and (share := bfloat16_share(cpu)):
+        cost = "its results are a little less exact"
+        say(f"on this CPU, --precision bfloat16 takes about {share} of the time; {cost}")
+
+
+def bfloat16_share(cpu: Path = CPU) -> str | None:
+    """Return the share of the time of float32 that bfloat16 takes on this CPU; None without instructions for it."""
+    features = set(cpu.read_text().split()) if cpu.exists() else set()
+    shares = {"amx_bf16": "a fifth", "avx512_bf16": "half"}
+    return next((share for feature, share in shares.items() if feature in features), None)
 
 
 def _most_pixels(settings: CorpusSettings, plan: Plan) -> int:

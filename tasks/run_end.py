@@ -24,6 +24,7 @@ from desra_core.report.results import read_results, stage_times
 from desra_core.settings import CorpusSettings, Mining
 from desra_core.workspace import Workspace
 from tasks.dask_map import Dask
+from tasks.metrics import update
 
 # The environment variable with the address of the workspace's report for browsers.
 REPORT = "DESRA_REPORT"
@@ -177,7 +178,10 @@ def end_corpus_run(
     create_table_artifact(throughput, key="throughput", description="Computing time by stage, over all runs.")
     failures = pq.read_table(workspace.failures)
     _show_failures(failures)
-    regions = pq.read_metadata(workspace.regions).num_rows
+    marked = pq.read_table(workspace.regions, columns=["image"])["image"]
+    regions = len(marked)
+    counts = {"regions": regions, "images": len(marked.unique())}
+    update(workspace, {(f"desra_artifact_{what}", ()): count for what, count in counts.items()})
     line = line_of(images=plan.images, pending=plan.pending, failed=failed, regions=regions, failures=failures.num_rows)
     broken = f"{counted(len(broken_shards), 'shard')} could not finish: the next run goes on there"
     show_outcome(workspace, line, [broken] if broken_shards else [])

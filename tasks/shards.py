@@ -23,6 +23,7 @@ from desra_core.workspace.manifest import ImageRef
 from desra_core.workspace.products import PRODUCTS, Record, Target, gather_shard, read_shard, stages_for, to_table
 from tasks.dask_map import Dask, Resources, device_of
 from tasks.logs import record
+from tasks.metrics import RunMetrics
 from tasks.progress import RunProgress
 
 Counts = dict[str, int]
@@ -44,13 +45,20 @@ class Run:
     """
 
     def __init__(
-        self, workspace: Workspace, plan: Plan, stages: list[StageSpec], dask: Dask, progress: RunProgress
+        self,
+        workspace: Workspace,
+        plan: Plan,
+        stages: list[StageSpec],
+        dask: Dask,
+        progress: RunProgress,
+        metrics: RunMetrics,
     ) -> None:
         self.workspace = workspace
         self.plan = plan
         self.stages = stages
         self.dask = dask
         self.progress = progress
+        self.metrics = metrics
 
 
 class Shard:
@@ -116,9 +124,12 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
         error: ImageError | None
         if isinstance(result, ImageError):  # a transient error, after Dask's retries
             record, error = failure(image, shard.record_of(image.id), spec.name, run.plan.target, result), result
+            seconds = 0.0
         else:
             record, error = result, result.error if result.failed else None
+            seconds = record.seconds[spec.name]
         shard.update(record, spec.name)
+        run.metrics.count(spec.name, seconds, names=len(image.names), failed=error is not None, last=stages_left == 1)
         logger.debug("shard %05d, image %s: %s", shard.number, image.id, error or "done")
         if error:
             run.progress.failed(error, len(image.names), stages_left)

@@ -39,7 +39,7 @@ def process(settings: CorpusSettings) -> Workspace:
     with workspace.locked(), in_one_thread():
         _, plan, weights, _ = prepare(settings)
         stages = stages_of(settings, plan.target, weights, Machine(), InProcess())  # type: ignore[arg-type]
-        run = Run(workspace, plan, stages, None, None)  # type: ignore[arg-type]
+        run = Run(workspace, plan, stages, None, None, None)  # type: ignore[arg-type]
         for number in plan.shards:
             shard = Shard(run, number)
             for spec in stages:

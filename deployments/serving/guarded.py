@@ -10,11 +10,12 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -24,6 +25,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from deployments.serving.connection import ENTRANCE, HOSTS
+from deployments.serving.metrics import metrics_text
 from desra_core.errors import UsageError
 from desra_core.files import write_secret
 from desra_core.workspace import Workspace
@@ -49,20 +51,28 @@ def create_app() -> FastAPI:
     return app
 
 
+def report_secret(workspace: Workspace) -> Path:
+    """Return the file with the secret of a workspace's report and metrics, which only its owner can read."""
+    return workspace.prefect_home / "report"
+
+
 @contextlib.contextmanager
-def report_server(workspace: Workspace, port: int) -> Iterator[str]:
-    """Serve the report and its pages about single images, and nothing else of the workspace; yield the address.
+def report_server(workspace: Workspace, port: int, queue: Callable[[], Mapping[str, int]] = dict) -> Iterator[str]:
+    """Serve the report, its pages about single images, and metrics, and nothing else of the workspace.
+
+    Yield the address of the report; that of the metrics is ``/metrics``, for a bearer token that is the same secret.
 
     Other users of this machine cannot guess the address. It stays the same, so that links in older runs work.
 
     Args:
         workspace: The workspace.
         port: The port to listen on; 0 for any free port.
+        queue: Returns the number of runs by state, at once.
 
     Raises:
         UsageError: Another process listens on the port.
     """
-    path = workspace.prefect_home / "report"
+    path = report_secret(workspace)
     secret = ""
     with contextlib.suppress(OSError):
         secret = path.read_text()
@@ -76,7 +86,7 @@ def report_server(workspace: Workspace, port: int) -> Iterator[str]:
         raise UsageError(f"--port {port - 1}", reason, "give another one") from None
     with listener:
         config = uvicorn.Config(
-            _pages(workspace, secret),
+            _pages(workspace, secret, queue),
             log_config=None,
             lifespan="off",
             timeout_graceful_shutdown=_END_SECONDS,
@@ -93,7 +103,7 @@ def report_server(workspace: Workspace, port: int) -> Iterator[str]:
             thread.join(2 * _END_SECONDS)  # a browser may still be loading a page
 
 
-def _pages(workspace: Workspace, secret: str) -> Starlette:
+def _pages(workspace: Workspace, secret: str, queue: Callable[[], Mapping[str, int]]) -> Starlette:
     from desra_core.report.workspace_page import FOLDER
 
     def report(_: Request) -> Response:
@@ -101,7 +111,13 @@ def _pages(workspace: Workspace, secret: str) -> Starlette:
             return FileResponse(workspace.report)
         return PlainTextResponse("There is no report yet: the first run writes it.", 404)
 
+    def metrics(request: Request) -> Response:
+        given = request.headers.get("Authorization", "")
+        if not secrets.compare_digest(given.encode(), f"Bearer {secret}".encode()):
+            return PlainTextResponse("The bearer token is missing or wrong.", 401, {"WWW-Authenticate": "Bearer"})
+        return Response(metrics_text(workspace, queue()), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
     pages = StaticFiles(directory=workspace.root / FOLDER, check_dir=False)
     routes = [Route(f"/{workspace.report.name}", report), Mount(f"/{FOLDER}", pages)]
     guard = Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)
-    return Starlette(routes=[Mount(f"/{secret}", routes=routes)], middleware=[guard])
+    return Starlette(routes=[Mount(f"/{secret}", routes=routes), Route("/metrics", metrics)], middleware=[guard])

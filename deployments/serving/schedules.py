@@ -274,16 +274,24 @@ def drop_missed(pool: str, client: SyncPrefectClient, *, settled: timedelta) -> 
 
 
 class Endings:
-    """Print how each run of a pool has ended, as the server knows it: a killed run prints nothing itself."""
+    """Print how each run of a pool has ended, as the server knows it: a killed run prints nothing itself.
+
+    ``queue`` is the number of runs that run and that wait for their turn; empty while the server does not answer.
+    """
 
     def __init__(self, pool: str) -> None:
         self.pool = pool
         self._latest = datetime.now(UTC)
         self._said: set[tuple[UUID, datetime | None]] = set()  # a run that is tried again ends twice
+        self.queue: dict[str, int] = {}
 
     def say_new(self) -> None:
-        """Print a line for each run that has ended since the last call, except interrupted runs."""
+        """Print a line for each run that has ended since the last call, except interrupted runs; count the others."""
+        queue: dict[str, int] = {}
         with contextlib.suppress(UsageError), connected() as client:  # a silent server is reported elsewhere
+            due = {"before_": datetime.now(UTC)}
+            waiting = _runs(self.pool, client, {"type": {"any_": ["SCHEDULED"]}}, expected_start_time=due)
+            queue = {"running": len(_runs(self.pool, client, _UNFINISHED)), "waiting": len(waiting)}
             ended = _runs(self.pool, client, _FINAL, end_time={"after_": self._latest})
             for run in sorted(ended, key=lambda run: run.end_time or self._latest):
                 assert run.state is not None
@@ -295,6 +303,7 @@ class Endings:
                 level = "" if state.is_completed() else "warning: " if state.is_cancelled() else "error: "
                 name = (state.name or state.type.value).lower()
                 say(f"{level}{printable(run.name)} {name}: {printable(message)}", run=run.name)
+        self.queue = queue
 
 
 def _make_pool(deployed: Deployed, client: SyncPrefectClient) -> None:

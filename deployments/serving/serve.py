@@ -26,11 +26,12 @@ from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
+from urllib.parse import urljoin
 
 from deployments.commands.models import twin_first
 from deployments.serving import schedules
 from deployments.serving.connection import CONSOLE, check_server, connected, watch_at
-from deployments.serving.guarded import report_server
+from deployments.serving.guarded import report_secret, report_server
 from deployments.serving.processes import Child, RestlessError, Served, end_marked, for_other_folder, serving_alone
 from deployments.serving.server import Server, check_temporary, end_leftover_server, forget_results
 from desra_core.errors import DesraError, UsageError, printable
@@ -95,16 +96,18 @@ def serve(serving: Serving, machine: Machine) -> int:
                 _replace_dead(pool, workspace, client, "desra serve was killed", own=own)
             url = os.environ["PREFECT_API_URL"]
             service.announce(Served(url, own=own), history)
-        report = stack.enter_context(report_server(workspace, serving.port and serving.port + 1))
+        endings = schedules.Endings(pool)
+        beside = serving.port and serving.port + 1
+        report = stack.enter_context(report_server(workspace, beside, lambda: endings.queue))
         cluster = stack.enter_context(_open_cluster(serving, machine))
         environment = _environment(serving, machine, cluster, report)
         stack.callback(_mark_stopped, pool)
         worker = Worker(pool, environment, service.mark, workspace.prefect_home / "worker.log")
         stack.enter_context(worker.running())
-        endings = schedules.Endings(pool)
         stack.callback(endings.say_new)  # also runs that end just before desra serve does
         say(f"watch at {watch_at(workspace, url)}")
         say(f"the report is at {report}")
+        say(f"metrics are at {urljoin(report, '/metrics')} (bearer token in {report_secret(workspace)})")
         _say_when(serving, deployments)
         with alarm_at_the_end(serving):
             look_after(server, worker, cluster, serving, endings)

@@ -148,7 +148,7 @@ class Server(processes.Child):
         """
         with storage_errors(self._home):
             self._home.mkdir(parents=True, exist_ok=True)
-        if _is_full(self._home):
+        if is_full(self._home):
             raise self._without_room(self._home)
         compact(self._home)
         forget_results(self._home, self._history)
@@ -180,8 +180,8 @@ class Server(processes.Child):
         error = printable((errors or lines or [f"exit code {self.exit_code}, and nothing in its log"])[-1].strip())
         if late:
             error = f"it did not answer within {_START_SECONDS // 60} minutes"
-        if _is_full(self._home) or "disk is full" in error or "No space left" in error:
-            raise self._without_room(self._home if _is_full(self._home) else f"{self._home} or {_temporary()}")
+        if is_full(self._home) or "disk is full" in error or "No space left" in error:
+            raise self._without_room(self._home if is_full(self._home) else f"{self._home} or {temporary_folder()}")
         raise UsageError(self.log, f"the Prefect server did not start ({error})", "read that log")
 
     def _copy_cached(self, database: Path) -> bool:
@@ -294,9 +294,18 @@ def check_temporary() -> None:
     Raises:
         TransientError: The disk is full.
     """
-    if _is_full(folder := _temporary()):
+    if is_full(folder := temporary_folder()):
         reason = "the disk is full, and has no room for temporary files"
         raise TransientError(folder, reason, "free some space, or name another folder by TMPDIR, and run again")
+
+
+def cache_folder() -> Path | None:
+    """Return the folder of desra in the user's cache; None without a home."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(given) if given.startswith("/") else Path.home() / ".cache") / "desra"
+    except RuntimeError:  # no home folder
+        return None
 
 
 def _cached_database() -> Path | None:
@@ -304,12 +313,8 @@ def _cached_database() -> Path | None:
 
     Prefect builds its tables by some 200 migrations, which takes seconds; with a copy, a new workspace saves them.
     """
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        cache = Path(given) if given.startswith("/") else Path.home() / ".cache"
-    except RuntimeError:  # no home folder
-        return None
-    return cache / "desra" / f"prefect-{version('prefect')}.db"
+    folder = cache_folder()
+    return folder and folder / f"prefect-{version('prefect')}.db"
 
 
 def _read_owned(path: Path | None) -> bytes | None:
@@ -355,12 +360,12 @@ def _delete(*paths: Path | None) -> None:
                 path.unlink()
 
 
-def _temporary() -> Path:
+def temporary_folder() -> Path:
     """Return the folder of temporary files even if it is full; `tempfile` would then name another folder."""
     return Path(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108
 
 
-def _is_full(folder: Path) -> bool:
+def is_full(folder: Path) -> bool:
     """Check whether a folder has no room for an empty database; False where the folder is missing."""
     with contextlib.suppress(OSError):
         disk = os.statvfs(folder)

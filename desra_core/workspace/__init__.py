@@ -89,6 +89,7 @@ class Workspace:
 
     regions = _Below("regions.parquet")  # one row per artifact region
     failures = _Below("failures.parquet")  # one row per image that could not be processed
+    metrics = _Below("metrics.prom")  # counts of the runs, for Prometheus
     report = _Below("report.html")  # of the workspace: one page
     pages = _Below("pages")  # NAME.html: about single images (desra report --pages)
     calibration = _Named("calibration/{}")  # by key: histograms of similarity by class, one per shard (desra calibrate)
@@ -154,13 +155,22 @@ class Workspace:
             UsageError: The path is a file, a folder of something else, or cannot be written.
         """
         try:
-            if self.root.is_dir() and not self.exists() and any(self.root.iterdir()):
-                raise UsageError(self.root, "is a folder with other things in it", "name a new folder as workspace")
+            self.check_content()
             self.root.mkdir(parents=True, exist_ok=True)
             self.lock.touch()
         except OSError as error:
             reason = f"cannot serve as workspace ({error.strerror})"
             raise UsageError(self.root, reason, "name a folder that can be written") from None
+
+    def check_content(self) -> None:
+        """Check that the folder, where it exists, is a workspace or empty.
+
+        Raises:
+            UsageError: It is a folder of something else.
+            OSError: It cannot be read.
+        """
+        if self.root.is_dir() and not self.exists() and any(self.root.iterdir()):
+            raise UsageError(self.root, "is a folder with other things in it", "name a new folder as workspace")
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:

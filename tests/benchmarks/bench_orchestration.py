@@ -141,13 +141,14 @@ def flow_seconds(workspace: Workspace, plan: Plan, stages: list[Any], dask: Any)
     from prefect.runtime import flow_run
     from prefect.task_runners import ThreadPoolTaskRunner
 
+    from tasks.metrics import RunMetrics
     from tasks.progress import RunProgress
     from tasks.shards import Run, process_shard
 
     @flow(name="no-ops", task_runner=ThreadPoolTaskRunner(max_workers=3))  # type: ignore[arg-type]
     def no_ops() -> tuple[float, str]:
         with RunProgress("no-ops", plan.pending, len(stages)) as progress:
-            run = Run(workspace, plan, stages, dask, progress)
+            run = Run(workspace, plan, stages, dask, progress, RunMetrics(workspace, plan))
             started = time.perf_counter()
             broken = progress.follow([process_shard.submit(shard, run) for shard in plan.shards])
             elapsed = time.perf_counter() - started

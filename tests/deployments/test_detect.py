@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from desra_core.workspace import Workspace
+from tasks.metrics import read_samples
 from tests.conftest import refusal
 
 SETTINGS = [
@@ -324,3 +326,36 @@ def test_an_error_as_json_has_its_level_and_workspace(desra_here, tmp_path) -> N
     assert (warning["level"], error["level"]) == ("warning", "error")
     assert error["workspace"] == str(tmp_path / "ws")
     assert error["message"].startswith(f"{tmp_path / 'nowhere'}: is no folder; ")
+
+
+def test_a_run_writes_its_metrics(make_pairs, desra, tmp_path) -> None:
+    """One photo of four cannot be read; the next run adds to the counters."""
+    make_pairs(tmp_path, 4)
+    broken = tmp_path / "gan_sr/set1/photo003.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:500])
+    command = ["detect", "--mse-sr", tmp_path / "mse_sr", "--gan-sr", tmp_path / "gan_sr", "--workspace",
+               tmp_path / "ws", "--min-area", "100"]  # fmt: skip
+    assert desra(*command).returncode == 1
+    workspace = Workspace(tmp_path / "ws")
+    found = read_samples(workspace.metrics)
+    stages = {key: value for key, value in found.items() if key[0] == "desra_images_total"}
+    assert stages == {
+        ("desra_images_total", ("similarity", "done")): 3,
+        ("desra_images_total", ("similarity", "failed")): 1,
+        ("desra_images_total", ("mask", "done")): 3,
+        ("desra_images_total", ("mask", "failed")): 0,
+    }
+    assert {key[1][0]: value for key, value in found.items() if key[0] == "desra_corpus_images"} == {
+        "done": 3, "failed": 1, "todo": 0,
+    }  # fmt: skip
+    assert found["desra_artifact_images", ()] == 2
+    assert found["desra_artifact_regions", ()] == pq.read_metadata(workspace.regions).num_rows
+    assert found["desra_stage_seconds_total", ("similarity",)] > 0
+    ended = "desra_last_run_end_timestamp_seconds", ("detect", "completed")
+    broken.write_bytes(whole)
+    assert desra(*command).returncode == 0
+    again = read_samples(workspace.metrics)
+    assert again["desra_images_total", ("mask", "done")] == 4
+    assert again["desra_corpus_images", ("done",)] == 4
+    assert again[ended] > found[ended]
