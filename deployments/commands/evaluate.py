@@ -16,6 +16,7 @@ from desra_core.workspace import Workspace
 from tasks.logs import NowAndThen, say, say_each
 
 _SHOWN_CLASSES = 8
+_DETAILS = "Details"  # heading of the flags that few need
 
 
 def evaluate(
@@ -26,20 +27,34 @@ def evaluate(
     workspace: Annotated[
         Path | None, typer.Option(help="Judge this workspace's masks by its human masks, which win over --gt.")
     ] = None,
-    labels: Annotated[Path | None, typer.Option(help="Folder of class-index PNGs, for the scores by class.")] = None,
-    gan_sr: Annotated[Path | None, typer.Option(help="Folder of the GAN results, for the pictures.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Folder of class-index PNGs, for the scores by class.", rich_help_panel=_DETAILS)
+    ] = None,
+    gan_sr: Annotated[
+        Path | None, typer.Option(help="Folder of the GAN results, for the pictures.", rich_help_panel=_DETAILS)
+    ] = None,
     severity: Annotated[
         Path | None,
-        typer.Option(help="CSV with the share of viewers who noticed each ground-truth region: image,region,noticed."),
+        typer.Option(
+            help="CSV with the share of viewers who noticed each ground-truth region: image,region,noticed.",
+            rich_help_panel=_DETAILS,
+        ),
     ] = None,
     prominent: Annotated[
-        float, typer.Option(min=0, max=1, help="A region noticed by at least this share of viewers is prominent.")
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="A region noticed by at least this share of viewers is prominent.",
+            rich_help_panel=_DETAILS,
+        ),
     ] = 0.5,
     size: Annotated[
         Literal["auto", "image", "valid"],
         typer.Option(
             help="How to take masks that are as large as their ground truth. image: they have the image's size; valid: "
-            "the size of the image without its 5 px frame; auto: image, unless a mask marks something in the frame."
+            "the size of the image without its 5 px frame; auto: image, unless a mask marks something in the frame.",
+            rich_help_panel=_DETAILS,
         ),
     ] = "auto",
     json: Annotated[Path | None, typer.Option(help="File to write all numbers to.")] = None,
