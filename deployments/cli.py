@@ -84,10 +84,10 @@ def _command(heading: str, kind: type[Frozen], run: str, **options: Any) -> Call
     """
 
     def add(described: Callable[[], None]) -> None:
-        def command(settings: Frozen, machine: Machine) -> None:
+        def command(settings: Frozen, machine: Machine, **form: bool) -> None:
             module, _, name = run.partition(":")
             function = getattr(import_module(f"deployments.{module}"), name)
-            run_and_exit(lambda: function(settings, machine))
+            run_and_exit(lambda: function(settings, machine, **form))
 
         command.__name__, command.__doc__ = described.__name__, described.__doc__
         with_its_flags = with_flags(command, kind, **options)
@@ -142,12 +142,19 @@ def finetune() -> None:
     """
 
 
-@_command(DELETE, Comparing, "commands.models:run_compare")
+@_command(DELETE, Comparing, "commands.models:run_compare", json_flag=True)
 def compare() -> None:
     """Judge finetuned models on held-out images: the gate alone.
 
     Counts the artifact regions that are gone and the new ones, and measures all other changes. Exit code 3
     where no model passes, or where held-out images are missing by which to decide.
+
+    --json prints one object: workspace, before, after, outcome (passed, failed or undecided), passed, undecided, best
+    (name of the best candidate), reasons (why it does not pass), thresholds, scores (of each candidate), control (the
+    score of invisible noise), dropped (candidates that were not judged on all images), human_masks (images that have
+    one), failures (images that could not be judged) and promoted (folder of the promoted model, or null). A score has
+    candidate, images, clean_images, regions, gone, removal, images_added, addition, regions_added, area_before,
+    area_after, psnr, ssim, gradient_similarity, lpips, detail_loss, classes, and 95 % intervals; shares are in 0..1.
     """
 
 

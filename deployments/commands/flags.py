@@ -24,25 +24,33 @@ _CONFIG = (
 )
 
 
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document, as described above, and nothing else on stdout.")
+]
+
+
 def with_flags(
-    run: Callable[[Settings, Machine], None],
+    run: Callable[..., None],
     kind: type[Settings],
     *,
     argument: str | None = None,
     config_argument: bool = False,
+    json_flag: bool = False,
 ) -> Callable[..., None]:
     """Turn a function of settings and a machine into a Typer command with a flag for each field of either model.
 
     Args:
-        run: The function; the command gets its name and its docstring as help.
+        run: The function of the settings and the machine; the command gets its name and its docstring as help.
         kind: The settings model.
         argument: A field that is given by position instead of as a flag.
         config_argument: Whether the TOML file is given by position instead of as ``--config``.
+        json_flag: Whether there is a flag ``--json``, which the function gets as ``as_json``.
     """
     labelled = "segmenter" in kind.model_fields and "labels" not in kind.model_fields
 
     def command(**values: Any) -> None:
         context, config = values.pop("context"), values.pop("config")
+        form = {"as_json": values.pop("as_json")} if json_flag else {}
         if context.args:
             reason = f"{1 + len(context.args)} of them are given, as by a shell that fills in a glob"
             raise UsageError((argument or "").upper(), reason, "put the glob in quotes, or name the folder")
@@ -67,7 +75,7 @@ def with_flags(
         configure(where.log_level, where.log_format)
         settings = _validated(kind, given, named)
         carry(workspace=str(folder_of(settings)))
-        run(settings, where)
+        run(settings, where, **form)
 
     look: Any = partial(typer.Argument, metavar="CONFIG") if config_argument else typer.Option
     parameters = [_parameter("context", typer.Context, inspect.Parameter.empty)]
@@ -76,6 +84,8 @@ def with_flags(
         if name == "segmenter" and labelled:
             option = typer.Option(help=_LABELS, rich_help_panel=heading)
             parameters.append(_parameter("labels", Annotated[Path | None, option], None))
+    if json_flag:
+        parameters.append(_parameter("as_json", AsJson, False))
     parameters.append(
         _parameter("config", Annotated[Path | None, look(callback=_read_config, is_eager=True, help=_CONFIG)], None)
     )
@@ -150,7 +160,7 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
         raise UsageError(path, f"cannot be read ({reason})", remedy) from None
     values = {key.replace("-", "_"): value for key, value in values.items()}
     parameters = {str(parameter.name): parameter for parameter in context.command.params}
-    known = parameters.keys() - {"config", "help"}
+    known = parameters.keys() - {"config", "help", "as_json"}
     if unknown := sorted(set(values) - known):
         names = ", ".join(sorted(map(_key, known)))
         raise UsageError(path, f"has the unknown key {unknown[0]}", f"keys are {names}")

@@ -108,6 +108,17 @@ def test_a_finetune_is_judged_by_images_that_it_has_not_seen(place, copied, comp
     assert again.stdout.startswith("nothing to do: all was judged before\njudged by 6 held-out images, 2 of them clean")
     assert f"passed   {verdict.best}\n" in again.stdout
     assert "people " not in again.stdout
+    found = json.loads(desra_here("compare", "--workspace", copied, "--after", place.run.root, "--json").stdout)
+    assert f"{found['outcome']}   {found['best']}\n" in again.stdout
+    control, marked = found["control"], again.stdout.splitlines()[1]
+    told = f"{control['images']} held-out images, {control['clean_images']} of them clean, with {control['regions']}"
+    assert marked == f"judged by {told} artifact regions"
+    for score in (*found["scores"], control):
+        [line] = [line for line in again.stdout.splitlines() if line.startswith(score["candidate"] + " ")]
+        assert f" {score['gone']} of {score['regions']} " in line
+        assert f" {100 * score['removal']:.1f} % " in line
+        assert ("same" if score["psnr"] is None else f"{score['psnr']:.1f} dB") in line
+    assert (found["before"], found["promoted"]) == (str(place.gan), None)
     assert everything(workspace.gate) | everything(workspace.maps) | everything(workspace.masks) == before
 
     with workspace.locked():
@@ -156,6 +167,8 @@ def test_an_image_that_cannot_be_judged_is_named_and_judged_later(
 
     changed.write_bytes(content)
     assert [image.id for image, _ in comparison.missing()] == [comparison.images[0].id]
+    found = json.loads(desra(*arguments, "--json").stdout)
+    assert (found["failures"], found["promoted"], found["control"]["images"]) == (0, str(entry), 6)
     assert compare(copied, place.run.root)[0].control.images == 6
 
 

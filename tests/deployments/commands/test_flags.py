@@ -155,9 +155,8 @@ def test_folders_in_the_home_folder_are_found(home: Path, desra_here) -> None:
     for folder in ("masks", "gt"):
         (home / folder).mkdir()
         assert cv2.imwrite(str(home / folder / "a.png"), np.pad(np.full((20, 20), 255, np.uint8), 20))
-    judged = desra_here("evaluate", "--masks=~/masks", "--gt=~/gt", "--output=~/out", "--json=~/all.json")
+    judged = desra_here("evaluate", "--masks=~/masks", "--gt=~/gt", "--output=~/out")
     assert judged.returncode == 0, judged.stderr
     assert (home / "out/evaluation.html").exists()
-    assert (home / "all.json").exists()
     assert f"{home}/ws: is no workspace" in desra_here("status", "--workspace=~/ws").stderr
     assert list(home.parent.iterdir()) == [home], "and no folder called ~"
