@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from deployments.commands.config import config
 from deployments.commands.evaluate import evaluate
 from deployments.commands.flags import paths_at_home, with_flags
 from deployments.commands.help import CONTEXT, PlainCommand, Verbs
@@ -209,6 +210,7 @@ def serve() -> None:
 _own_flags(RUN, status)
 _own_flags(RUN, report)
 _own_flags(RUN, gc)
+_own_flags(RUN, config)
 
 
 def run_and_exit(run: Callable[[], int]) -> NoReturn:

@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationError,
     field_validator,
     model_validator,
 )
@@ -252,6 +253,26 @@ def heading_of(kind: type[Frozen], name: str) -> Heading | None:
         return cast("Heading | None", field.json_schema_extra["heading"])
     declared = [base for base in kind.__mro__ if name in vars(base).get("__annotations__", {})]
     return cast(type[Frozen], declared[-1]).heading
+
+
+def given_values(settings: BaseModel) -> dict[str, Any]:
+    """List, as JSON has them, the values that settings would not have of themselves, and required ones; none is None.
+
+    A default may depend on another value, so each value is left out on trial.
+    """
+    values = settings.model_dump(mode="json", exclude_none=True)
+    for name, field in type(settings).model_fields.items():
+        without = {other: value for other, value in values.items() if other != name}
+        if not field.is_required() and _is_made_of(settings, without):
+            values = without
+    return values
+
+
+def _is_made_of(settings: BaseModel, values: dict[str, Any]) -> bool:
+    try:
+        return type(settings).model_validate(values) == settings
+    except ValidationError:  # the default does not go with another value
+        return False
 
 
 def folder_of(settings: BaseModel) -> Path:
