@@ -22,7 +22,16 @@ from deployments.serving.server import ServerLostError
 from desra_core import __version__
 from desra_core.errors import DesraError, TransientError, UsageError, printable
 from desra_core.settings import Detection, Frozen, Machine, Mining
-from desra_core.settings.models import Benchmarking, Calibrating, Comparing, Cycling, Finetuning, Serving, Twinning
+from desra_core.settings.models import (
+    Benchmarking,
+    Calibrating,
+    Comparing,
+    Cycling,
+    Finetuning,
+    Serving,
+    SyntheticBenchmarking,
+    Twinning,
+)
 from tasks.logs import say
 
 # Headings of the commands.
@@ -77,24 +86,27 @@ def _root(
         typer.echo(_START)
 
 
-def _command(heading: str, kind: type[Frozen], run: str, **options: Any) -> Callable[[Callable[[], None]], None]:
+def _command(
+    heading: str, kind: type[Frozen], run: str, *, name: str | None = None, **options: Any
+) -> Callable[[Callable[[], None]], None]:
     """Add a command with a flag for each field of a settings model, under a heading of the help.
 
     ``run`` is the module and the function that carries it out, imported only when it is called, since that may take
-    seconds; ``options`` are those of `with_flags`. The decorated function gives the name and the help.
+    seconds; ``options`` are those of `with_flags`. The decorated function gives the help, and the name where none is
+    given.
     """
 
     def add(described: Callable[[], None]) -> None:
         def command(settings: Frozen, machine: Machine, **form: bool) -> None:
-            module, _, name = run.partition(":")
-            function = getattr(import_module(f"deployments.{module}"), name)
+            module, _, function_name = run.partition(":")
+            function = getattr(import_module(f"deployments.{module}"), function_name)
             run_and_exit(lambda: function(settings, machine, **form))
 
         command.__name__, command.__doc__ = described.__name__, described.__doc__
         with_its_flags = with_flags(command, kind, **options)
         # An argument too many is a glob that the shell has filled in, for which there is a better message than Click's.
         allowed = {"allow_extra_args": "argument" in options}
-        app.command(cls=PlainCommand, context_settings=allowed, rich_help_panel=heading)(with_its_flags)
+        app.command(name, cls=PlainCommand, context_settings=allowed, rich_help_panel=heading)(with_its_flags)
 
     return add
 
@@ -175,11 +187,20 @@ _own_flags(JUDGE, evaluate)
 
 @_command(JUDGE, Benchmarking, "commands.measure:run_benchmark", argument="dataset")
 def benchmark() -> None:
-    """Measure detectors on pairs with human masks, or on clean pairs into which artifacts are injected (synthetic).
+    """Measure detectors on pairs with human masks.
 
     Writes masks, tables (Markdown, CSV, JSON) and a page to OUTPUT, and prints the tables: IoU, precision and recall as
     in the paper, and seconds per megapixel. The same command again goes on where it was cut off, and computes new
     images only. Exit code 1 where some images cannot be judged.
+    """
+
+
+@_command(JUDGE, SyntheticBenchmarking, "commands.measure:run_benchmark", name="benchmark synthetic")
+def benchmark_synthetic() -> None:
+    """Measure detectors on clean pairs without masks: inject artifacts of known place, kind and strength.
+
+    Writes tables (Markdown, CSV, JSON) and a page to OUTPUT, and prints a summary. The same command again goes on where
+    it was cut off, and computes new images only. Exit code 1 where some images cannot be judged.
     """
 
 

@@ -21,7 +21,12 @@ class PlainCommand(TyperCommand):
 
 
 class Verbs(TyperGroup):
-    """The group of all commands, whose help has them under their ``rich_help_panel``."""
+    """The group of all commands, whose help has them under their ``rich_help_panel``; a name may have two words."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command of some arguments: its name, the command, and the other arguments."""
+        name = " ".join(args[:2])
+        return (name, self.commands[name], args[2:]) if name in self.commands else super().resolve_command(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the commands, each with the first paragraph of its help, and the flags."""

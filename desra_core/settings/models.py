@@ -30,8 +30,6 @@ MIN_PIXELS, MIN_IMAGES = 100_000, 3
 Rule = Literal["published", "quantile"]
 Fallback = Literal["published", "one", "pooled"]
 
-SYNTHETIC = "synthetic"
-
 _TRAINING: JsonDict = {"heading": "Training"}
 _DETECTION: JsonDict = {"heading": "Detection"}
 _GATE: JsonDict = {"heading": "Gate"}
@@ -360,15 +358,11 @@ class Calibrating(Frozen):
         return output
 
 
-class Benchmarking(Frozen):
-    """Settings of desra benchmark, which measures detectors by human masks, or by artifacts that it injects itself."""
+class Measuring(Frozen):
+    """Settings of desra benchmark, whatever the ground truth is."""
 
     verb: ClassVar[str] = "benchmark"
 
-    dataset: Annotated[str, path_unless(SYNTHETIC)] = Field(
-        description="Folder with MSE-SR, GAN-SR and GT-Mask in it, a folder of such folders, or a COCO file; or the "
-        "word synthetic: artifacts are injected into the clean results of --mse-sr and --gan-sr; no masks needed."
-    )
     output: Path = Field(description="Folder for masks, tables and the page; the same one again goes on.")
     methods: str = Field(
         ",".join(METHODS), description=f"Detectors, by commas: {', '.join(METHODS)}, and .py files of your own."
@@ -382,15 +376,13 @@ class Benchmarking(Frozen):
         "none",
         pattern=r"^(none|mmseg:.+,.+)$",
         description="Segmenter for class labels that are not given: none or mmseg:CONFIG,CHECKPOINT.",
+        json_schema_extra=_DETECTION,
     )
     weights: Annotated[str | None, path_unless("published", "none")] = Field(
         None,
         description="Class weights of desra: published, none, or a file. By default published when there are labels.",
+        json_schema_extra=_DETECTION,
     )
-    exclude: Path | None = Field(
-        None, description="With synthetic: folder of human masks; the artifacts that they mark are no false alarms."
-    )
-    seed: int = Field(0, ge=0, description="With synthetic: seed of the artifacts that are injected.")
 
     @field_validator("methods")
     @classmethod
@@ -406,10 +398,27 @@ class Benchmarking(Frozen):
         kind, colon, paths = segmenter.partition(":")
         return kind + colon + ",".join(str(whole_path(path.strip())) for path in paths.split(",") if path.strip())
 
-    @property
-    def synthetic(self) -> bool:
-        """Whether artifacts are injected into clean pairs."""
-        return self.dataset == SYNTHETIC
+
+class Benchmarking(Measuring):
+    """Settings of desra benchmark DATASET, which measures detectors by human masks."""
+
+    dataset: Path = Field(
+        description="Folder with MSE-SR, GAN-SR and GT-Mask in it, a folder of such folders, or a COCO file."
+    )
+
+
+class SyntheticBenchmarking(Measuring):
+    """Settings of desra benchmark synthetic, which measures detectors by artifacts that it injects into clean pairs."""
+
+    mse_sr: Path = Field(description="Folder of the MSE-trained model's results.")
+    gan_sr: Path = Field(description="Folder of the GAN-trained model's results.")
+    min_area: str = Field("4000", pattern=r"^\d+$", description="Regions up to this size in pixels are dropped.")
+    lr: Path | None = Field(None, description="Folder of the low-resolution inputs, for methods that need them.")
+    labels: Path | None = Field(None, description="Folder of class-index PNGs by image name.")
+    exclude: Path | None = Field(
+        None, description="Folder of human masks; the artifacts that they mark are no false alarms."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the artifacts that are injected.")
 
 
 class Period(NamedTuple):

@@ -9,10 +9,23 @@ import pytest
 
 from deployments import cli
 from desra_core.settings import Detection, Frozen, Heading, Machine, Mining, heading_of
-from desra_core.settings.models import Calibrating, Comparing, Cycling, Finetuning, Serving, Twinning
+from desra_core.settings.models import (
+    Benchmarking,
+    Calibrating,
+    Comparing,
+    Cycling,
+    Finetuning,
+    Serving,
+    SyntheticBenchmarking,
+    Twinning,
+)
 from tests.conftest import Desra
 
-KINDS: list[type[Frozen]] = [Mining, Detection, Twinning, Finetuning, Comparing, Cycling, Calibrating, Serving]
+KINDS: dict[str, type[Frozen]] = {
+    **{kind.verb: kind for kind in (Mining, Detection, Twinning, Finetuning, Comparing, Cycling, Calibrating, Serving)},
+    "benchmark": Benchmarking,
+    "benchmark synthetic": SyntheticBenchmarking,
+}
 VERBS = [command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback]
 
 
@@ -67,12 +80,15 @@ def test_no_help_is_cut_off(help_of, verb: str, columns: int) -> None:
     assert "..." not in text
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_flag_stands_with_its_whole_text_under_its_heading(help_of, kind: type[Frozen]) -> None:
-    found = sections(help_of(kind.verb))
+@pytest.mark.parametrize("verb", KINDS)
+def test_each_flag_stands_with_its_whole_text_under_its_heading(help_of, verb: str) -> None:
+    kind, found = KINDS[verb], sections(help_of(*verb.split()))
     headings = [heading for heading in found if heading not in ("Arguments", "Options")]
     assert headings == [heading for heading in get_args(Heading) if heading in headings]
     assert headings[-1] == "Machine and log"
+    fields = {*kind.model_fields, *Machine.model_fields, *(["labels"] if "segmenter" in kind.model_fields else [])}
+    flags = {flag for part in found.values() for flag in re.findall(r"(--[\w-]+) <", part)}
+    assert {flag.removeprefix("--").replace("-", "_") for flag in flags} <= fields | {"config"}
     for model in (kind, Machine):
         for name, field in model.model_fields.items():
             flag = "--" + name.replace("_", "-")
