@@ -28,6 +28,10 @@ class Verbs(TyperGroup):
         name = " ".join(args[:2])
         return (name, self.commands[name], args[2:]) if name in self.commands else super().resolve_command(ctx, args)
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """List the commands that a word may be the beginning of; shells complete one word at a time."""
+        return [item for item in super().shell_complete(ctx, incomplete) if " " not in item.value]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the commands, each with the first paragraph of its help, and the flags."""
         commands = [(name, self.commands[name]) for name in self.list_commands(ctx)]
