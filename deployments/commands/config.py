@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 from pydantic import ValidationError
 
-from desra_core.errors import UsageError
+from desra_core.errors import UsageError, printable
 from desra_core.evaluation.table import as_toml
 from desra_core.files import paths_in, read_document
 from desra_core.gate.criteria import read_verdict
@@ -41,7 +41,7 @@ def config(
         reason = f"belongs to runs of desra {corpus.verb}, not of desra {verb}"
         raise UsageError(place.root, reason, "leave out --for")
     recorded = corpus if verb == corpus.verb else _recorded(place, corpus, _KINDS[verb])
-    lines = [f"# desra {verb} {'' if verb == 'serve' else '--config '}FILE: the settings of {place.root}"]
+    lines = [f"# desra {verb} {'' if verb == 'serve' else '--config '}FILE: the settings of {printable(place.root)}"]
     for name, value in given_values(recorded).items():
         about = textwrap.wrap(type(recorded).model_fields[name].description or "", _WIDTH - 2)
         lines += ["", *(f"# {line}" for line in about), *as_toml({name.replace("_", "-"): value})]

@@ -67,12 +67,12 @@ def evaluate(
     and a ground-truth region is found, when at least half of it lies in the other's mask. Exit code 1 where some files
     cannot be judged.
 
-    --json prints the object that --output writes as evaluation.json. Of the whole set: iou, iou_with_empty, precision,
-    recall, f1 (null where undefined), intervals and undefined (95 % bounds, and the reason, by measure), images,
-    empty_pairs, pixels (intersection, union, mask_pixels, ground_truth_pixels) and regions (detected, right, marked,
-    found). Of the files: masks, ground_truth, sizes, without_ground_truth, without_mask, not_looked_at,
-    outdated_human_masks, images_by_people, failures, lossy. Tables: per_image; with labels per_class and
-    unlabelled_images; with --severity prominent, which has the measures of the prominent regions.
+    --json prints the object that --output writes as evaluation.json. Of the whole set, it has iou, iou_with_empty,
+    precision, recall, f1 (null where undefined), intervals and undefined (95 % bounds, and the reason, by measure),
+    interval_kind, images, empty_pairs, the pixel counts intersection, union, mask_pixels and ground_truth_pixels, and
+    the region counts detected, right, marked and found. Of the files: masks, ground_truth, sizes, without_ground_truth,
+    without_mask, not_looked_at, outdated_human_masks, images_by_people, failures and lossy. Tables: per_image; with
+    labels per_class and unlabelled_images; with --severity prominent, the measures of the prominent regions.
     """
     _check_target(output, rated=severity is not None)
     if workspace is not None and masks is not None:

@@ -27,7 +27,7 @@ from desra_core.settings import Detection, Mining
 from desra_core.settings.models import Comparing, Finetuning
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import HUMAN_MASKS
-from tests.conftest import MODELS, photo, refusal
+from tests.conftest import MODELS, assert_told_in_help, photo, refusal
 from tests.in_process import judge_all, process, train
 
 # At this learning rate, artifacts go within a few steps.
@@ -119,6 +119,9 @@ def test_a_finetune_is_judged_by_images_that_it_has_not_seen(place, copied, comp
         assert f" {100 * score['removal']:.1f} % " in line
         assert ("same" if score["psnr"] is None else f"{score['psnr']:.1f} dB") in line
     assert (found["before"], found["promoted"]) == (str(place.gan), None)
+    assert_told_in_help(desra_here, "compare", found)
+    scored = {name for name in control if not name.endswith("_interval")}
+    assert_told_in_help(desra_here, "compare", scored)
     assert everything(workspace.gate) | everything(workspace.maps) | everything(workspace.masks) == before
 
     with workspace.locked():

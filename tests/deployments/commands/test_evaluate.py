@@ -18,7 +18,7 @@ from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import HUMAN_MASKS
 from desra_core.workspace.manifest import read_manifest, scan
 from desra_core.workspace.matching import Sources
-from tests.conftest import Desra, refusal
+from tests.conftest import Desra, assert_told_in_help, refusal
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -202,7 +202,9 @@ def test_severity_labels(desra_here: Desra, data: Path) -> None:
         "recall: 1 of 1 ground-truth region found       1.0000  –",
         "F1: of precision and recall                    0.6667  –",
     ]
-    prominent = numbers(desra_here(*command, "--json"))["prominent"]
+    found = numbers(desra_here(*command, "--json"))
+    assert_told_in_help(desra_here, "evaluate", found)
+    prominent = found["prominent"]
     assert (prominent["noticed_by_at_least"], prominent["rated_regions"], prominent["recall"]) == (0.5, 2, 1)
     run = desra_here(*command, "--prominent", "0.05")
     assert "recall: 1 of 2 ground-truth regions found      0.5000" in run.stdout.partition("Prominent regions")[2]

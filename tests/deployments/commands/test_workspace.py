@@ -14,7 +14,7 @@ import pytest
 from deployments.commands.workspace import bytes_in_words
 from desra_core.settings import Mining
 from desra_core.workspace import Workspace
-from tests.conftest import refusal
+from tests.conftest import assert_told_in_help, refusal
 from tests.in_process import process
 
 
@@ -169,6 +169,7 @@ def test_gc_as_json(ws: Path, desra_here) -> None:
     assert applied == found | {"applied": True, "paths": None}
     again = json.loads(desra_here("gc", "--workspace", ws, "--apply", "--json").stdout)
     assert (again["files"], again["bytes"], again["groups"]) == (0, 0, [])
+    assert_told_in_help(desra_here, "gc", found | group)
 
 
 def test_status_as_json(place: SimpleNamespace, ws: Path, desra_here, tmp_path: Path) -> None:
@@ -199,6 +200,7 @@ def test_status_as_json(place: SimpleNamespace, ws: Path, desra_here, tmp_path: 
     [failure] = found["failures"]
     assert told.stderr == f"failed: {failure['subject']}: {failure['reason']}; {failure['remedy']}\n"
     assert json.loads(desra_here("status", "--workspace", ws, "--json").stdout) == found | {"size": None}
+    assert_told_in_help(desra_here, "status", found)
 
 
 @pytest.mark.parametrize(
