@@ -191,7 +191,7 @@ def benchmark() -> None:
 
     Writes masks, tables (Markdown, CSV, JSON) and a page to OUTPUT, and prints the tables: IoU, precision and recall as
     in the paper, and seconds per megapixel. The same command again goes on where it was cut off, and computes new
-    images only. Exit code 1 where some images cannot be judged.
+    images only. Exit code 1 where some images cannot be judged. Without masks, there is desra benchmark synthetic.
     """
 
 
