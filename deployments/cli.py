@@ -11,26 +11,48 @@ from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
-from pydantic import BaseModel
 
+from deployments.commands.config import config
 from deployments.commands.doctor import doctor
 from deployments.commands.evaluate import evaluate
 from deployments.commands.flags import paths_at_home, with_flags
+from deployments.commands.help import CONTEXT, PlainCommand, Verbs
 from deployments.commands.workspace import export_masks, gc, import_masks, report, roll_back, status
 from deployments.serving.connection import AGAIN
 from deployments.serving.server import ServerLostError
 from desra_core import __version__
 from desra_core.errors import DesraError, TransientError, UsageError, printable
-from desra_core.settings import Detection, Machine, Mining
-from desra_core.settings.models import Benchmarking, Calibrating, Comparing, Cycling, Finetuning, Serving, Twinning
+from desra_core.settings import Detection, Frozen, Machine, Mining
+from desra_core.settings.models import (
+    Benchmarking,
+    Calibrating,
+    Comparing,
+    Cycling,
+    Finetuning,
+    Serving,
+    SyntheticBenchmarking,
+    Twinning,
+)
 from tasks.logs import say
+
+# Headings of the commands.
+FIND, DELETE, JUDGE, RUN = "Find artifacts", "Delete them", "Judge", "Run and keep"
+
+# What desra alone prints.
+_START = """\
+desra finds the artifacts that GAN super-resolution models invent, and trains them away.
+Two folders of results:  desra detect --mse-sr MSE --gan-sr GAN --workspace ws
+One GAN checkpoint:      desra twin SHARP --gan-model gan.pth --output ws/twin/twin.pth
+                   then  desra mine PHOTOS --gan-model gan.pth --workspace ws
+Then look at ws/report.html. All commands: desra --help; the flags of one: desra COMMAND --help"""
 
 app = typer.Typer(
     name="desra",
     help="Find and delete the artifacts of GAN super-resolution models.",
-    no_args_is_help=True,
+    cls=Verbs,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=CONTEXT,
 )
 
 
@@ -54,32 +76,48 @@ def main() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
     if version:
         typer.echo(f"desra {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(_START)
 
 
-def _command(kind: type[BaseModel], run: str, **options: Any) -> Callable[[Callable[[], None]], None]:
-    """Add a command with a flag for each field of a settings model.
+def _command(
+    heading: str, kind: type[Frozen], run: str, *, name: str | None = None, **options: Any
+) -> Callable[[Callable[[], None]], None]:
+    """Add a command with a flag for each field of a settings model, under a heading of the help.
 
     ``run`` is the module and the function that carries it out, imported only when it is called, since that may take
-    seconds; ``options`` are those of `with_flags`. The decorated function gives the name and the help.
+    seconds; ``options`` are those of `with_flags`. The decorated function gives the help, and the name where none is
+    given.
     """
 
     def add(described: Callable[[], None]) -> None:
-        def command(settings: BaseModel, machine: Machine) -> None:
-            module, _, name = run.partition(":")
-            function = getattr(import_module(f"deployments.{module}"), name)
-            run_and_exit(lambda: function(settings, machine))
+        def command(settings: Frozen, machine: Machine, **form: bool) -> None:
+            module, _, function_name = run.partition(":")
+            function = getattr(import_module(f"deployments.{module}"), function_name)
+            run_and_exit(lambda: function(settings, machine, **form))
 
         command.__name__, command.__doc__ = described.__name__, described.__doc__
-        app.command(context_settings={"allow_extra_args": "argument" in options})(with_flags(command, kind, **options))
+        with_its_flags = with_flags(command, kind, **options)
+        # An argument too many is a glob that the shell has filled in, for which there is a better message than Click's.
+        allowed = {"allow_extra_args": "argument" in options}
+        app.command(name, cls=PlainCommand, context_settings=allowed, rich_help_panel=heading)(with_its_flags)
 
     return add
 
 
-@_command(Mining, "commands.runs:run_corpus", argument="photos")
+def _own_flags(heading: str, run: Callable[..., None], name: str | None = None, **options: str) -> None:
+    """Add a command that declares its own flags; ``options`` are those of `paths_at_home`."""
+    app.command(name, cls=PlainCommand, rich_help_panel=heading)(paths_at_home(run, **options))
+
+
+@_command(FIND, Mining, "commands.runs:run_corpus", argument="photos")
 def mine() -> None:
     """Upscale photos with two models, mark the GAN model's artifacts and gather them as a dataset.
 
@@ -90,7 +128,7 @@ def mine() -> None:
     """
 
 
-@_command(Detection, "commands.runs:run_corpus")
+@_command(FIND, Detection, "commands.runs:run_corpus")
 def detect() -> None:
     """Compare two folders of super-resolution results and mark the artifacts.
 
@@ -100,7 +138,7 @@ def detect() -> None:
     """
 
 
-@_command(Twinning, "commands.models:run_twin", argument="photos")
+@_command(DELETE, Twinning, "commands.models:run_twin", argument="photos")
 def twin() -> None:
     """Train the MSE twin of a GAN model, which DeSRA compares with: on sharp photos that are degraded on the fly.
 
@@ -109,7 +147,7 @@ def twin() -> None:
     """
 
 
-@_command(Finetuning, "commands.models:run_finetune")
+@_command(DELETE, Finetuning, "commands.models:run_finetune")
 def finetune() -> None:
     """Finetune the GAN model on the pseudo ground truths of its worst images.
 
@@ -118,16 +156,23 @@ def finetune() -> None:
     """
 
 
-@_command(Comparing, "commands.models:run_compare")
+@_command(DELETE, Comparing, "commands.models:run_compare", json_flag=True)
 def compare() -> None:
     """Judge finetuned models on held-out images: the gate alone.
 
     Counts the artifact regions that are gone and the new ones, and measures all other changes. Exit code 3
     where no model passes, or where held-out images are missing by which to decide.
+
+    --json prints one object: workspace, before, after, outcome (passed, failed or undecided), passed, undecided, best
+    (name of the best candidate), reasons (why it does not pass), thresholds, scores (of each candidate), control (the
+    score of invisible noise), dropped (candidates that were not judged on all images), human_masks (images that have
+    one), failures (images that could not be judged) and promoted (folder of the promoted model, or null). A score has
+    candidate, images, clean_images, regions, gone, removal, images_added, addition, regions_added, area_before,
+    area_after, psnr, ssim, gradient_similarity, lpips, detail_loss, classes, and 95 % intervals; shares are in 0..1.
     """
 
 
-@_command(Cycling, "commands.models:run_cycle", argument="photos")
+@_command(DELETE, Cycling, "commands.models:run_cycle", argument="photos")
 def cycle() -> None:
     """Mine artifacts, finetune the GAN model on them, judge it on held-out images and promote it if it passes.
 
@@ -137,7 +182,30 @@ def cycle() -> None:
     """
 
 
-@_command(Calibrating, "commands.measure:run_calibrate")
+_own_flags(DELETE, roll_back, "rollback")
+_own_flags(JUDGE, evaluate)
+
+
+@_command(JUDGE, Benchmarking, "commands.measure:run_benchmark", argument="dataset")
+def benchmark() -> None:
+    """Measure detectors on pairs with human masks.
+
+    Writes masks, tables (Markdown, CSV, JSON) and a page to OUTPUT, and prints the tables: IoU, precision and recall as
+    in the paper, and seconds per megapixel. The same command again goes on where it was cut off, and computes new
+    images only. Exit code 1 where some images cannot be judged. Without masks, there is desra benchmark synthetic.
+    """
+
+
+@_command(JUDGE, SyntheticBenchmarking, "commands.measure:run_benchmark", name="benchmark synthetic")
+def benchmark_synthetic() -> None:
+    """Measure detectors on clean pairs without masks: inject artifacts of known place, kind and strength.
+
+    Writes tables (Markdown, CSV, JSON) and a page to OUTPUT, and prints a summary. The same command again goes on where
+    it was cut off, and computes new images only. Exit code 1 where some images cannot be judged.
+    """
+
+
+@_command(JUDGE, Calibrating, "commands.measure:run_calibrate")
 def calibrate() -> None:
     """Derive class weights from artifact-free pairs of your own models, and suggest a threshold.
 
@@ -147,21 +215,11 @@ def calibrate() -> None:
     """
 
 
-@_command(Benchmarking, "commands.measure:run_benchmark", argument="dataset")
-def benchmark() -> None:
-    """Measure detectors on pairs with human masks, or on clean pairs into which artifacts are injected (synthetic).
-
-    Writes masks, tables (Markdown, CSV, JSON) and a page to OUTPUT, and prints the tables: IoU, precision and recall as
-    in the paper, and seconds per megapixel. The same command again goes on where it was cut off, and computes new
-    images only. Exit code 1 where some images cannot be judged.
-    """
+_own_flags(JUDGE, export_masks, "export", interrupted="nothing was exported")
+_own_flags(JUDGE, import_masks, "import", interrupted="import again")
 
 
-app.command("export")(paths_at_home(export_masks, interrupted="nothing was exported"))
-app.command("import")(paths_at_home(import_masks, interrupted="import again"))
-
-
-@_command(Serving, "serving.serve:serve", config_argument=True)
+@_command(RUN, Serving, "serving.serve:serve", config_argument=True)
 def serve() -> None:
     """Mine new photos by the clock, finetune when enough artifacts have gathered, and turn the cycle every week.
 
@@ -171,12 +229,11 @@ def serve() -> None:
     """
 
 
-app.command("rollback")(paths_at_home(roll_back))
-app.command()(paths_at_home(status))
-app.command()(paths_at_home(report))
-app.command()(paths_at_home(evaluate))
-app.command()(paths_at_home(gc))
-app.command()(paths_at_home(doctor))
+_own_flags(RUN, status)
+_own_flags(RUN, report)
+_own_flags(RUN, gc)
+_own_flags(RUN, config)
+_own_flags(RUN, doctor)
 
 
 def run_and_exit(run: Callable[[], int]) -> NoReturn:

@@ -6,7 +6,7 @@ from desra_core.benchmarking import plan
 from desra_core.evaluation.table import counted
 from desra_core.report.pages import PublishedBenchmark
 from desra_core.settings import Machine
-from desra_core.settings.models import Benchmarking
+from desra_core.settings.models import Benchmarking, SyntheticBenchmarking
 from desra_core.workspace import Workspace
 from flows.desra_flow import desra_flow
 from tasks.judging import publish_benchmark, run_detectors
@@ -21,7 +21,10 @@ class Benchmarked(RunEnd):
 
 
 @desra_flow
-def benchmark(benchmarking: Benchmarking, machine: Machine = Machine()) -> Benchmarked:  # noqa: B008
+def benchmark(
+    benchmarking: Benchmarking | SyntheticBenchmarking,
+    machine: Machine = Machine(),  # noqa: B008
+) -> Benchmarked:
     """Run detectors on a data set with a ground truth, or on clean pairs with injected artifacts, and publish tables.
 
     Args:

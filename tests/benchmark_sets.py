@@ -17,7 +17,7 @@ from desra_core.benchmarking import AnyBenchmark, plan
 from desra_core.benchmarking.benchmark import judge_image
 from desra_core.errors import ImageError
 from desra_core.report.pages import PublishedBenchmark, publish_results
-from desra_core.settings.models import Benchmarking
+from desra_core.settings.models import Benchmarking, SyntheticBenchmarking
 from tests.conftest import in_one_thread
 
 # Small pairs: 200x240 px, of which two in three have an artifact at rows 40 to 140 and columns 60 to 180.
@@ -114,7 +114,7 @@ def run_here(benchmark: AnyBenchmark) -> list[str]:
 def judge(dataset: object, output: Path, **settings: Any) -> tuple[AnyBenchmark, PublishedBenchmark]:
     """A whole benchmark."""
     asked = {"methods": FAST, "min_area": "100"} | settings
-    benchmark = plan(Benchmarking(dataset=str(dataset), output=output, **asked))
+    benchmark = plan(Benchmarking(dataset=Path(str(dataset)), output=output, **asked))
     run_here(benchmark)
     published = publish_results(benchmark)
     assert benchmark.missing() == []
@@ -125,7 +125,7 @@ def spoil(plain: Path, output: Path, **settings: Any) -> tuple[AnyBenchmark, Pub
     """A whole synthetic benchmark."""
     pairs = {"mse_sr": plain / "mse_sr", "gan_sr": plain / "gan_sr"}
     asked = {"methods": "desra", "min_area": "400"} | pairs | settings
-    benchmark = plan(Benchmarking(dataset="synthetic", output=output, **asked))
+    benchmark = plan(SyntheticBenchmarking(output=output, **asked))
     run_here(benchmark)
     published = publish_results(benchmark)
     assert benchmark.missing() == []

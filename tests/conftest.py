@@ -7,10 +7,11 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by PyTorch's threads: they would spin on busy cores
 
 import contextlib
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import cv2
@@ -142,6 +143,12 @@ def refusal(run: subprocess.CompletedProcess[str], *, server: bool = False) -> s
     assert "Traceback" not in run.stderr
     assert ("starting Prefect" in run.stderr) == server, run.stderr
     return errors[0]
+
+
+def assert_told_in_help(desra: Desra, verb: str, keys: Iterable[str]) -> None:
+    """Check that the help of a command names the keys of what it prints with --json."""
+    told = set(re.findall(r"\w+", desra(verb, "--help").stdout))
+    assert set(keys) <= told, set(keys) - told
 
 
 @contextlib.contextmanager

@@ -154,6 +154,19 @@ def test_help_is_light() -> None:
     assert not HEAVY & loaded
 
 
+def test_completion_is_light() -> None:
+    loaded = loaded_after(
+        "import os, sys, contextlib",
+        "from deployments.cli import main",
+        "os.environ |= {'_DESRA_COMPLETE': 'complete_bash', 'COMP_WORDS': 'desra\\nmine\\n--ke', 'COMP_CWORD': '2'}",
+        "sys.argv = ['desra']",
+        "with contextlib.suppress(SystemExit):",
+        "    main()",
+        "assert 'typer._completion_classes' in sys.modules",
+    )
+    assert not HEAVY & loaded
+
+
 def test_planning_and_status_are_light(tmp_path: Path) -> None:
     """The whole way of `desra status`, on a workspace with a plan in it."""
     for role in ("mse", "gan"):

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from deployments.commands.runs import show_people
+from deployments.commands.flags import AsJson
+from deployments.commands.runs import show_json, show_people
 from desra_core.errors import UsageError
 from desra_core.evaluation import evaluation as evaluations
 from desra_core.evaluation.evaluation import SeverityLabels, evaluate_masks, has_ratings, read_ratings
@@ -16,6 +17,7 @@ from desra_core.workspace import Workspace
 from tasks.logs import NowAndThen, say, say_each
 
 _SHOWN_CLASSES = 8
+_DETAILS = "Details"  # heading of the flags that few need
 
 
 def evaluate(
@@ -26,32 +28,53 @@ def evaluate(
     workspace: Annotated[
         Path | None, typer.Option(help="Judge this workspace's masks by its human masks, which win over --gt.")
     ] = None,
-    labels: Annotated[Path | None, typer.Option(help="Folder of class-index PNGs, for the scores by class.")] = None,
-    gan_sr: Annotated[Path | None, typer.Option(help="Folder of the GAN results, for the pictures.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Folder of class-index PNGs, for the scores by class.", rich_help_panel=_DETAILS)
+    ] = None,
+    gan_sr: Annotated[
+        Path | None, typer.Option(help="Folder of the GAN results, for the pictures.", rich_help_panel=_DETAILS)
+    ] = None,
     severity: Annotated[
         Path | None,
-        typer.Option(help="CSV with the share of viewers who noticed each ground-truth region: image,region,noticed."),
+        typer.Option(
+            help="CSV with the share of viewers who noticed each ground-truth region: image,region,noticed.",
+            rich_help_panel=_DETAILS,
+        ),
     ] = None,
     prominent: Annotated[
-        float, typer.Option(min=0, max=1, help="A region noticed by at least this share of viewers is prominent.")
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="A region noticed by at least this share of viewers is prominent.",
+            rich_help_panel=_DETAILS,
+        ),
     ] = 0.5,
     size: Annotated[
         Literal["auto", "image", "valid"],
         typer.Option(
             help="How to take masks that are as large as their ground truth. image: they have the image's size; valid: "
-            "the size of the image without its 5 px frame; auto: image, unless a mask marks something in the frame."
+            "the size of the image without its 5 px frame; auto: image, unless a mask marks something in the frame.",
+            rich_help_panel=_DETAILS,
         ),
     ] = "auto",
-    json: Annotated[Path | None, typer.Option(help="File to write all numbers to.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for tables (CSV), numbers (JSON) and a page.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure how well masks agree with a ground truth: IoU, precision and recall as published, and F1.
 
     On the valid region of each image (without the 5 px frame). IoU is the mean over images; a detected region is right,
     and a ground-truth region is found, when at least half of it lies in the other's mask. Exit code 1 where some files
     cannot be judged.
+
+    --json prints the object that --output writes as evaluation.json. Of the whole set, it has iou, iou_with_empty,
+    precision, recall, f1 (null where undefined), intervals and undefined (95 % bounds, and the reason, by measure),
+    interval_kind, images, empty_pairs, the pixel counts intersection, union, mask_pixels and ground_truth_pixels, and
+    the region counts detected, right, marked and found. Of the files: masks, ground_truth, sizes, without_ground_truth,
+    without_mask, not_looked_at, outdated_human_masks, images_by_people, failures and lossy. Tables: per_image; with
+    labels per_class and unlabelled_images; with --severity prominent, the measures of the prominent regions.
     """
-    _check_targets(json, output, rated=severity is not None)
+    _check_target(output, rated=severity is not None)
     if workspace is not None and masks is not None:
         raise UsageError("--workspace", "and --masks are both given", "leave one out")
     if workspace is not None:
@@ -67,25 +90,24 @@ def evaluate(
         say(f"warning: {note}")
     say_each("failed", evaluation.failures, ": --json lists them all")
     say_each("missing", without_twin(evaluation), ": --json lists them all")
-    typer.echo(document_as_text("", score_sections(evaluation, _SHOWN_CLASSES)))
-    show_people(evaluation.pairing.by_people or 0)
-    if json is not None:
-        evaluations.write_json(evaluation, json)
-        typer.echo(f"numbers  {json}")
+    if as_json:
+        show_json(evaluations.as_document(evaluation))
+    else:
+        typer.echo(document_as_text("", score_sections(evaluation, _SHOWN_CLASSES)))
+        show_people(evaluation.pairing.by_people or 0)
     if output is not None:
         from desra_core.report.pages import write_evaluation_page
 
         evaluations.write_json(evaluation, output / "evaluation.json")
         evaluations.write_tables(evaluation, output)
         page = write_evaluation_page(evaluation, output / "evaluation.html")
-        typer.echo(f"tables   {output}\npage     {page}")
+        if not as_json:
+            typer.echo(f"tables   {output}\npage     {page}")
     raise typer.Exit(int(bool(evaluation.failures)))
 
 
-def _check_targets(json: Path | None, output: Path | None, *, rated: bool) -> None:
+def _check_target(output: Path | None, *, rated: bool) -> None:
     """Check, before reading anything, that results can be written and will not overwrite ratings that a person gave."""
-    if json is not None and json.exists() and (json.suffix.lower() != ".json" or json.is_dir()):
-        raise UsageError(json, "exists and is no JSON file", "name another file for --json")
     if output is not None and output.exists() and not output.is_dir():
         raise UsageError(output, "is no folder", "name a folder for --output")
     if output is not None and not rated and has_ratings(output / "regions.csv"):

@@ -3,19 +3,19 @@
 import inspect
 import tomllib
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import typer
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from desra_core.errors import UsageError
-from desra_core.settings import Machine, at_home, folder_of, whole_path
+from desra_core.settings import Frozen, Heading, Machine, at_home, folder_of, heading_of, whole_path
 from tasks.logs import carry, configure, say
 
-Settings = TypeVar("Settings", bound=BaseModel)
+Settings = TypeVar("Settings", bound=Frozen)
 
 _LABELS = "Folder of class-index PNGs by image name; short for --segmenter labels:DIR."
 _CONFIG = (
@@ -24,25 +24,33 @@ _CONFIG = (
 )
 
 
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document, as described above, and nothing else on stdout.")
+]
+
+
 def with_flags(
-    run: Callable[[Settings, Machine], None],
+    run: Callable[..., None],
     kind: type[Settings],
     *,
     argument: str | None = None,
     config_argument: bool = False,
+    json_flag: bool = False,
 ) -> Callable[..., None]:
     """Turn a function of settings and a machine into a Typer command with a flag for each field of either model.
 
     Args:
-        run: The function; the command gets its name and its docstring as help.
+        run: The function of the settings and the machine; the command gets its name and its docstring as help.
         kind: The settings model.
         argument: A field that is given by position instead of as a flag.
         config_argument: Whether the TOML file is given by position instead of as ``--config``.
+        json_flag: Whether there is a flag ``--json``, which the function gets as ``as_json``.
     """
     labelled = "segmenter" in kind.model_fields and "labels" not in kind.model_fields
 
     def command(**values: Any) -> None:
         context, config = values.pop("context"), values.pop("config")
+        form = {"as_json": values.pop("as_json")} if json_flag else {}
         if context.args:
             reason = f"{1 + len(context.args)} of them are given, as by a shell that fills in a glob"
             raise UsageError((argument or "").upper(), reason, "put the glob in quotes, or name the folder")
@@ -67,19 +75,20 @@ def with_flags(
         configure(where.log_level, where.log_format)
         settings = _validated(kind, given, named)
         carry(workspace=str(folder_of(settings)))
-        run(settings, where)
+        run(settings, where, **form)
 
-    own = set(kind.__annotations__) - {"verb"}
-    # Fields without a default come first, and the kind's own fields before inherited fields.
-    fields = sorted(kind.model_fields.items(), key=lambda item: (not item[1].is_required(), item[0] not in own))
-    look = typer.Argument if config_argument else typer.Option
-    parameters = [
-        _parameter("context", typer.Context, inspect.Parameter.empty),
-        *(_field_parameter(name, field, positional=name == argument) for name, field in fields),
-        *([_parameter("labels", Annotated[Path | None, typer.Option(help=_LABELS)], None)] if labelled else []),
-        *(_field_parameter(name, field) for name, field in Machine.model_fields.items()),
-        _parameter("config", Annotated[Path | None, look(callback=_read_config, is_eager=True, help=_CONFIG)], None),
-    ]
+    look: Any = partial(typer.Argument, metavar="CONFIG") if config_argument else typer.Option
+    parameters = [_parameter("context", typer.Context, inspect.Parameter.empty)]
+    for heading, model, name in _in_order(kind):
+        parameters.append(_field_parameter(name, model.model_fields[name], heading, positional=name == argument))
+        if name == "segmenter" and labelled:
+            option = typer.Option(help=_LABELS, rich_help_panel=heading)
+            parameters.append(_parameter("labels", Annotated[Path | None, option], None))
+    if json_flag:
+        parameters.append(_parameter("as_json", AsJson, False))
+    parameters.append(
+        _parameter("config", Annotated[Path | None, look(callback=_read_config, is_eager=True, help=_CONFIG)], None)
+    )
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     command.__doc__, command.__name__ = run.__doc__, run.__name__
@@ -102,12 +111,31 @@ def paths_at_home(
     return command
 
 
-def _field_parameter(name: str, field: FieldInfo, *, positional: bool = False) -> inspect.Parameter:
-    info = typer.Option(help=field.description)
+def _in_order(kind: type[Frozen]) -> list[tuple[Heading | None, type[Frozen], str]]:
+    """List the fields of a kind and of `Machine` with their headings, in the order of the help.
+
+    Under a heading, fields without a default come first, and the kind's own fields before inherited fields.
+    """
+    order: tuple[Heading | None, ...] = (None, *get_args(Heading))
+
+    def place(field: tuple[Heading | None, type[Frozen], str]) -> tuple[int, bool, bool]:
+        heading, model, name = field
+        return order.index(heading), not model.model_fields[name].is_required(), name not in model.__annotations__
+
+    fields = [(heading_of(model, name), model, name) for model in (kind, Machine) for name in model.model_fields]
+    return sorted(fields, key=place)
+
+
+def _field_parameter(
+    name: str, field: FieldInfo, heading: str | None, *, positional: bool = False
+) -> inspect.Parameter:
+    # Typer's type for a flag that may be given several times.
+    several = field.annotation == tuple[str, ...]
+    metavar = "<str>" if several else None
+    info: Any = typer.Option(help=field.description, rich_help_panel=heading, metavar=metavar)
     if positional:
         info = typer.Argument(help=field.description, metavar=name.upper())
-    # Typer's type for a flag that may be given several times.
-    annotation: Any = list[str] if field.annotation == tuple[str, ...] else field.annotation
+    annotation: Any = list[str] if several else field.annotation
     default = inspect.Parameter.empty if field.is_required() else field.default
     if field.default_factory:  # the model fills it in
         annotation, default = annotation | None, None
@@ -132,7 +160,7 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
         raise UsageError(path, f"cannot be read ({reason})", remedy) from None
     values = {key.replace("-", "_"): value for key, value in values.items()}
     parameters = {str(parameter.name): parameter for parameter in context.command.params}
-    known = parameters.keys() - {"config", "help"}
+    known = parameters.keys() - {"config", "help", "as_json"}
     if unknown := sorted(set(values) - known):
         names = ", ".join(sorted(map(_key, known)))
         raise UsageError(path, f"has the unknown key {unknown[0]}", f"keys are {names}")

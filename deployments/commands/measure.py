@@ -13,8 +13,8 @@ from desra_core.calibration.weights import CalibratedWeights
 from desra_core.errors import UsageError, printable
 from desra_core.evaluation.table import counted, document_as_text
 from desra_core.images.scanning import image_files
-from desra_core.settings import CorpusSettings, Machine
-from desra_core.settings.models import Benchmarking, Calibrating
+from desra_core.settings import CorpusSettings, Machine, given_values
+from desra_core.settings.models import Benchmarking, Calibrating, SyntheticBenchmarking
 from desra_core.workspace import Workspace
 from tasks.logs import say, say_each
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from desra_core.benchmarking import AnyBenchmark
 
 
-def run_benchmark(settings: Benchmarking, machine: Machine) -> int:
+def run_benchmark(settings: Benchmarking | SyntheticBenchmarking, machine: Machine) -> int:
     """Benchmark, if there is anything to do, and print the tables; return the exit code."""
     from desra_core.benchmarking import plan
     from desra_core.report.pages import publish_results
@@ -115,7 +115,7 @@ def _show(calibrated: CalibratedWeights, settings: Calibrating) -> None:
 
 def _next_command(corpus: CorpusSettings, settings: Calibrating) -> str:
     """Return the command of the latest run, with the new weights."""
-    given = corpus.model_dump(mode="json", exclude_defaults=True) | {"weights": str(settings.output)}
+    given = given_values(corpus) | {"weights": str(settings.output)}
     photos = [shlex.quote(given.pop("photos"))] if "photos" in given else []
     flags = [
         f"--{name.replace('_', '-')}" + ("" if one is True else f" {shlex.quote(str(one))}")

@@ -1,6 +1,7 @@
 """``desra finetune``, ``compare`` and ``cycle``: plan first, start servers only where there is something to do."""
 
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 
 import typer
@@ -87,8 +88,8 @@ def twin_first(settings: Cycling, machine: Machine) -> int:
     return run_twin(twinning, machine)
 
 
-def run_compare(settings: Comparing, machine: Machine) -> int:
-    """Judge, if anything is not judged yet, and print the verdict; return the exit code."""
+def run_compare(settings: Comparing, machine: Machine, *, as_json: bool = False) -> int:
+    """Judge, if anything is not judged yet, and print the verdict, in words or as JSON; return the exit code."""
     workspace = runs.existing_workspace(settings.workspace)
     with workspace.locked():
         end_leftover_server(workspace)
@@ -99,10 +100,16 @@ def run_compare(settings: Comparing, machine: Machine) -> int:
             ended = runs.run_flow(workspace, settings, machine, (settings, comparison))
             verdict, failures, promoted = ended.verdict, ended.failures, ended.promoted
         else:
-            typer.echo("nothing to do: all was judged before")
+            if not as_json:
+                typer.echo("nothing to do: all was judged before")
             verdict = gate.decide_and_publish(comparison)
             runs.renew_report(workspace)
-        _show_verdict(workspace, verdict, promoted, comparison)
+        if as_json:
+            about = {"workspace": workspace.root, "before": comparison.before, "after": settings.after}
+            counts = {"human_masks": comparison.human_masks, "failures": failures, "promoted": promoted}
+            runs.show_json(about | {"outcome": verdict.outcome} | asdict(verdict) | counts)
+        else:
+            _show_verdict(workspace, verdict, promoted, comparison)
     return int(failures > 0) if verdict.passed else GATE_FAILED
 
 

@@ -1,6 +1,7 @@
 """``desra mine`` and ``detect``, and the steps that they share with other commands: plan, serve, run, report."""
 
 import contextlib
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from deployments.serving.connection import CONSOLE, UNREACHED, wait_for_task_runs, watch_at
 from deployments.serving.server import ServerLostError, check_temporary, end_leftover_server, prefect_server
@@ -208,6 +210,11 @@ def show_people(count: int) -> None:
     """Print how many images have a human mask, where any has."""
     if count:
         typer.echo(f"people   {counted(count, 'image')} with a human mask")
+
+
+def show_json(document: object) -> None:
+    """Print paths, dataclasses and plain values as one JSON document in ASCII; what is no finite number is null."""
+    typer.echo(json.dumps(to_jsonable_python(document, inf_nan_mode="null"), indent=1))
 
 
 def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]) -> int:

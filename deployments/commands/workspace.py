@@ -2,15 +2,16 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import typer
 
-from deployments.commands.runs import existing_workspace, renew_report, show_failures
+from deployments.commands.flags import AsJson
+from deployments.commands.runs import existing_workspace, renew_report, show_failures, show_json
 from desra_core.annotations import corrections
 from desra_core.annotations.export import Exported, export_workspace
 from desra_core.errors import LockedError, UsageError, printable
@@ -35,8 +36,16 @@ def status(
     sized: Annotated[
         bool, typer.Option("--sizes", help="Measure its size on the disk, which reads every folder.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Count the images that are done, pending and failed, from the workspace alone."""
+    """Count the images that are done, pending and failed, from the workspace alone.
+
+    --json prints one object: workspace, run (who holds the workspace, or null), model (of the promoted one its path,
+    and the kind and time of the event that made it current; or null), reference, images, vanished, done, pending,
+    retried (of the pending ones those that failed and will be tried again), failed, passed_over (files of other kinds,
+    by kind), failures (of the failed and retried ones: name, stage, subject, reason, remedy) and size (with --sizes:
+    bytes and files of the whole, and by_kind of each part; else null).
+    """
     place = Workspace(workspace.absolute())
     settings, target = load_settings(place)
     if not place.manifest.exists():
@@ -45,29 +54,33 @@ def status(
     plan = make_plan(place, manifest, target, limit=settings.limit)
     unscanned = read_table(place.scan_failures, FAILURES)
     failed = pa.concat_tables([unscanned, plan.failures])
-    vanished = manifest.num_rows - int(pc.sum(manifest["present"]).as_py() or 0)
-    owner = place.owner()
-    retried = f", {plan.retries.num_rows} of them failed and will be tried again" if plan.retries.num_rows else ""
-    typer.echo(f"workspace  {place.root}")
-    typer.echo(f"run        {f'going on: {owner}' if owner else 'none at present'}")
-    if model := current_model(place):
-        typer.echo(f"model      {model}, current by {history(place)[-1]['kind']} {history(place)[-1]['time']}")
-    if reference := settings_document(place).get("reference"):
-        typer.echo(f"reference  {printable(reference)}")
-    also = f", and {vanished} vanished ones, whose outputs stay" if vanished else ""
-    typer.echo(f"images     {plan.images + unscanned.num_rows}{also}")
-    typer.echo(f"done       {plan.done}")
-    typer.echo(f"pending    {plan.pending}{retried}")
-    typer.echo(f"failed     {failed.num_rows}")
-    if others := kinds_in_words(read_passed_over(place)):
-        typer.echo(f"passed over {others}")
+    tried = pa.concat_tables([failed, plan.retries])
+    model, by_kind = current_model(place), sizes(place) if sized else {}
+    found: dict[str, Any] = {
+        "workspace": place.root,
+        "run": place.owner(),
+        "model": {"path": model} | {name: history(place)[-1][name] for name in ("kind", "time")} if model else None,
+        "reference": settings_document(place).get("reference"),
+        "images": plan.images + unscanned.num_rows,
+        "vanished": manifest.num_rows - int(pc.sum(manifest["present"]).as_py() or 0),
+        "done": plan.done,
+        "pending": plan.pending,
+        "retried": plan.retries.num_rows,
+        "failed": failed.num_rows,
+        "passed_over": read_passed_over(place),
+    }
+    if as_json:
+        whole = {name: sum(getattr(size, name) for size in by_kind.values()) for name in ("bytes", "files")}
+        measured = whole | {"by_kind": {kind: size._asdict() for kind, size in by_kind.items()}}
+        show_json(found | {"failures": tried.to_pylist(), "size": measured if sized else None})
+        return
+    _show_status(found)
     if sized:
-        by_kind = sizes(place)
         parts = ", ".join(f"{kind} {bytes_in_words(size.bytes)}" for kind, size in by_kind.items())
         files = counted(sum(size.files for size in by_kind.values()), "file")
         total = bytes_in_words(sum(size.bytes for size in by_kind.values()))
         typer.echo(f"size       {total} in {files}: {parts}")
-    show_failures(pa.concat_tables([failed, plan.retries]), all_of_them=failures)
+    show_failures(tried, all_of_them=failures)
 
 
 def report(
@@ -106,12 +119,17 @@ def gc(
         typer.Option("--vanished", help="Also drop images that the latest run did not find and are not back."),
     ] = False,
     list_paths: Annotated[bool, typer.Option("--list", help="Name every file and folder that goes.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Drop files that no run needs any more; a dry run unless --apply is given.
 
     These are files of images that were replaced, arrays that the settings of the latest run do not keep, finetunes that
     later ones have replaced and from which no model was promoted, with their judgements, and the remains of runs that
     were cut off. Promoted models, the latest finetune, human masks, and files that no run has made stay.
+
+    --json prints one object: workspace, applied (whether they are deleted), files and bytes (of all that goes), groups
+    (kind, reason, files and bytes, the largest first), paths (with --list: kind, bytes and path of each; else null) and
+    unknown (path and bytes of what no run has made, which stays).
     """
     place = Workspace(workspace.absolute())
     load_settings(place)
@@ -127,11 +145,25 @@ def gc(
         found = find_garbage(place, vanished=vanished).table
     strangers = pc.equal(found["kind"], UNKNOWN)
     going, left = found.filter(pc.invert(strangers)), found.filter(strangers)
+    groups = _groups(going)
+    total = {name: sum(group[name] for group in groups) for name in ("files", "bytes")}
+    if as_json:
+        document = {"workspace": place.root, "applied": apply} | total | {"groups": groups}
+        paths = going.select(["kind", "bytes", "path"]).to_pylist() if list_paths else None
+        show_json(document | {"paths": paths, "unknown": left.select(["path", "bytes"]).to_pylist()})
+        return
     if list_paths:
         for batch in going.select(["kind", "bytes", "path"]).to_batches(max_chunksize=2**16):
             for kind, size, path in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 typer.echo(f"{kind:<12} {bytes_in_words(size):>8}  {printable(path)}")
-    _sum_up(going, applied=apply)
+    for group in groups:
+        size = bytes_in_words(group["bytes"])
+        typer.echo(f"{group['kind']:<12} {group['files']:>9} {size:>8}  {group['reason']}")
+    summed = f"{counted(total['files'], 'file')}, {bytes_in_words(total['bytes'])}"
+    if groups:
+        typer.echo(f"dropped {summed}" if apply else f"{summed} would go: --apply drops them")
+    else:
+        typer.echo("nothing to drop")
     for row in left.slice(0, None if list_paths else _SHOWN_UNKNOWN).to_pylist():
         typer.echo(f"unknown, left: {printable(row['path'])} ({bytes_in_words(row['bytes'])})")
     if left.num_rows > _SHOWN_UNKNOWN and not list_paths:
@@ -247,19 +279,34 @@ def bytes_in_words(count: int) -> str:
     return f"{value:.3g} {_UNITS[unit]}"
 
 
-def _sum_up(table: pa.Table, *, applied: bool) -> None:
-    """Print a line for each kind and reason, and the sum."""
-    if not table.num_rows:
-        typer.echo("nothing to drop")
-        return
-    groups = table.group_by(["kind", "reason"], use_threads=False)
-    rows = groups.aggregate([("files", "sum"), ("bytes", "sum"), ("path", "count")]).to_pylist()
-    for row in sorted(rows, key=lambda row: (-row["bytes_sum"], row["kind"], row["reason"])):
-        files = row["files_sum"] or row["path_count"]
-        typer.echo(f"{row['kind']:<12} {files:>9} {bytes_in_words(row['bytes_sum']):>8}  {row['reason']}")
-    files, size = (sum(row[column] for row in rows) for column in ("files_sum", "bytes_sum"))
-    total = f"{counted(files, 'file')}, {bytes_in_words(size)}"
-    typer.echo(f"dropped {total}" if applied else f"{total} would go: --apply drops them")
+def _show_status(found: Mapping[str, Any]) -> None:
+    """Print a line for each part of a status that has something to say."""
+    retried = f", {found['retried']} of them failed and will be tried again" if found["retried"] else ""
+    also = f", and {found['vanished']} vanished ones, whose outputs stay" if found["vanished"] else ""
+    typer.echo(f"workspace  {found['workspace']}")
+    typer.echo(f"run        {f'going on: {owner}' if (owner := found['run']) else 'none at present'}")
+    if model := found["model"]:
+        typer.echo(f"model      {model['path']}, current by {model['kind']} {model['time']}")
+    if found["reference"]:
+        typer.echo(f"reference  {printable(found['reference'])}")
+    typer.echo(f"images     {found['images']}{also}")
+    typer.echo(f"done       {found['done']}")
+    typer.echo(f"pending    {found['pending']}{retried}")
+    typer.echo(f"failed     {found['failed']}")
+    if others := kinds_in_words(found["passed_over"]):
+        typer.echo(f"passed over {others}")
+
+
+def _groups(going: pa.Table) -> list[dict[str, Any]]:
+    """Add up files and bytes by kind and reason, the largest first."""
+    sums = going.group_by(["kind", "reason"], use_threads=False)
+    rows = sums.aggregate([("files", "sum"), ("bytes", "sum"), ("path", "count")]).to_pylist()
+    groups = [
+        {name: row[name] for name in ("kind", "reason")}
+        | {"files": row["files_sum"] or row["path_count"], "bytes": row["bytes_sum"]}
+        for row in rows
+    ]
+    return sorted(groups, key=lambda group: (-group["bytes"], group["kind"], group["reason"]))
 
 
 def _show_export(exported: Exported, form: str, workspace: Workspace, output: Path) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 from desra_core.benchmarking.annotated import plan_annotated
 from desra_core.benchmarking.benchmark import Benchmark
 from desra_core.benchmarking.synthetic import plan_synthetic
-from desra_core.settings.models import Benchmarking
+from desra_core.settings.models import Benchmarking, SyntheticBenchmarking
 
 __all__ = ["AnyBenchmark", "plan"]
 
 AnyBenchmark = Benchmark[Any]
 
 
-def plan(settings: Benchmarking) -> AnyBenchmark:
+def plan(settings: Benchmarking | SyntheticBenchmarking) -> AnyBenchmark:
     """Plan a benchmark of either kind, and write nothing (raises `desra_core.errors.UsageError`)."""
-    return plan_synthetic(settings) if settings.synthetic else plan_annotated(settings)
+    return plan_annotated(settings) if isinstance(settings, Benchmarking) else plan_synthetic(settings)

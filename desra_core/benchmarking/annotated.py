@@ -15,7 +15,7 @@ from desra_core.benchmarking.benchmark import Benchmark, DecodedPair, Job, Metho
 from desra_core.benchmarking.data_sets import Example, given_folders, read_data_set
 from desra_core.detection.detectors import Detector, Scores, score_pair
 from desra_core.detection.mask import score_mask, valid
-from desra_core.errors import ImageError, UsageError, printable
+from desra_core.errors import ImageError, printable
 from desra_core.evaluation import metrics
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask
 from desra_core.evaluation.mask_files import FRAME, decode_any_mask, on_valid_region
@@ -176,10 +176,8 @@ def plan_annotated(settings: Benchmarking) -> Benchmark[AnnotatedJob]:
 
     Raises `UsageError`: the data set or a method cannot be used, or a setting contradicts another.
     """
-    if settings.exclude:
-        raise UsageError("--exclude", "is for the synthetic benchmark", "leave it out")
-    data_set = read_data_set(Path(settings.dataset), given_folders(settings), settings.output)
-    return plan_jobs(settings, data_set, _job)
+    data_set = read_data_set(settings.dataset, given_folders(settings), settings.output)
+    return plan_jobs(settings, data_set, partial(_job, settings))
 
 
 def read_records(benchmark: Benchmark[AnnotatedJob]) -> list[ImageRecord]:
@@ -299,7 +297,8 @@ def annotated_tables(
     benchmark: Benchmark[AnnotatedJob], results: AnnotatedResults, failures: Sequence[ImageError]
 ) -> Tables:
     """Format all results as tables with explanations, as CSV and as a document for JSON."""
-    name = printable(Path(benchmark.settings.dataset).name)
+    assert isinstance(benchmark.settings, Benchmarking)
+    name = printable(benchmark.settings.dataset.name)
     lines = []
     for row in results.rows:
         scores = row.scores

@@ -22,7 +22,7 @@ from desra_core.evaluation.mask_files import is_lossy
 from desra_core.evaluation.table import Section, counted
 from desra_core.files import digest, fingerprint, read_bytes
 from desra_core.networks.segmentation import load_segmenter, segment, segmenter_key
-from desra_core.settings.models import Benchmarking
+from desra_core.settings.models import Measuring
 from desra_core.stages import read_label_file, read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import File, ImageRef
@@ -109,15 +109,15 @@ class Job(ABC):
 
 
 AnyJob = TypeVar("AnyJob", bound=Job)
-# Takes settings, image, files by role, and the methods that can be run on the image with the keys of their inputs.
-JobMaker = Callable[[Benchmarking, Example, dict[str, File], dict[Method, list[str]]], AnyJob]
+# Takes an image, its files by role, and the methods that can be run on the image with the keys of their inputs.
+JobMaker = Callable[[Example, dict[str, File], dict[Method, list[str]]], AnyJob]
 
 
 @dataclass(frozen=True)
 class Benchmark(Generic[AnyJob]):
     """Images to judge, and the methods in the order of the table."""
 
-    settings: Benchmarking
+    settings: Measuring
     methods: tuple[Method, ...]
     work: list[tuple[ImageRef, AnyJob]]  # every image that can be judged, with its job
     failures: list[ImageError]  # why other images cannot be judged
@@ -159,13 +159,17 @@ class Benchmark(Generic[AnyJob]):
 
 
 class Tables(NamedTuple):
-    """The results of a benchmark: sections for people, a CSV file, and a document for JSON with all numbers."""
+    """The results of a benchmark: sections for people, a CSV file, and a document for JSON with all numbers.
+
+    A terminal shows ``brief``, or all sections where it is empty.
+    """
 
     stem: str
     title: str
     sections: list[Section]
     csv: str
     document: dict[str, Any]
+    brief: Sequence[Section] = ()
 
     def with_failures(self, failures: Sequence[ImageError]) -> list[Section]:
         """Add a section about the images that could not be judged."""
@@ -175,7 +179,7 @@ class Tables(NamedTuple):
         return [*self.sections, Section("Images that could not be judged", lines)] if failures else self.sections
 
 
-def plan_jobs(settings: Benchmarking, data_set: DataSet, make_job: JobMaker[AnyJob]) -> Benchmark[AnyJob]:
+def plan_jobs(settings: Measuring, data_set: DataSet, make_job: JobMaker[AnyJob]) -> Benchmark[AnyJob]:
     """Hash the files of a data set and list the jobs. Writes nothing.
 
     Raises `UsageError`: a method, the weights or the segmenter cannot be used, or lacks an input.
@@ -213,7 +217,7 @@ def plan_jobs(settings: Benchmarking, data_set: DataSet, make_job: JobMaker[AnyJ
         # The id does not come from the content: two parts may hold the same pair with different masks.
         roles = {role: files.get(role) for role in ("mse_sr", "gan_sr", "lr", "labels")}
         image = ImageRef(fingerprint(example.part, example.name), 0, (example.title,), **roles)
-        work.append((image, make_job(settings, example, files, inputs)))
+        work.append((image, make_job(example, files, inputs)))
     values = weights.values if weights else None
     return Benchmark(settings, tuple(methods), work, failures, data_set.unjudged, lossy, values)
 

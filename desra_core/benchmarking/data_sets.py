@@ -11,7 +11,7 @@ from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, read_coco
 from desra_core.evaluation.evaluation import all_failed
 from desra_core.images.scanning import ImageNames
-from desra_core.settings.models import Benchmarking
+from desra_core.settings.models import Measuring
 from desra_core.workspace.matching import files_by_name
 
 # The roles of the folders of a data set, and their names in the published data set.
@@ -49,12 +49,12 @@ class DataSet:
     unjudged: list[Path] = field(default_factory=list)
 
 
-def given_folders(settings: Benchmarking) -> dict[str, Path]:
+def given_folders(settings: Measuring) -> dict[str, Path]:
     """Collect the folders that flags name, by role (raises `UsageError` where flags contradict each other)."""
     if settings.labels and settings.segmenter != "none":
         raise UsageError("--labels", "and --segmenter are both given", "leave one out")
     roles = ("mse_sr", "gan_sr", "lr", "labels", "exclude")
-    return {role: folder for role in roles if (folder := getattr(settings, role)) is not None}
+    return {role: folder for role in roles if (folder := getattr(settings, role, None)) is not None}
 
 
 def read_data_set(root: Path | None, given: Mapping[str, Path], skip: Path) -> DataSet:

@@ -4,6 +4,7 @@ import statistics
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -17,12 +18,12 @@ from desra_core.benchmarking.data_sets import Example, given_folders, read_data_
 from desra_core.benchmarking.injection import FULL_CONTRAST, KINDS, SIZES, STRENGTHS
 from desra_core.benchmarking.trial import FAINT, GRID, MIN_AREAS, Trial, run_trial
 from desra_core.detection.detectors import DEFAULT
-from desra_core.errors import Failure, ImageError, UsageError, printable
+from desra_core.errors import Failure, ImageError, printable
 from desra_core.evaluation.mask_files import FRAME, decode_any_mask, on_valid_region
 from desra_core.evaluation.metrics import ratio, wilson_interval
-from desra_core.evaluation.table import Section, as_csv, failure_rows, fixed, in_percent
+from desra_core.evaluation.table import Section, as_csv, counted, failure_rows, fixed, in_percent
 from desra_core.files import fingerprint
-from desra_core.settings.models import Benchmarking
+from desra_core.settings.models import SyntheticBenchmarking
 from desra_core.stages import read_content
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import File
@@ -102,6 +103,7 @@ class SyntheticJob(Job):
             valid = on_valid_region(mask, pair.shape, self.exclude.path)
             exclude = mask if mask.shape == pair.shape else np.pad(valid, FRAME)
         settings = benchmark.settings
+        assert isinstance(settings, SyntheticBenchmarking)
         trial = run_trial(
             self.name, pair.inputs, detectors, exclude, seed=settings.seed, min_area=int(settings.min_area)
         )
@@ -111,19 +113,13 @@ class SyntheticJob(Job):
         return _RECORD.dump_json(TrialRecord(self.key, failure=error.failure), exclude_none=True)
 
 
-def plan_synthetic(settings: Benchmarking) -> Benchmark[SyntheticJob]:
+def plan_synthetic(settings: SyntheticBenchmarking) -> Benchmark[SyntheticJob]:
     """Find the pairs and list the methods that each lacks. Writes nothing.
 
-    Raises `UsageError`: a folder or a method cannot be used, or a setting is lacking or contradicts another.
+    Raises `UsageError`: a folder or a method cannot be used, or a setting contradicts another.
     """
-    folders = given_folders(settings)
-    for role in ("mse_sr", "gan_sr"):
-        if role not in folders:
-            flag = f"--{role.replace('_', '-')}"
-            raise UsageError(flag, "is not given", "desra benchmark synthetic needs --mse-sr and --gan-sr")
-    if settings.min_area.endswith("%"):
-        raise UsageError("--min-area", f"{settings.min_area} differs from image to image", "give pixels")
-    return plan_jobs(settings, read_data_set(None, folders, settings.output), _job)
+    data_set = read_data_set(None, given_folders(settings), settings.output)
+    return plan_jobs(settings, data_set, partial(_job, settings))
 
 
 def read_trials(benchmark: Benchmark[SyntheticJob]) -> list[Trial]:
@@ -230,12 +226,13 @@ def synthetic_tables(
 ) -> Tables:
     """Format the results as tables with explanations, as CSV (recall by kind, strength and size) and for JSON."""
     rows = to_rows(summary)
+    assert isinstance(benchmark.settings, SyntheticBenchmarking)
     settings = benchmark.settings.model_dump(mode="json")
-    gan_sr = benchmark.settings.gan_sr
     return Tables(
         stem="synthetic",
-        title=f"Synthetic benchmark on {printable(gan_sr.name if gan_sr else '')}",
+        title=f"Synthetic benchmark on {printable(benchmark.settings.gan_sr.name)}",
         sections=sections_of(summary),
+        brief=brief_of(summary),
         csv=as_csv(rows["recall"], list(rows["recall"][0]) if rows["recall"] else ["method"]),
         document={"desra": __version__, "settings": settings, **rows, "failures": failure_rows(failures)},
     )
@@ -298,6 +295,29 @@ def sections_of(summary: SyntheticSummary) -> list[Section]:
     ]
 
 
+def brief_of(summary: SyntheticSummary) -> list[Section]:
+    """Sum up all methods in one table for a terminal: recall of all artifacts and of each kind, and false alarms."""
+    if not summary.methods or not summary.injected:
+        return sections_of(summary)
+    note = f"{summary.injected:,} artifacts in {counted(summary.images, 'pair')}: recall in %, false regions per MP, "
+    note += "clean pixels marked in %"
+    elsewhere = "The files have the tables by strength, size, texture and price:"
+
+    def percent(share: float | None) -> str:
+        return fixed(None if share is None else 100 * share, 0)
+
+    rows = []
+    for method in summary.methods:
+        point = method.default
+        clean = None if point.pixel_share is None else 100 * point.pixel_share
+        rows.append(
+            {"method": method.method, "all": percent(point.rate.share)}
+            | {_named(kind): percent(method.recall(kind=kind).share) for kind in KINDS}
+            | {"false/MP": fixed(point.regions_per_megapixel, 2), "clean %": fixed(clean, 2)}
+        )
+    return [Section(note=note, table=rows), Section(note=elsewhere)]
+
+
 def to_rows(summary: SyntheticSummary) -> dict[str, list[dict[str, Any]]]:
     """List the tables for JSON and CSV, with shares in 0..1.
 
@@ -338,7 +358,7 @@ def curves(summary: SyntheticSummary) -> dict[str, list[tuple[float, float]]]:
 
 
 def _job(
-    settings: Benchmarking, example: Example, files: dict[str, File], inputs: dict[Method, list[str]]
+    settings: SyntheticBenchmarking, example: Example, files: dict[str, File], inputs: dict[Method, list[str]]
 ) -> SyntheticJob:
     exclude = files.get("exclude")
     methods = [(method.key, method.points, method.thresholds, hashes) for method, hashes in inputs.items()]

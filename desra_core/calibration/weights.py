@@ -16,7 +16,7 @@ import pyarrow as pa
 from desra_core.detection import class_weights
 from desra_core.detection.mask import Similarity
 from desra_core.errors import UsageError, printable
-from desra_core.evaluation.table import as_csv
+from desra_core.evaluation.table import as_csv, as_toml
 from desra_core.files import replace_file
 from desra_core.images.codec import CLASS_COUNT, Labels, Mask
 from desra_core.images.parts import row_strips
@@ -305,6 +305,4 @@ def _by_rule(
 
 
 def _assignments(table: Mapping[str, Any]) -> list[str]:
-    # TOML spells numbers and printable texts as JSON does.
-    values = {name: printable(value) if isinstance(value, str) else value for name, value in table.items()}
-    return [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items() if value is not None]
+    return as_toml({name: printable(value) if isinstance(value, str) else value for name, value in table.items()})

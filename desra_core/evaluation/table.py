@@ -73,6 +73,13 @@ def as_json(document: Any) -> str:
     return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def as_toml(values: Mapping[str, Any]) -> list[str]:
+    """Format texts, numbers, flags and lists of these as lines of a TOML file; those that are None are left out."""
+    # TOML spells such values as JSON does, but has no raw DEL.
+    spelled = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items() if value is not None}
+    return [f"{name} = {text}".replace("\x7f", "\\u007f") for name, text in spelled.items()]
+
+
 def failure_rows(failures: Iterable[ImageError]) -> list[dict[str, str]]:
     """Describe failures in plain values for JSON."""
     return [{"file": error.subject, "reason": error.reason, "remedy": error.remedy} for error in failures]

@@ -29,6 +29,7 @@ from desra_core.images.parts import RGB, fitted, rgb8
 from desra_core.report.charts import MOST_CURVES, bar_chart, distributions, inline, line_chart, save
 from desra_core.report.document import Cell, cells_within, make_cell, render_page
 from desra_core.report.pictures import AGREEMENT_SIDE, MAX_PIXELS, drawn_agreement
+from desra_core.settings.models import SyntheticBenchmarking
 from desra_core.stages import read_photo
 from desra_core.workspace.manifest import File
 
@@ -153,7 +154,7 @@ def publish_results(benchmark: AnyBenchmark) -> PublishedBenchmark:
     """Add up the records of a benchmark; write tables and page (raises `desra_core.errors.TransientError`)."""
     failures = benchmark.failed()
     results: AnnotatedResults | SyntheticSummary
-    if benchmark.settings.synthetic:
+    if isinstance(benchmark.settings, SyntheticBenchmarking):
         results = summarise(read_trials(benchmark))
         tables, judged = synthetic_tables(benchmark, results, failures), results.images
     else:
@@ -169,7 +170,7 @@ def publish_results(benchmark: AnyBenchmark) -> PublishedBenchmark:
         workspace.publish(page, render_benchmark(benchmark, results, tables, failures).encode())
         for path, data in contents.items():
             workspace.publish(path, data)
-    text = document_as_text(tables.title, tables.sections)
+    text = document_as_text(tables.title, tables.brief or tables.sections)
     return PublishedBenchmark([*contents, page], markdown, text, judged, failures)
 
 
@@ -214,7 +215,7 @@ def render_benchmark(
         worst=worst,
         captions={},
         flip="GAN-SR MSE-SR",
-        about={"data set": settings.dataset, "GAN-SR": settings.gan_sr, "MSE-SR": settings.mse_sr},
+        about={"data set": getattr(settings, "dataset", None), "GAN-SR": settings.gan_sr, "MSE-SR": settings.mse_sr},
     )
 
 

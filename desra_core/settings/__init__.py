@@ -6,7 +6,7 @@ Gives the settings of a corpus; `settings.models` gives those of finetuning, ben
 import os
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import (
     AfterValidator,
@@ -15,9 +15,11 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationError,
     field_validator,
     model_validator,
 )
+from pydantic.config import JsonDict
 
 from desra_core.detection.detectors import DEFAULT, METHODS, AppliedDetector, applied
 from desra_core.networks.checkpoints import BICUBIC, Engine, Precision
@@ -61,14 +63,28 @@ MinArea = Annotated[
 ]
 
 
+# Headings of fields in the help of a command, in their order there; fields without one come first.
+Heading = Literal[
+    "Schedule", "Detection", "Networks", "Training", "Losses", "Gate", "Weights", "Storage", "Server",
+    "Machine and log",
+]  # fmt: skip
+# Headings of single fields.
+USUAL: JsonDict = {"heading": None}
+STORAGE: JsonDict = {"heading": "Storage"}
+
+
 class Frozen(BaseModel):
     """Base of all settings: immutable, and without other fields than those declared."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    # That of all fields that a class declares first, unless a field has its own: see `heading_of`.
+    heading: ClassVar[Heading | None] = None
 
 
 class Machine(Frozen):
     """The workers, memory and devices of a run. Nothing here changes a result or enters a cache key."""
+
+    heading: ClassVar[Heading | None] = "Machine and log"
 
     workers: int | None = Field(
         None,
@@ -100,6 +116,7 @@ class CorpusSettings(Frozen):
     """Settings of detection that desra mine and desra detect share."""
 
     verb: ClassVar[str]
+    heading: ClassVar[Heading | None] = "Detection"
 
     workspace: Path = Field(description="Folder that holds everything the runs of a corpus produce.")
     segmenter: str = Field(
@@ -117,14 +134,23 @@ class CorpusSettings(Frozen):
         "artifacts",
         description="Keep arrays of images with artifacts only (artifacts), similarity and labels of all images "
         "(maps), or everything of all images, SR results and dataset included (all).",
+        json_schema_extra=STORAGE,
     )
-    limit: int | None = Field(None, ge=1, description="Take only this many images, the first by name.")
+    limit: int | None = Field(
+        None, ge=1, description="Take only this many images, the first by name.", json_schema_extra=USUAL
+    )
     exclude: tuple[str, ...] = Field(
         (),
         description="Glob of files and folders to leave out, by name (thumbs, '*_old.png') or, with a slash in it, by "
         "path below the folder (2019/raw/*). May be given several times.",
+        json_schema_extra=USUAL,
     )
-    shard_size: int = Field(1000, ge=1, description="Images per shard, the unit that is scheduled; for new images.")
+    shard_size: int = Field(
+        1000,
+        ge=1,
+        description="Images per shard, the unit that is scheduled; for new images.",
+        json_schema_extra=STORAGE,
+    )
 
     @field_validator("window")
     @classmethod
@@ -151,7 +177,11 @@ class Detection(CorpusSettings):
 
     mse_sr: Path = Field(description="Folder of the MSE-trained model's results; or one file, or a glob in quotes.")
     gan_sr: Path = Field(description="Folder of the GAN-trained model's results; or one file, or a glob in quotes.")
-    lr: Path | None = Field(None, description="Folder of the low-resolution inputs, for the pictures of the report.")
+    lr: Path | None = Field(
+        None,
+        description="Folder of the low-resolution inputs, for the pictures of the report.",
+        json_schema_extra=USUAL,
+    )
     method: str = Field(DEFAULT, description=f"Detector: {', '.join(METHODS)}, or a .py file of your own.")
     threshold: float = Field(
         0.7,
@@ -177,6 +207,7 @@ class Mining(CorpusSettings):
     """Settings of desra mine, which compares the results of two models for a folder of photos."""
 
     verb: ClassVar[str] = "mine"
+    heading: ClassVar[Heading | None] = "Networks"
 
     photos: Path = Field(description="Folder of low-resolution photos; or one photo, or a glob in quotes.")
     gan_model: Path = Field(description="Checkpoint of the GAN-trained model.")
@@ -184,6 +215,7 @@ class Mining(CorpusSettings):
         default_factory=lambda given: str(Workspace(given["workspace"]).twin),
         description="The reference: checkpoint of the MSE-trained model that the GAN model was finetuned from, of its "
         "twin, or of another network of the scale; or the word bicubic. By default the workspace's twin.",
+        json_schema_extra=USUAL,
     )
     precision: Precision = Field(
         "float32", description="Number format of inference; bfloat16 is faster and changes results a little."
@@ -193,7 +225,9 @@ class Mining(CorpusSettings):
         description="What runs networks on a CPU; openvino, an extra, may be faster with AMX and takes more memory.",
     )
     keep_mse: bool = Field(
-        False, description="Keep the MSE model's result of every image: a new GAN model then needs only its own."
+        False,
+        description="Keep the MSE model's result of every image: a new GAN model then needs only its own.",
+        json_schema_extra=STORAGE,
     )
 
     @property
@@ -205,6 +239,40 @@ class Mining(CorpusSettings):
     def engine(self) -> Engine:
         """How networks compute: precision and backend in one word, which the cache keys of results hold."""
         return self.precision if self.backend == "torch" else f"openvino-{self.precision}"  # type: ignore[return-value]
+
+
+def heading_of(kind: type[Frozen], name: str) -> Heading | None:
+    """Return the heading of a field: its own, or that of the class that declares it first.
+
+    None stands for the fields that everybody needs, required ones among them.
+    """
+    field = kind.model_fields[name]
+    if field.is_required():
+        return None
+    if isinstance(field.json_schema_extra, dict) and "heading" in field.json_schema_extra:
+        return cast("Heading | None", field.json_schema_extra["heading"])
+    declared = [base for base in kind.__mro__ if name in vars(base).get("__annotations__", {})]
+    return cast(type[Frozen], declared[-1]).heading
+
+
+def given_values(settings: BaseModel) -> dict[str, Any]:
+    """List, as JSON has them, the values that settings would not have of themselves, and required ones; none is None.
+
+    A default may depend on another value, so each value is left out on trial.
+    """
+    values = settings.model_dump(mode="json", exclude_none=True)
+    for name, field in type(settings).model_fields.items():
+        without = {other: value for other, value in values.items() if other != name}
+        if not field.is_required() and _is_made_of(settings, without):
+            values = without
+    return values
+
+
+def _is_made_of(settings: BaseModel, values: dict[str, Any]) -> bool:
+    try:
+        return type(settings).model_validate(values) == settings
+    except ValidationError:  # the default does not go with another value
+        return False
 
 
 def folder_of(settings: BaseModel) -> Path:

@@ -14,12 +14,13 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic.config import JsonDict
 from tzlocal import get_localzone_name
 
 from desra_core.detection.detectors import METHODS
 from desra_core.errors import UsageError
 from desra_core.networks.checkpoints import BICUBIC
-from desra_core.settings import Frozen, MinArea, Mining, path_unless, whole_path
+from desra_core.settings import STORAGE, USUAL, Frozen, Heading, MinArea, Mining, path_unless, whole_path
 
 PERCENTILE = 85.0
 RATE = 0.001
@@ -29,8 +30,10 @@ MIN_PIXELS, MIN_IMAGES = 100_000, 3
 Rule = Literal["published", "quantile"]
 Fallback = Literal["published", "one", "pooled"]
 
-SYNTHETIC = "synthetic"
-
+_TRAINING: JsonDict = {"heading": "Training"}
+_DETECTION: JsonDict = {"heading": "Detection"}
+_GATE: JsonDict = {"heading": "Gate"}
+_SERVER: JsonDict = {"heading": "Server"}
 _LPIPS = "AlexNet weights of torchvision, to measure the LPIPS distance to the old model too."
 _PHOTOS = "Folder of the LR photos, where the latest run recorded none."
 # Warm-up of a discriminator that starts from nothing: steps, and with preset cpu at most this share of the iterations.
@@ -47,6 +50,8 @@ _LONGEST_SPAN = timedelta(days=36500)  # longer spans lead to dates that Python 
 
 class Gate(Frozen):
     """Limits of the gate: what a finetuned model must reach before it may replace the old one."""
+
+    heading: ClassVar[Heading | None] = "Gate"
 
     min_removal: float = Field(0.75, ge=0, le=1, description="Share of the artifact regions that must be gone.")
     max_detail_loss: float = Field(
@@ -69,11 +74,14 @@ class Optimising(Frozen):
     """Settings of any training: its steps, patches, number format and checkpoints."""
 
     model_config = ConfigDict(json_schema_extra=_without_preset_defaults)
+    heading: ClassVar[Heading | None] = "Training"
     # The values of fields that were not given, with preset cpu.
     cpu_preset: ClassVar[dict[str, Any]] = {}
 
     preset: Literal["paper", "cpu"] = Field(
-        "paper", description="Defaults of the other flags: for a GPU, or what a CPU can do in minutes."
+        "paper",
+        description="Defaults of the other flags: for a GPU, or what a CPU can do in minutes.",
+        json_schema_extra=USUAL,
     )
     iterations: int = Field(1000, ge=1, le=999_999, description="Steps of the generator.")
     patch: int = Field(
@@ -115,6 +123,7 @@ class Optimising(Frozen):
 class Training(Optimising):
     """Settings of a finetune on pseudo-GT. The defaults are those of the authors, except the batch."""
 
+    heading: ClassVar[Heading | None] = "Losses"
     cpu_preset: ClassVar[dict[str, Any]] = {
         "patch": 96, "batch": 8, "discriminator_features": 16, "perceptual": "off", "warmup": None,
     }  # fmt: skip
@@ -123,9 +132,21 @@ class Training(Optimising):
         "duplicates",
         description="Images that stay together in the training or in the held-out pool: duplicates, folder, or a "
         "regular expression on names.",
+        json_schema_extra=_TRAINING,
     )
-    images: int = Field(50, ge=1, description="The most severe images of the training pool to train on.")
-    mask_share: float = Field(0.5, ge=0, le=1, description="Share of the patches that overlap an artifact mask.")
+    images: int = Field(
+        50,
+        ge=1,
+        description="The most severe images of the training pool to train on.",
+        json_schema_extra=_TRAINING,
+    )
+    mask_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of the patches that overlap an artifact mask.",
+        json_schema_extra=_TRAINING,
+    )
     pixel: Literal["l1", "l2"] = Field("l1", description="Pixel loss: absolute or squared differences.")
     pixel_weight: float = Field(1.0, ge=0, description="Weight of the pixel loss.")
     mask_weight: float = Field(1.0, gt=0, description="Weight of masked pixels in the pixel loss; others have 1.")
@@ -164,6 +185,7 @@ class Twinning(Optimising):
     """Settings of desra twin, which trains the MSE twin of a GAN model on degraded photos."""
 
     verb: ClassVar[str] = "twin"
+    heading: ClassVar[Heading | None] = None
     cpu_preset: ClassVar[dict[str, Any]] = {"iterations": 250, "patch": 96, "batch": 3, "ema": 0.98,
                                             "checkpoint_every": 50}  # fmt: skip
 
@@ -182,7 +204,7 @@ class Twinning(Optimising):
         False, description="Train on PHOTOS to mine, low-resolution ones: shrink them, and take the sharper half."
     )
     exclude: tuple[str, ...] = Field((), description="Glob of photos to leave out, as for desra mine.")
-    loss: Literal["l1", "l2"] = Field("l1", description="Absolute or squared differences.")
+    loss: Literal["l1", "l2"] = Field("l1", description="Absolute or squared differences.", json_schema_extra=_TRAINING)
     iterations: int = Field(
         5000, ge=1, le=999_999, description="Steps of the training. By default 5000, or 250 with preset cpu."
     )
@@ -213,6 +235,7 @@ class Finetuning(Training):
     """Settings of desra finetune, which trains a GAN model on the artifacts of a workspace."""
 
     verb: ClassVar[str] = "finetune"
+    heading: ClassVar[Heading | None] = None
 
     workspace: Path = Field(description="Workspace of desra mine or detect, whose artifacts are to be deleted.")
     output: Path | None = Field(
@@ -230,6 +253,7 @@ class Comparing(Gate):
     """Settings of desra compare, which judges finetuned models by the held-out images of a workspace."""
 
     verb: ClassVar[str] = "compare"
+    heading: ClassVar[Heading | None] = None
 
     workspace: Path = Field(description="Workspace whose held-out images judge.")
     after: Path = Field(description="A finetuned checkpoint, or the folder of a finetune for all that it saved.")
@@ -240,8 +264,10 @@ class Comparing(Gate):
         None, description="Checkpoint of the MSE-trained model, or bicubic; by default what the latest desra mine used."
     )
     lr: Path | None = Field(None, description=_PHOTOS)
-    group_by: str = Field("duplicates", description="Images that stay together, as for the finetune.")
-    lpips: Path | None = Field(None, description=_LPIPS)
+    group_by: str = Field(
+        "duplicates", description="Images that stay together, as for the finetune.", json_schema_extra=_GATE
+    )
+    lpips: Path | None = Field(None, description=_LPIPS, json_schema_extra=_GATE)
     promote: bool = Field(False, description="Make the best one the workspace's current model, if it passes.")
 
 
@@ -249,6 +275,7 @@ class Cycling(Mining, Training, Gate):
     """Settings of desra cycle, which mines photos, finetunes the GAN model and judges the result."""
 
     verb: ClassVar[str] = "cycle"
+    heading: ClassVar[Heading | None] = None
 
     twin_photos: Path | None = Field(
         None, description="Folder of sharp photos, to train the workspace's twin on first, where there is no MSE model."
@@ -262,9 +289,11 @@ class Cycling(Mining, Training, Gate):
             raise ValueError("--twin-photos is given, too")
         return chosen
 
-    lpips: Path | None = Field(None, description=_LPIPS)
+    lpips: Path | None = Field(None, description=_LPIPS, json_schema_extra=_GATE)
     keep_mse: bool = Field(
-        True, description="Keep the MSE model's result of every image: a promoted GAN model then needs only its own."
+        True,
+        description="Keep the MSE model's result of every image: a promoted GAN model then needs only its own.",
+        json_schema_extra=STORAGE,
     )
     promote: bool = Field(True, description="Make the best model the workspace's current one, if it passes.")
 
@@ -273,32 +302,43 @@ class Calibrating(Frozen):
     """Settings of desra calibrate, which derives class weights from artifact-free pairs."""
 
     verb: ClassVar[str] = "calibrate"
+    heading: ClassVar[Heading | None] = "Weights"
 
     workspace: Path = Field(description="Workspace of desra detect or mine, or a new folder.")
     output: Path = Field(description="Weights file to write, .toml or .csv; a page and a picture go beside it.")
     mse_sr: Path | None = Field(
-        None, description="Folder of the MSE-trained model's results; by default as the workspace's latest run."
+        None,
+        description="Folder of the MSE-trained model's results; by default as the workspace's latest run.",
+        json_schema_extra=USUAL,
     )
     gan_sr: Path | None = Field(
-        None, description="Folder of the GAN-trained model's results; by default as the workspace's latest run."
+        None,
+        description="Folder of the GAN-trained model's results; by default as the workspace's latest run.",
+        json_schema_extra=USUAL,
     )
     segmenter: str = Field(
         "none",
         pattern=r"^(none|mmseg:.+,.+|labels:.+)$",
         description="Where class labels come from: mmseg:CONFIG,CHECKPOINT or labels:DIR; with none, from where the "
         "workspace's latest run had them.",
+        json_schema_extra=USUAL,
     )
     exclude: Path | None = Field(
         None,
         description="Folder of masks by image name whose pixels are not counted; those of human masks in the "
         "workspace are not counted either.",
+        json_schema_extra=USUAL,
     )
     rule: Rule = Field("published", description="In 20 bins, as published, or exact to a ten-thousandth (quantile).")
     percentile: float = Field(
         PERCENTILE, gt=0, lt=100, description="Share of a class's pixels that its weight lifts to 1, in percent."
     )
     false_alarm_rate: float = Field(
-        RATE, gt=0, lt=1, description="Share of the counted pixels that the suggested threshold may call suspect."
+        RATE,
+        gt=0,
+        lt=1,
+        description="Share of the counted pixels that the suggested threshold may call suspect.",
+        json_schema_extra=USUAL,
     )
     min_pixels: int = Field(MIN_PIXELS, ge=1, description="A class with fewer pixels gets the fallback.")
     min_images: int = Field(MIN_IMAGES, ge=1, description="A class in fewer images gets the fallback.")
@@ -318,15 +358,11 @@ class Calibrating(Frozen):
         return output
 
 
-class Benchmarking(Frozen):
-    """Settings of desra benchmark, which measures detectors by human masks, or by artifacts that it injects itself."""
+class Measuring(Frozen):
+    """Settings of desra benchmark, whatever the ground truth is."""
 
     verb: ClassVar[str] = "benchmark"
 
-    dataset: Annotated[str, path_unless(SYNTHETIC)] = Field(
-        description="Folder with MSE-SR, GAN-SR and GT-Mask in it, a folder of such folders, or a COCO file; or the "
-        "word synthetic: artifacts are injected into the clean results of --mse-sr and --gan-sr; no masks needed."
-    )
     output: Path = Field(description="Folder for masks, tables and the page; the same one again goes on.")
     methods: str = Field(
         ",".join(METHODS), description=f"Detectors, by commas: {', '.join(METHODS)}, and .py files of your own."
@@ -340,15 +376,13 @@ class Benchmarking(Frozen):
         "none",
         pattern=r"^(none|mmseg:.+,.+)$",
         description="Segmenter for class labels that are not given: none or mmseg:CONFIG,CHECKPOINT.",
+        json_schema_extra=_DETECTION,
     )
     weights: Annotated[str | None, path_unless("published", "none")] = Field(
         None,
         description="Class weights of desra: published, none, or a file. By default published when there are labels.",
+        json_schema_extra=_DETECTION,
     )
-    exclude: Path | None = Field(
-        None, description="With synthetic: folder of human masks; the artifacts that they mark are no false alarms."
-    )
-    seed: int = Field(0, ge=0, description="With synthetic: seed of the artifacts that are injected.")
 
     @field_validator("methods")
     @classmethod
@@ -364,10 +398,27 @@ class Benchmarking(Frozen):
         kind, colon, paths = segmenter.partition(":")
         return kind + colon + ",".join(str(whole_path(path.strip())) for path in paths.split(",") if path.strip())
 
-    @property
-    def synthetic(self) -> bool:
-        """Whether artifacts are injected into clean pairs."""
-        return self.dataset == SYNTHETIC
+
+class Benchmarking(Measuring):
+    """Settings of desra benchmark DATASET, which measures detectors by human masks."""
+
+    dataset: Path = Field(
+        description="Folder with MSE-SR, GAN-SR and GT-Mask in it, a folder of such folders, or a COCO file."
+    )
+
+
+class SyntheticBenchmarking(Measuring):
+    """Settings of desra benchmark synthetic, which measures detectors by artifacts that it injects into clean pairs."""
+
+    mse_sr: Path = Field(description="Folder of the MSE-trained model's results.")
+    gan_sr: Path = Field(description="Folder of the GAN-trained model's results.")
+    min_area: str = Field("4000", pattern=r"^\d+$", description="Regions up to this size in pixels are dropped.")
+    lr: Path | None = Field(None, description="Folder of the low-resolution inputs, for methods that need them.")
+    labels: Path | None = Field(None, description="Folder of class-index PNGs by image name.")
+    exclude: Path | None = Field(
+        None, description="Folder of human masks; the artifacts that they mark are no false alarms."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the artifacts that are injected.")
 
 
 class Period(NamedTuple):
@@ -392,12 +443,14 @@ class Serving(Cycling):
     """Settings of desra serve, which mines a growing folder of photos and finetunes the model at set times."""
 
     verb: ClassVar[str] = "serve"
+    heading: ClassVar[Heading | None] = "Schedule"
 
     photos: Path = Field(description="Folder that new photos come to.")
     name: str | None = Field(
         None,
         pattern=r"^[\w.-]+$",
         description="Name of the deployments and of their work pool; by default that of the workspace folder.",
+        json_schema_extra=_SERVER,
     )
     mine_at: str = Field(
         "daily at 2:00",
@@ -419,9 +472,12 @@ class Serving(Cycling):
         pattern=r"^https?://\S+$",
         description="Address that gets a JSON message, with a text field as Slack and Mattermost read it, of each run "
         "that failed; by default $DESRA_WEBHOOK.",
+        json_schema_extra=_SERVER,
     )
     history: str = Field(
-        "90 days", description="How long runs stay in the UI, with their logs, artifacts and cached results."
+        "90 days",
+        description="How long runs stay in the UI, with their logs, artifacts and cached results.",
+        json_schema_extra=_SERVER,
     )
     port: int = Field(
         4200,
@@ -429,6 +485,7 @@ class Serving(Cycling):
         le=65533,
         description="Port of the Prefect server on this machine; the report and Dask's dashboard are at the next two. "
         "0 for any free ports.",
+        json_schema_extra=_SERVER,
     )
 
     @field_validator("mine_at", "cycle_at")

@@ -27,7 +27,7 @@ from desra_core.settings import Detection, Mining
 from desra_core.settings.models import Comparing, Finetuning
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import HUMAN_MASKS
-from tests.conftest import MODELS, photo, refusal
+from tests.conftest import MODELS, assert_told_in_help, photo, refusal
 from tests.in_process import judge_all, process, train
 
 # At this learning rate, artifacts go within a few steps.
@@ -108,6 +108,20 @@ def test_a_finetune_is_judged_by_images_that_it_has_not_seen(place, copied, comp
     assert again.stdout.startswith("nothing to do: all was judged before\njudged by 6 held-out images, 2 of them clean")
     assert f"passed   {verdict.best}\n" in again.stdout
     assert "people " not in again.stdout
+    found = json.loads(desra_here("compare", "--workspace", copied, "--after", place.run.root, "--json").stdout)
+    assert f"{found['outcome']}   {found['best']}\n" in again.stdout
+    control, marked = found["control"], again.stdout.splitlines()[1]
+    told = f"{control['images']} held-out images, {control['clean_images']} of them clean, with {control['regions']}"
+    assert marked == f"judged by {told} artifact regions"
+    for score in (*found["scores"], control):
+        [line] = [line for line in again.stdout.splitlines() if line.startswith(score["candidate"] + " ")]
+        assert f" {score['gone']} of {score['regions']} " in line
+        assert f" {100 * score['removal']:.1f} % " in line
+        assert ("same" if score["psnr"] is None else f"{score['psnr']:.1f} dB") in line
+    assert (found["before"], found["promoted"]) == (str(place.gan), None)
+    assert_told_in_help(desra_here, "compare", found)
+    scored = {name for name in control if not name.endswith("_interval")}
+    assert_told_in_help(desra_here, "compare", scored)
     assert everything(workspace.gate) | everything(workspace.maps) | everything(workspace.masks) == before
 
     with workspace.locked():
@@ -156,6 +170,8 @@ def test_an_image_that_cannot_be_judged_is_named_and_judged_later(
 
     changed.write_bytes(content)
     assert [image.id for image, _ in comparison.missing()] == [comparison.images[0].id]
+    found = json.loads(desra(*arguments, "--json").stdout)
+    assert (found["failures"], found["promoted"], found["control"]["images"]) == (0, str(entry), 6)
     assert compare(copied, place.run.root)[0].control.images == 6
 
 

@@ -28,7 +28,7 @@ def test_a_benchmark_lacks_the_images_that_cannot_be_judged(failures, tmp_path: 
     monkeypatch.setattr(module, "plan", MagicMock())
     monkeypatch.setattr(module, "run_detectors", MagicMock())
     monkeypatch.setattr(module, "publish_benchmark", lambda _: SimpleNamespace(judged=3, failures=failures))
-    ended = module.benchmark(Benchmarking(dataset=str(tmp_path / "pairs"), output=tmp_path / "out"))
+    ended = module.benchmark(Benchmarking(dataset=tmp_path / "pairs", output=tmp_path / "out"))
     assert (ended.in_one_line, ended.to_look_at) == ("3 images judged", bool(failures))
 
 

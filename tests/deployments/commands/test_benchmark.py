@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import pytest
 
 from deployments.commands.runs import Workspace
 from desra_core.benchmarking import plan
+from desra_core.benchmarking.injection import KINDS
 from desra_core.settings.models import Benchmarking
-from tests.benchmark_sets import FAST, judge, make_plain, write
+from tests.benchmark_sets import FAST, judge, make_plain, spoil, write
 from tests.conftest import refusal
 
 SYNTHETIC = ("synthetic", "--mse-sr", "set/mse_sr", "--gan-sr")
@@ -56,7 +58,7 @@ def test_a_data_set_is_judged_by_all_methods(plain, tmp_path, desra, desra_here)
     assert run.stdout.endswith(again.stdout.partition("\n")[2])
     assert everything(output) == before
     shutil.copy(plain[0] / "gt_mask" / f"{names[2]}.png", root / "gt_mask" / f"{names[2]}.png")
-    asked = Benchmarking(dataset=str(root), output=output, min_area="100")
+    asked = Benchmarking(dataset=root, output=output, min_area="100")
     assert [image.names for image, _ in plan(asked).missing()] == [(names[2],)]
 
 
@@ -71,6 +73,43 @@ def test_known_results_are_printed_without_servers(plain, tmp_path, desra_here) 
     assert fewer.returncode == 0
 
 
+def test_a_synthetic_benchmark_prints_one_screen(plain, tmp_path, desra_here) -> None:
+    _, published = spoil(plain[0], tmp_path / "out", methods=FAST)
+    pairs = ("--mse-sr", plain[0] / "mse_sr", "--gan-sr", plain[0] / "gan_sr")
+    command = ("benchmark", "synthetic", *pairs, "--output", tmp_path / "out", "--min-area", 400, "--methods", FAST)
+    run = desra_here(*command)
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines[:-4])) <= 120
+    assert lines[-5] == "The files have the tables by strength, size, texture and price:"
+    document = json.loads((tmp_path / "out/synthetic.json").read_bytes())
+    header, *rows = lines[lines.index(next(line for line in lines if line.startswith("method "))) :]
+    kinds = {kind.replace("_", " "): kind for kind in KINDS}
+    assert re.split(" {2,}", header) == ["method", "all", *kinds, "false/MP", "clean %"]
+    for method, row in zip(document["methods"], rows, strict=False):
+        name, every, *recalls, regions, clean = re.split(" {2,}", row)
+        assert (name, every) == (method["method"], f"{100 * method['recall']:.0f}")
+        cells = [each for each in document["recall"] if each["method"] == name]
+        for kind, told in zip(kinds.values(), recalls, strict=True):
+            found, counted = (sum(each[key] for each in cells if each["kind"] == kind) for key in ("found", "counted"))
+            assert told == f"{100 * found / counted:.0f}"
+        assert regions == f"{method['false_regions_per_megapixel']:.2f}"
+        assert clean == f"{100 * method['false_pixel_share']:.2f}"
+    assert [line.split()[-1] for line in lines[-4:]] == [str(path) for path in published.files]
+    assert "Recall at a price" in (tmp_path / "out/synthetic.md").read_text()
+
+
+def test_the_synthetic_benchmark_has_its_own_flags(desra_here) -> None:
+    own, shared = (desra_here("benchmark", *more, "--help").stdout for more in (["synthetic"], []))
+    assert "benchmark synthetic [OPTIONS]\n" in own
+    assert all(flag in own and flag not in shared for flag in ("--seed", "--exclude"))
+    assert "DATASET" not in own
+    lacking = desra_here("benchmark", "synthetic", "--output", "out")
+    assert lacking.returncode == 2
+    assert "Missing option '--mse-sr'" in lacking.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -81,9 +120,11 @@ def test_known_results_are_printed_without_servers(plain, tmp_path, desra_here) 
         (("set", "--min-area", "most"), "--min-area: most is not accepted"),
         (("set", "--segmenter", "labels:x"), "--segmenter: labels:x is not accepted"),
         (("set", "--weights", "w.csv"), "class weights cannot be read"),
-        (("synthetic",), "--mse-sr: is not given; desra benchmark synthetic needs --mse-sr and --gan-sr"),
         ((*SYNTHETIC, "empty"), "empty: holds no images"),
-        ((*SYNTHETIC, "set/gan_sr", "--min-area", "1%"), "--min-area: 1% differs"),
+        (
+            (*SYNTHETIC, "set/gan_sr", "--min-area", "1%"),
+            "--min-area: 1% is not accepted",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_a_line(plain, tmp_path, desra_here, monkeypatch, arguments, told) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,7 +18,7 @@ from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import HUMAN_MASKS
 from desra_core.workspace.manifest import read_manifest, scan
 from desra_core.workspace.matching import Sources
-from tests.conftest import Desra, refusal
+from tests.conftest import Desra, assert_told_in_help, refusal
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -49,11 +50,22 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_published_numbers(desra_here: Desra, shared_data: Path, tmp_path: Path) -> None:
-    pairs, numbers = shared_data / "pairs", tmp_path / "new" / "numbers.json"
+def numbers(run: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """Read the JSON document that is all of the output; NaN and infinity are no JSON."""
+
+    def refused(constant: str) -> None:
+        raise AssertionError(constant)
+
+    found: dict[str, Any] = json.loads(run.stdout, parse_constant=refused)
+    return found
+
+
+def test_the_published_numbers(desra_here: Desra, shared_data: Path) -> None:
+    pairs = shared_data / "pairs"
     published = json.loads((pairs / "metrics.json").read_text())
     masks = pairs / published["predictions"]
-    run = desra_here("evaluate", "--masks", masks, "--gt", pairs / "gt_mask", "--json", numbers)
+    command = ("evaluate", "--masks", masks, "--gt", pairs / "gt_mask")
+    run = desra_here(*command)
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.splitlines() == [
         "8 images judged",
@@ -63,12 +75,15 @@ def test_the_published_numbers(desra_here: Desra, shared_data: Path, tmp_path: P
         "precision: 408 of 656 detected regions right   0.6220  0.494–0.828",
         "recall: 244 of 775 ground-truth regions found  0.3148  0.115–0.516",
         "F1: of precision and recall                    0.4181  0.199–0.534",
-        f"numbers  {numbers}",
     ]
-    found = json.loads(numbers.read_text())
+    found = numbers(desra_here(*command, "--json"))
     assert {key: found[key] for key in ("iou", "precision", "recall")} == published["published_scripts"]
     assert 0 < found["f1"] < 1
-    assert [path.name for path in numbers.parent.iterdir()] == ["numbers.json"]
+    for measure in ("iou", "precision", "recall", "f1"):
+        low, high = found["intervals"][measure]
+        assert f"{found[measure]:.4f}  {low:.3f}–{high:.3f}" in run.stdout
+    for count in ("images", "detected", "right", "marked", "found"):
+        assert f"{found[count]} " in run.stdout
 
 
 def test_the_printed_scores_and_the_written_files(desra_here: Desra, data: Path) -> None:
@@ -92,12 +107,14 @@ def test_the_printed_scores_and_the_written_files(desra_here: Desra, data: Path)
         "images.csv", "regions.csv", "detections.csv", "evaluation.json", "evaluation.html",
     }  # fmt: skip
     assert {path: data for path, data in contents(data).items() if "out" not in path.parts} == before
+    again = desra_here(*folders(data), "--output", data / "out", "--json")
+    assert numbers(again) == json.loads((data / "out/evaluation.json").read_text())
 
 
 def test_undefined_is_said_and_null(desra_here: Desra, data: Path) -> None:
     for folder in ("masks", "gt"):
         (data / folder / "a.png").unlink()
-    run = desra_here(*folders(data), "--json", data / "numbers.json")
+    run = desra_here(*folders(data))
     assert run.returncode == 0
     assert [line.rstrip("– ") for line in run.stdout.splitlines()[3:8]] == [
         "IoU: undefined, no mask and no ground truth marks anything",
@@ -106,7 +123,7 @@ def test_undefined_is_said_and_null(desra_here: Desra, data: Path) -> None:
         "F1: undefined, precision or recall is undefined",
         "IoU: with 1 pair of empty masks, as agreement               1.0000",
     ]
-    found = json.loads((data / "numbers.json").read_text())
+    found = numbers(desra_here(*folders(data), "--json"))
     assert [found[key] for key in ("iou", "precision", "recall", "f1")] == [None] * 4
     assert (found["iou_with_empty"], found["empty_pairs"]) == (1, 1)
 
@@ -116,12 +133,12 @@ def test_missing_twins_and_files_that_fail(desra_here: Desra, data: Path) -> Non
     for index in range(25):
         put(data / f"gt/more/{index:02d}.png")
     put(data / "masks/alone.png")
-    run = desra_here(*folders(data), "--json", data / "numbers.json")
+    run = desra_here(*folders(data), "--json")
     assert run.returncode == 0
     assert f"missing: {data / 'masks/alone.png'}: has no ground truth" in run.stderr
     assert run.stderr.count(": has no mask") == 19
     assert "and 6 more: --json lists them all" in run.stderr
-    found = json.loads((data / "numbers.json").read_text())
+    found = numbers(run)
     assert found["without_ground_truth"] == {"alone": str(data / "masks/alone.png")}
     assert len(found["without_mask"]) == 25
     put(data / "gt/alone.png", shape=(61, 90))
@@ -142,10 +159,10 @@ def test_jpeg_masks_are_warned_about(desra_here: Desra, data: Path) -> None:
     mask = cv2.imread(str(data / "masks/a.png"), cv2.IMREAD_GRAYSCALE)
     (data / "masks/a.png").unlink()
     cv2.imwrite(str(data / "masks/a.jpg"), mask)
-    run = desra_here(*folders(data), "--json", data / "numbers.json")
+    run = desra_here(*folders(data), "--json")
     assert run.returncode == 0
     assert "warning: 1 mask is JPEG or lossy WebP, thresholded at half: save masks as PNG\n" in run.stderr
-    assert json.loads((data / "numbers.json").read_text())["lossy"] == [str(data / "masks/a.jpg")]
+    assert numbers(run)["lossy"] == [str(data / "masks/a.jpg")]
 
 
 def test_classes(desra_here: Desra, data: Path) -> None:
@@ -153,14 +170,15 @@ def test_classes(desra_here: Desra, data: Path) -> None:
     classes[:, 30:] = 12
     (data / "labels").mkdir()
     (data / "labels/a.png").write_bytes(encode_png(classes))
-    run = desra_here(*folders(data), "--labels", data / "labels", "--json", data / "numbers.json")
-    assert run.stdout.splitlines()[13:-1] == [
+    command = (*folders(data), "--labels", data / "labels")
+    run = desra_here(*command)
+    assert run.stdout.splitlines()[13:] == [
         "class   IoU    precision       recall          pixel precision  pixel recall",
         "wall    1.000  1.000 (1 of 1)  1.000 (1 of 1)  1.000            1.000",
         "person  0.000  0.000 (0 of 1)  0.000 (0 of 1)  0.000            0.000",
     ]
     assert "warning: 1 image without class labels is left out by class" in run.stderr
-    assert [row["name"] for row in json.loads((data / "numbers.json").read_text())["per_class"]] == ["wall", "person"]
+    assert [row["name"] for row in numbers(desra_here(*command, "--json"))["per_class"]] == ["wall", "person"]
 
 
 def test_severity_labels(desra_here: Desra, data: Path) -> None:
@@ -169,7 +187,7 @@ def test_severity_labels(desra_here: Desra, data: Path) -> None:
     rows = (data / "out/regions.csv").read_text().splitlines()
     assert rows[0] == "image,region,x,y,width,height,area,share_inside,class,found,noticed"
     (data / "noticed.csv").write_text("\n".join([rows[0], rows[1] + "0.7", rows[2] + "0.1"]))
-    command = [*folders(data), "--severity", data / "noticed.csv", "--json", data / "numbers.json"]
+    command = [*folders(data), "--severity", data / "noticed.csv"]
     run = desra_here(*command)
     assert run.returncode == 0
     assert run.stdout.splitlines()[9:18] == [
@@ -184,7 +202,9 @@ def test_severity_labels(desra_here: Desra, data: Path) -> None:
         "recall: 1 of 1 ground-truth region found       1.0000  –",
         "F1: of precision and recall                    0.6667  –",
     ]
-    prominent = json.loads((data / "numbers.json").read_text())["prominent"]
+    found = numbers(desra_here(*command, "--json"))
+    assert_told_in_help(desra_here, "evaluate", found)
+    prominent = found["prominent"]
     assert (prominent["noticed_by_at_least"], prominent["rated_regions"], prominent["recall"]) == (0.5, 2, 1)
     run = desra_here(*command, "--prominent", "0.05")
     assert "recall: 1 of 2 ground-truth regions found      0.5000" in run.stdout.partition("Prominent regions")[2]
@@ -215,11 +235,8 @@ def test_severity_labels_that_somebody_filled_in_are_not_lost(desra_here: Desra,
 )
 def test_severity_labels_that_do_not_fit(desra_here: Desra, data: Path, rows: str, message: str) -> None:
     (data / "noticed.csv").write_text(f"image,region,noticed\n{rows}\n")
-    run = desra_here(
-        *folders(data), "--severity", data / "noticed.csv", "--json", data / "j.json", "--output", data / "o"
-    )
+    run = desra_here(*folders(data), "--severity", data / "noticed.csv", "--output", data / "o")
     assert message in refusal(run)
-    assert not (data / "j.json").exists()
     assert not (data / "o").exists()
 
 
@@ -236,7 +253,6 @@ def test_refusals(desra_here: Desra, data: Path) -> None:
         ([*masks, "--gt", data / "empty"], "empty: holds no images; name a folder of ground-truth files"),
         (["--masks", data / "nowhere", *gt], "nowhere: is no folder"),
         ([*masks, "--gt", data / "gt/set"], "has no twin, and neither has any other mask"),
-        ([*masks, *gt, "--json", data / "masks/a.png"], "a.png: exists and is no JSON file; name another"),
         ([*masks, *gt, "--output", data / "masks/a.png"], "a.png: is no folder; name a folder for --output"),
         ([*masks, *gt, "--labels", data / "nowhere"], "nowhere: is no folder"),
         ([*masks, *gt, "--severity", data / "none.csv"], "none.csv: cannot be read (No such file or directory)"),

@@ -16,7 +16,15 @@ from typer.testing import CliRunner
 from deployments import cli
 from deployments.commands.flags import paths_at_home, with_flags
 from desra_core.settings import Detection, Machine, Mining
-from desra_core.settings.models import Benchmarking, Calibrating, Comparing, Cycling, Finetuning, Serving
+from desra_core.settings.models import (
+    Benchmarking,
+    Calibrating,
+    Comparing,
+    Cycling,
+    Finetuning,
+    Serving,
+    SyntheticBenchmarking,
+)
 
 KINDS: dict[type[BaseModel], dict[str, Any]] = {
     Mining: {"argument": "photos"},
@@ -26,6 +34,7 @@ KINDS: dict[type[BaseModel], dict[str, Any]] = {
     Cycling: {"argument": "photos"},
     Calibrating: {},
     Benchmarking: {"argument": "dataset"},
+    SyntheticBenchmarking: {},
     Serving: {"config_argument": True},
 }
 # Text that holds paths; all other text is known to hold none.
@@ -34,7 +43,6 @@ TEXTS = {
     "weights": "~/weights.toml",
     "method": "~/detector.py",
     "methods": "desra,~/detector.py",
-    "dataset": "~/set",
     "perceptual": "~/vgg.pth",
     "mse_model": "~/mse.pth",
 }
@@ -114,7 +122,7 @@ def test_every_command_takes_paths_in_this_way() -> None:
 
     known = {paths_at_home(nothing).__code__, with_flags(lambda settings, machine: None, Mining).__code__}
     commands = [command.callback for command in cli.app.registered_commands]
-    assert len(commands) == 16
+    assert len(commands) == 18
     assert all(command is not None and command.__code__ in known for command in commands)
 
 
@@ -155,9 +163,8 @@ def test_folders_in_the_home_folder_are_found(home: Path, desra_here) -> None:
     for folder in ("masks", "gt"):
         (home / folder).mkdir()
         assert cv2.imwrite(str(home / folder / "a.png"), np.pad(np.full((20, 20), 255, np.uint8), 20))
-    judged = desra_here("evaluate", "--masks=~/masks", "--gt=~/gt", "--output=~/out", "--json=~/all.json")
+    judged = desra_here("evaluate", "--masks=~/masks", "--gt=~/gt", "--output=~/out")
     assert judged.returncode == 0, judged.stderr
     assert (home / "out/evaluation.html").exists()
-    assert (home / "all.json").exists()
     assert f"{home}/ws: is no workspace" in desra_here("status", "--workspace=~/ws").stderr
     assert list(home.parent.iterdir()) == [home], "and no folder called ~"

@@ -14,7 +14,7 @@ import pytest
 from deployments.commands.workspace import bytes_in_words
 from desra_core.settings import Mining
 from desra_core.workspace import Workspace
-from tests.conftest import refusal
+from tests.conftest import assert_told_in_help, refusal
 from tests.in_process import process
 
 
@@ -149,6 +149,58 @@ def test_status_tells_sizes(ws: Path, desra_here) -> None:
     assert f"dataset {bytes_in_words(dataset)}" in by_kind
     without = desra_here("status", "--workspace", ws).stdout.splitlines()
     assert without == [each for each in lines if each != line]
+
+
+def test_gc_as_json(ws: Path, desra_here) -> None:
+    (ws / "notes.txt").write_text("mine")
+    told = desra_here("gc", "--workspace", ws, "--list").stdout.splitlines()
+    run = desra_here("gc", "--workspace", ws, "--list", "--json")
+    found = json.loads(run.stdout)
+    assert (run.returncode, run.stderr, found["applied"], found["workspace"]) == (0, "", False, str(ws))
+    *listed, _, total, unknown = told
+    assert [f"{p['kind']:<12} {bytes_in_words(p['bytes']):>8}  {p['path']}" for p in found["paths"]] == listed
+    [group] = found["groups"]
+    assert told[-3].split()[:2] == [group["kind"], str(group["files"])]
+    assert told[-3].endswith(f"{bytes_in_words(group['bytes'])}  {group['reason']}")
+    assert total.startswith(f"{found['files']} files, {bytes_in_words(found['bytes'])} would go")
+    [left] = found["unknown"]
+    assert unknown == f"unknown, left: {left['path']} ({left['bytes']} B)"
+    applied = json.loads(desra_here("gc", "--workspace", ws, "--apply", "--json").stdout)
+    assert applied == found | {"applied": True, "paths": None}
+    again = json.loads(desra_here("gc", "--workspace", ws, "--apply", "--json").stdout)
+    assert (again["files"], again["bytes"], again["groups"]) == (0, 0, [])
+    assert_told_in_help(desra_here, "gc", found | group)
+
+
+def test_status_as_json(place: SimpleNamespace, ws: Path, desra_here, tmp_path: Path) -> None:
+    photos = Path(shutil.copytree(place.root / "photos", tmp_path / "photos"))
+    (photos / "set1/photo001.png").unlink()
+    (photos / "set1/photo003.png").write_bytes(b"no PNG")
+    (photos / "set1/notes.txt").touch()
+    mse, gan = place.root / "models/mse.pth", place.root / "models/gan.pth"
+    process(Mining(photos=photos, mse_model=str(mse), gan_model=gan, workspace=ws))
+    told = desra_here("status", "--workspace", ws, "--sizes", "--failures")
+    run = desra_here("status", "--workspace", ws, "--sizes", "--json")
+    found = json.loads(run.stdout)
+    assert (run.returncode, run.stderr) == (0, "")
+    parts = ", ".join(f"{kind} {bytes_in_words(size['bytes'])}" for kind, size in found["size"]["by_kind"].items())
+    assert told.stdout.splitlines() == [
+        f"workspace  {found['workspace']}",
+        "run        none at present",
+        f"reference  {found['reference']}",
+        f"images     {found['images']}, and {found['vanished']} vanished ones, whose outputs stay",
+        f"done       {found['done']}",
+        f"pending    {found['pending']}",
+        f"failed     {found['failed']}",
+        "passed over 1 .txt",
+        f"size       {bytes_in_words(found['size']['bytes'])} in {found['size']['files']} files: {parts}",
+    ]
+    assert (found["run"], found["model"], found["retried"]) == (None, None, 0)
+    assert (found["images"], found["done"], found["failed"], found["passed_over"]) == (5, 4, 1, {".txt": 1})
+    [failure] = found["failures"]
+    assert told.stderr == f"failed: {failure['subject']}: {failure['reason']}; {failure['remedy']}\n"
+    assert json.loads(desra_here("status", "--workspace", ws, "--json").stdout) == found | {"size": None}
+    assert_told_in_help(desra_here, "status", found)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from desra_core.report import pages
+from desra_core.settings.models import SyntheticBenchmarking
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -14,7 +15,9 @@ def undrawn_pages() -> Iterator[None]:
     drawn = pages.render_benchmark
 
     def undrawn(benchmark, results, *more) -> str:
-        return drawn(benchmark, results, *more) if benchmark.settings.synthetic else f"{results}"
+        return (
+            drawn(benchmark, results, *more) if isinstance(benchmark.settings, SyntheticBenchmarking) else f"{results}"
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pages, "render_benchmark", undrawn)

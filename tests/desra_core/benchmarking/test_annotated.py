@@ -150,7 +150,7 @@ def test_only_what_is_new_is_computed(plain, tmp_path) -> None:
     folder, names = plain
     shutil.copytree(folder, tmp_path / "set")
     output = tmp_path / "out"
-    settings = Benchmarking(dataset=str(tmp_path / "set"), output=output, methods=FAST, min_area="100")
+    settings = Benchmarking(dataset=tmp_path / "set", output=output, methods=FAST, min_area="100")
     assert sorted(run_here(plan(settings))) == sorted(names)
     publish_results(plan(settings))
     before = table(output)
@@ -291,23 +291,20 @@ def test_results_of_a_lost_input_no_longer_count(plain, tmp_path) -> None:
         ({"methods": "ldl,ldl"}, "has two methods called ldl-0.01"),
         ({"labels": "labels", "segmenter": "mmseg:a,b"}, "--labels: and --segmenter are both given"),
         ({"weights": "nothing.csv"}, "class weights cannot be read"),
-        ({"exclude": "labels"}, "--exclude: is for the synthetic benchmark"),
         ({"mse_sr": "nowhere"}, "is no folder"),
     ],
 )
 def test_settings_are_refused(plain, settings, told) -> None:
-    given = {
-        name: plain[0] / value if name in ("labels", "mse_sr", "exclude") else value for name, value in settings.items()
-    }
+    given = {name: plain[0] / value if name in ("labels", "mse_sr") else value for name, value in settings.items()}
     with pytest.raises(UsageError, match=told):
-        plan(Benchmarking(dataset=str(plain[0]), output=plain[0].parent / "out", **given))
+        plan(Benchmarking(dataset=plain[0], output=plain[0].parent / "out", **given))
 
 
 def test_weights_need_labels_and_methods_their_inputs(plain, tmp_path) -> None:
     folder = plain[0]
     for role in ("mse_sr", "gan_sr", "gt_mask"):
         shutil.copytree(folder / role, tmp_path / "set" / role)
-    settings = Benchmarking(dataset=str(tmp_path / "set"), output=tmp_path / "out")
+    settings = Benchmarking(dataset=tmp_path / "set", output=tmp_path / "out")
     assert [method.name for method in plan(settings).methods] == ["desra, weight 1", "ldl", "ssim", "niqe"]
     with pytest.raises(UsageError, match="--weights: published needs class labels"):
         plan(settings.model_copy(update={"weights": "published"}))
