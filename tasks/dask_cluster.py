@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from dask import config as dask_config
+from dask.system import cpu_count
 from dask.utils import parse_bytes
 from distributed import Client, Nanny, Scheduler, SpecCluster
 from distributed.comm.core import connect
@@ -298,7 +299,8 @@ def _largest_image(memory: int, base_bytes: int) -> int:
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+    """Return the cores that this process may use: those of its affinity, or fewer where a container has a quota."""
+    return cpu_count()
 
 
 def threads_of(workers: int) -> int:
