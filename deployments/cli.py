@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -64,6 +65,7 @@ def main() -> None:
     interrupted, 143 terminated.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    _name_a_home()
     try:
         try:
             os.getcwd()  # paths are relative to it, and workers start in it
@@ -73,6 +75,17 @@ def main() -> None:
     except DesraError as error:
         say(f"error: {printable(error)}")
         sys.exit(1 if isinstance(error, TransientError) else 2)
+
+
+def _name_a_home() -> None:
+    """Set the home folder of a user without one, such as a number in a container, to one that does not exist.
+
+    Prefect cannot be imported without the name of a home, and numba would make a folder with the name ``~``.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/nonexistent"  # as Debian writes it
 
 
 @app.callback(invoke_without_command=True)

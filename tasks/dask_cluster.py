@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from dask import config as dask_config
-from dask.system import CPU_COUNT
+from dask.system import cpu_count
 from dask.utils import parse_bytes
 from distributed import Client, Nanny, Scheduler, SpecCluster
 from distributed.comm.core import connect
@@ -299,17 +299,13 @@ def _largest_image(memory: int, base_bytes: int) -> int:
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+    """Return the cores that this process may use: those of its affinity, or fewer where a container has a quota."""
+    return cpu_count()
 
 
 def threads_of(workers: int) -> int:
     """Return the cores for each of so many workers; a thread of a worker with a GPU counts as a worker."""
     return max(1, _cores() // max(1, workers))
-
-
-def granted() -> tuple[int, int]:
-    """Return the cores and the bytes of memory that the control group and the limits of this process grant it."""
-    return CPU_COUNT, MEMORY_LIMIT
 
 
 def visible_gpus() -> list[str]:

@@ -42,7 +42,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_wheel_has_all_that_the_packages_read(wheel: Path) -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     packages = ("desra_core/", "tasks/", "flows/", "deployments/")
-    expected = {name for name in listed.split("\0") if name.startswith(packages) and (ROOT / name).exists()}
+    left_out = ("deployments/container/", "deployments/systemd/")  # of the checkout alone: docs/how-to/containers.md
+    names = {name for name in listed.split("\0") if name.startswith(packages) and not name.startswith(left_out)}
+    expected = {name for name in names if (ROOT / name).exists()}
     assert expected <= set(zipfile.ZipFile(wheel).namelist())
 
 

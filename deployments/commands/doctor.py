@@ -194,9 +194,6 @@ def _folder(subject: str, folder: Path) -> Iterator[Finding]:
 def _cache() -> Iterator[Finding]:
     """Check the user's cache, without which each new workspace takes some seconds longer."""
     folder = cache_folder()
-    if folder is None:
-        yield Finding("note", "cache", "there is no home folder, so new workspaces start slower", "set XDG_CACHE_HOME")
-        return
     there = next(each for each in (folder, *folder.parents) if each.exists())
     try:
         yield from _folder("cache", there)
@@ -266,22 +263,16 @@ def _without_gpu() -> Finding:
 
 
 def _cores() -> Iterator[Finding]:
-    from tasks.dask_cluster import granted, threads_of
+    from tasks.dask_cluster import threads_of
 
-    cores, (allowed, _) = threads_of(1), granted()
-    fact = f"{cores} of {os.cpu_count()} for this process"
-    if allowed < cores:
-        yield Finding("note", "cores", f"{fact}, but its container may use {allowed}", f"add --workers {allowed}")
-    else:
-        yield Finding("ok", "cores", fact)
+    yield Finding("ok", "cores", f"{threads_of(1)} of {os.cpu_count()} for this process")
 
 
 def _memory() -> Iterator[Finding]:
-    from tasks.dask_cluster import NETWORK_WORKER_BYTES, granted, share_of
+    from tasks.dask_cluster import MEMORY_LIMIT, NETWORK_WORKER_BYTES, share_of
 
-    _, limit = granted()
     memory = psutil.virtual_memory()
-    limited = f", limited to {bytes_in_words(limit)}" if limit < memory.total else ""
+    limited = f", limited to {bytes_in_words(MEMORY_LIMIT)}" if memory.total > MEMORY_LIMIT else ""
     share = share_of(Machine(), NETWORK_WORKER_BYTES, 0)
     fact = (
         f"{bytes_in_words(memory.total)}{limited}, {bytes_in_words(memory.available)} available: a run starts "

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
@@ -246,7 +247,8 @@ class Server(processes.Child):
         }
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
         # The user's environment wins over the settings of retention, but not over those of access and of the log.
-        environment = server_settings(self._history) | os.environ | processes.for_other_folder() | self._mark | ours
+        defaults = server_settings(self._history) | _place_of_pages(self._home)
+        environment = defaults | os.environ | processes.for_other_folder() | self._mark | ours
         process = self._spawn(command, environment)
         (self._home / "server.json").write_text(json.dumps({"pid": process.pid, "token": self._mark[processes.MARK]}))
 
@@ -299,39 +301,32 @@ def check_temporary() -> None:
         raise TransientError(folder, reason, "free some space, or name another folder by TMPDIR, and run again")
 
 
-def cache_folder() -> Path | None:
-    """Return the folder of desra in the user's cache; None without a home."""
+def cache_folder() -> Path:
+    """Return the folder of desra in the user's cache."""
     given = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        return (Path(given) if given.startswith("/") else Path.home() / ".cache") / "desra"
-    except RuntimeError:  # no home folder
-        return None
+    return (Path(given) if given.startswith("/") else Path.home() / ".cache") / "desra"
 
 
-def _cached_database() -> Path | None:
-    """Return the place, in the user's cache, of an empty database of this version of Prefect; None without a home.
+def _cached_database() -> Path:
+    """Return the place, in the user's cache, of an empty database of this version of Prefect.
 
     Prefect builds its tables by some 200 migrations, which takes seconds; with a copy, a new workspace saves them.
     """
-    folder = cache_folder()
-    return folder and folder / f"prefect-{version('prefect')}.db"
+    return cache_folder() / f"prefect-{version('prefect')}.db"
 
 
-def _read_owned(path: Path | None) -> bytes | None:
+def _read_owned(path: Path) -> bytes | None:
     """Read a file that only this user can have written; None where there is none, or it cannot be read."""
-    with contextlib.suppress(OSError):
-        if path is not None:
-            with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-                about = os.fstat(file.fileno())
-                if about.st_uid == os.getuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                    return file.read()
+    with contextlib.suppress(OSError), open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        about = os.fstat(file.fileno())
+        if about.st_uid == os.getuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return file.read()
     return None
 
 
 def _store_in_cache(database: Path) -> None:
     """Copy the database that a server has just made to the user's cache, where that can be written."""
-    if (place := _cached_database()) is None:
-        return
+    place = _cached_database()
     scratch = scratch_in(place.parent)
     try:
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -352,12 +347,11 @@ def _files_of(database: Path) -> list[Path]:
     return [database.with_name(f"{database.name}{ending}") for ending in ("", "-wal", "-shm", "-journal")]
 
 
-def _delete(*paths: Path | None) -> None:
+def _delete(*paths: Path) -> None:
     """Delete files, where they exist and can be deleted."""
     for path in paths:
         with contextlib.suppress(OSError):
-            if path is not None:
-                path.unlink()
+            path.unlink()
 
 
 def temporary_folder() -> Path:
@@ -387,6 +381,19 @@ def server_settings(history: timedelta) -> dict[str, str]:
         "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(int(history.total_seconds())),
         "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": f"PT{int(min(history, _EVENTS).total_seconds())}S",
     }
+
+
+def _place_of_pages(home: Path) -> dict[str, str]:
+    """Return the environment by which Prefect's server writes the pages of its UI below ``home``.
+
+    They are written beside Prefect's modules by default. Empty where that folder can be written.
+    """
+    found = find_spec("prefect")
+    assert found is not None
+    assert found.origin is not None
+    if os.access(Path(found.origin).with_name("server"), os.W_OK):
+        return {}
+    return {"PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home.absolute() / "ui")}
 
 
 def forget_results(home: Path, history: timedelta) -> None:
