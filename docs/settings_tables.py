@@ -12,9 +12,19 @@ from typer.models import ArgumentInfo
 
 from deployments.cli import app
 from desra_core.settings import Detection, Machine, Mining
-from desra_core.settings.models import Benchmarking, Calibrating, Comparing, Cycling, Finetuning, Serving, Twinning
+from desra_core.settings.models import (
+    Benchmarking,
+    Calibrating,
+    Comparing,
+    Cycling,
+    Finetuning,
+    Serving,
+    SyntheticBenchmarking,
+    Twinning,
+)
 
-_KINDS = (Mining, Detection, Twinning, Finetuning, Comparing, Cycling, Serving, Calibrating, Benchmarking)
+_KINDS = (Mining, Detection, Twinning, Finetuning, Comparing, Cycling, Serving, Calibrating, Benchmarking,
+          SyntheticBenchmarking)  # fmt: skip
 _FIELDS = {kind.verb: kind.model_fields | Machine.model_fields for kind in _KINDS}
 _TYPES = {int: "whole number", float: "number", Path: "path", str: "text", bool: "yes or no"}
 _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}

@@ -308,6 +308,11 @@ def threads_of(workers: int) -> int:
     return max(1, _cores() // max(1, workers))
 
 
+def granted_memory() -> int:
+    """Return the bytes of memory that the machine, the control group and the limits of this process grant it."""
+    return MEMORY_LIMIT
+
+
 def visible_gpus() -> list[str]:
     """List the GPUs of this machine as ``CUDA_VISIBLE_DEVICES`` names them; without that variable, list 0 to 63.
 

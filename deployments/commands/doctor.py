@@ -269,10 +269,10 @@ def _cores() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    from tasks.dask_cluster import MEMORY_LIMIT, NETWORK_WORKER_BYTES, share_of
+    from tasks.dask_cluster import NETWORK_WORKER_BYTES, granted_memory, share_of
 
-    memory = psutil.virtual_memory()
-    limited = f", limited to {bytes_in_words(MEMORY_LIMIT)}" if memory.total > MEMORY_LIMIT else ""
+    memory, limit = psutil.virtual_memory(), granted_memory()
+    limited = f", limited to {bytes_in_words(limit)}" if limit < memory.total else ""
     share = share_of(Machine(), NETWORK_WORKER_BYTES, 0)
     fact = (
         f"{bytes_in_words(memory.total)}{limited}, {bytes_in_words(memory.available)} available: a run starts "
