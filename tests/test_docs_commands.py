@@ -1,4 +1,4 @@
-"""Each `desra` command line in the documentation has a verb and flags that exist, and as many arguments as they take."""
+"""Each `desra` command line in the documentation has a verb and flags that exist, and no argument too many."""
 
 from __future__ import annotations
 
