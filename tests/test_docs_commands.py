@@ -19,7 +19,7 @@ PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.m
 CODE = re.compile(r"```.*?```|`[^`]+`", re.DOTALL)
 # A command begins a piece of code, a line, or what follows another command; or it is what `next` proposes in an output.
 CALL = re.compile(r"(?:^|[;&|]|^`|^next )\s*(?:\$ )?(?:\w+=\S+ )*(?:ExecStart=)?(?:[\w./~-]*/)?desra (.*)")
-END = re.compile(r"\s#|;|&|\||`|\s…|\s\.\.\.|\s>|\s<")
+END = re.compile(r"\s#|\sundoes it|;|&|\||`|\s…|\s\.\.\.|\s>|\s<")
 
 
 def command_lines(text: str) -> Iterator[str]:
