@@ -85,15 +85,24 @@ PHOTOS = (
 
 def main(
     output: Annotated[Path, typer.Option(help="Folder for the photos, the workspace and the picture.")] = Path("demo"),
+    prepare: Annotated[bool, typer.Option("--prepare", help="Only write the photos and the models there.")] = False,
 ) -> None:
     """Make sample photos from bundled ones, mine artifacts of a published model, and finetune them away."""
     photos, workspace = output / "photos", Workspace(output / "workspace")
+    models = output / "models"
     try:
         make_photos(photos)
+        if prepare:
+            models.mkdir(exist_ok=True)
+            for model in (GAN_MODEL, TWIN):
+                replace_file(models / model.name, model.read_bytes())
     except (OSError, DesraError) as error:
         reason = f"{error.filename or output}: {error.strerror}" if isinstance(error, OSError) else printable(error)
         typer.echo(f"error: {reason}; name another --output folder", err=True)
         raise typer.Exit(2) from None
+    if prepare:
+        typer.echo(f"photos   {photos}\nmodels   {models}")
+        return
     code = _cycle(photos, workspace.root)
     if code not in (0, GATE_FAILED):
         raise typer.Exit(code)

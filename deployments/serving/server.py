@@ -373,7 +373,7 @@ def server_settings(history: timedelta) -> dict[str, str]:
 
     Events are not stored: they are three quarters of the cost of a task run, each second of progress makes an event,
     and only the event feed of the UI shows them. Automations and live updates see them nevertheless. The numbers behind
-    these settings are in docs/schedule.md.
+    these settings are in docs/performance.md.
     """
     return {
         "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",

@@ -1,6 +1,6 @@
 """The view in the morning of a run that a clock has started: a real server, a real worker, a real browser.
 
-All pictures are kept in the folder that DESRA_PICTURES names; `run` and `worst-regions` of them are in docs/schedule.
+All pictures are kept in the folder that DESRA_PICTURES names; `run` and `worst-regions` are in docs/how-to/nightly.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ Scores = npt.NDArray[np.floating[Any]]
 # use the first detector unless the user names another.
 METHODS = {"desra": 1, "ldl": 1, "ssim": 1, "niqe": 1}
 DEFAULT = next(iter(METHODS))
-_REMEDY = f"name one of {', '.join(METHODS)}, or a .py file that sets detector, as the README shows"
+_REMEDY = f"name one of {', '.join(METHODS)}, or a .py file that sets detector, as docs/how-to/detector.md shows"
 # By each possible entry of a detector's ``inputs``: the name in messages, and the flags that provide this input.
 NEEDED_INPUTS = {"lr": ("LR photos", "give --lr"), "labels": ("class labels", "add --labels or --segmenter")}
 # Pictures show scores up to this many times the threshold.

@@ -46,3 +46,11 @@ def test_photos_are_small_and_were_not_trained_on(photos, photo):
     assert max(pixels.shape[:2]) <= 300
     assert pixels.std() > 5
     assert photo.source not in demo.TRAINED_ON
+
+
+def test_prepare_writes_photos_and_models_and_runs_nothing(tmp_path, capsys):
+    demo.main(tmp_path, prepare=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"photos", "models"}
+    for model in (demo.GAN_MODEL, demo.TWIN):
+        assert (tmp_path / "models" / model.name).read_bytes() == model.read_bytes()
+    assert capsys.readouterr().out == f"photos   {tmp_path}/photos\nmodels   {tmp_path}/models\n"

@@ -80,9 +80,9 @@ def test_a_file_is_not_read_for_its_name() -> None:
         applied("/some/folder/mine.py")
 
 
-def test_every_method_is_in_the_readme_and_in_the_help() -> None:
-    readme = (Path(__file__).parents[3] / "README.md").read_text()
+def test_every_method_is_in_the_documentation_and_in_the_help() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "how-to" / "detector.md").read_text()
     text = str(Detection.model_fields["method"].description) + str(Benchmarking.model_fields["methods"].description)
     for name in METHODS:
-        assert name in readme
+        assert name in page
         assert text.count(name) == 2
