@@ -33,7 +33,7 @@ setup: $(STAMP)  ## make .venv with everything that the other targets need
 	@$(RUN) -m deployments.check
 
 demo: $(STAMP)  ## mine photos with a published model, finetune it; look at demo/workspace/report.html
-	@$(RUN) -m deployments.demo --output demo
+	@$(VENV)/bin/desra demo --output demo
 
 test: $(STAMP)  ## run the tests, those that are marked slow left out; about six minutes on two cores
 	$(RUN) -m pytest -n $(WORKERS)

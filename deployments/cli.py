@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from deployments.commands.config import config
+from deployments.commands.demo import demo
 from deployments.commands.doctor import doctor
 from deployments.commands.evaluate import evaluate
 from deployments.commands.flags import paths_at_home, with_flags
@@ -247,6 +248,7 @@ _own_flags(RUN, report)
 _own_flags(RUN, gc)
 _own_flags(RUN, config)
 _own_flags(RUN, doctor)
+_own_flags(RUN, demo)
 
 
 def run_and_exit(run: Callable[[], int]) -> NoReturn:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from deployments.demo.__main__ import GAN_MODEL, TRAINED_ON, TWIN
+from deployments.commands.demo import GAN_MODEL, TRAINED_ON, TWIN
 from desra_core.files import write_json
 from desra_core.networks.checkpoints import read_weights
 

@@ -69,7 +69,7 @@ def test_a_wheel_in_an_empty_environment_does_the_work(wheel: Path, make_pairs, 
     assert len(list((tmp_path / "ws" / "masks").iterdir())) == 2
     refused = done(*detect, "--segmenter", "mmseg:config.py,model.pth")
     assert (refused.returncode, refused.stdout) == (2, "")
-    photos = done(programs / "python", "-c", "from deployments.demo.__main__ import *; make_photos(Path('photos'))")
+    photos = done(programs / "python", "-c", "from deployments.commands.demo import *; make_photos(Path('photos'))")
     assert photos.returncode == 0, photos.stderr
     twin = (programs / "desra", "twin", "photos", "--self", "--gan-model", MODELS / "gan.pth", "--output", "twin.pth")
     trained = done(*twin, "--preset", "cpu", "--iterations", "10")

@@ -1,1 +1,1 @@
-"""The first five minutes, ``make demo``: sample photos and a published model and its twin, bundled."""
+"""The models of ``desra demo``."""

@@ -17,7 +17,7 @@ import cv2
 import torch
 from markdown import print_table
 
-from deployments.demo.__main__ import make_photos
+from deployments.commands.demo import make_photos
 from desra_core.gate.comparison import decide_and_publish, plan_comparison
 from desra_core.gate.criteria import Verdict
 from desra_core.gate.judge import CONTROL, judge_stage

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from markdown import print_table
 
-from deployments.demo.__main__ import make_photos
+from deployments.commands.demo import make_photos
 
 IMAGES = 100_000
 FOLDER = 1000  # photos in one

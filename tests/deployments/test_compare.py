@@ -17,7 +17,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from deployments.demo.__main__ import make_photos as make_demo_photos
+from deployments.commands.demo import make_photos as make_demo_photos
 from desra_core import load_model
 from desra_core.files import content_key, read_document
 from desra_core.gate.comparison import decide_and_publish, plan_comparison

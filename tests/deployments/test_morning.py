@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.demo.__main__ import make_photos
+from deployments.commands.demo import make_photos
 from tests.browser import Page, opened
 from tests.conftest import MODELS
 from tests.served import FINAL, Served, until

@@ -1,4 +1,4 @@
-"""Run ``make demo``, the first five minutes: from photos and a published GAN model to artifacts and a better model."""
+"""``desra demo``, the first five minutes: from photos and a published GAN model to artifacts and a better model."""
 
 import io
 import os
@@ -15,18 +15,13 @@ import numpy.typing as npt
 import typer
 from PIL import Image, ImageDraw, ImageFont
 
-from deployments.commands.flags import paths_at_home
-from deployments.commands.models import GATE_FAILED
 from desra_core.errors import DesraError, printable
 from desra_core.files import replace_file
 from desra_core.images import codec
 from desra_core.planning.plan import REGIONS
-from desra_core.report.pictures import Crops
-from desra_core.report.results import read_results
-from desra_core.report.workspace_page import choose
 from desra_core.workspace import Workspace, read_table
 
-GAN_MODEL = Path(__file__).parent / "models" / "realesr-general-x4v3.safetensors"
+GAN_MODEL = Path(__file__).parents[1] / "demo" / "models" / "realesr-general-x4v3.safetensors"
 TWIN = GAN_MODEL.with_name("realesr-general-x4v3-twin.safetensors")
 # The files of skimage/data that the twin was trained on (docs/demo_models.py).
 TRAINED_ON = ("astronaut.png", "brick.png", "camera.png", "coffee.png", "grass.png", "gravel.png", "rocket.jpg")
@@ -83,11 +78,17 @@ PHOTOS = (
 )
 
 
-def main(
+def demo(
     output: Annotated[Path, typer.Option(help="Folder for the photos, the workspace and the picture.")] = Path("demo"),
     prepare: Annotated[bool, typer.Option("--prepare", help="Only write the photos and the models there.")] = False,
 ) -> None:
-    """Make sample photos from bundled ones, mine artifacts of a published model, and finetune them away."""
+    """Make sample photos, mine the artifacts of a published model in them, and finetune them away.
+
+    Photos and models are inside the packages. Promotes nothing. Ends with 0 also where the gate does not pass.
+    """
+    from deployments.commands.models import GATE_FAILED
+    from desra_core.report.workspace_page import choose
+
     photos, workspace = output / "photos", Workspace(output / "workspace")
     models = output / "models"
     try:
@@ -158,6 +159,9 @@ def draw(regions: Sequence[dict[str, Any]], workspace: Workspace) -> Pixels:
     Returns:
         ``(H, W, 3)`` uint8 RGB.
     """
+    from desra_core.report.pictures import Crops
+    from desra_core.report.results import read_results
+
     names, ids = ([region[key] for region in regions] for key in ("image", "id"))
     images = read_results(workspace).stored_images(names, ids)
     row_height = _CAPTION + _CELL + _MARGIN
@@ -189,7 +193,3 @@ def _cycle(photos: Path, workspace: Path) -> int:
                 return cycling.wait()
             except KeyboardInterrupt:
                 continue  # the run got the Ctrl-C too; it ends by itself and prints how it went
-
-
-if __name__ == "__main__":
-    typer.run(paths_at_home(main))

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.demo import __main__ as demo
+from deployments.commands import demo
 from desra_core.images import codec
 
 
@@ -49,7 +49,7 @@ def test_photos_are_small_and_were_not_trained_on(photos, photo):
 
 
 def test_prepare_writes_photos_and_models_and_runs_nothing(tmp_path, capsys):
-    demo.main(tmp_path, prepare=True)
+    demo.demo(tmp_path, prepare=True)
     assert {path.name for path in tmp_path.iterdir()} == {"photos", "models"}
     for model in (demo.GAN_MODEL, demo.TWIN):
         assert (tmp_path / "models" / model.name).read_bytes() == model.read_bytes()
