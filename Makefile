@@ -48,7 +48,7 @@ bench: $(STAMP)  ## measure speed and memory
 	$(RUN) tests/benchmarks/run.py
 
 docs: $(STAMP)  ## build the documentation site: docs/_build/html/index.html
-	$(VENV)/bin/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+	$(VENV)/bin/sphinx-build -q -E -W --keep-going -b html docs docs/_build/html
 
 gpu:  ## measure all that only a GPU can show; WHEELS=folder where pip reaches no index (CONTRIBUTING.md)
 ifdef WHEELS

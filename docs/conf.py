@@ -38,7 +38,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "off"  # a test runs the notebooks: tests/test_docs.py
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
+autodoc_typehints = "none"  # the docstrings say shapes and ranges, too
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 

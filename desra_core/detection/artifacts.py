@@ -23,12 +23,19 @@ from desra_core.images.codec import CLASS_COUNT, Labels, Mask, Pixels
 
 
 class Result(NamedTuple):
-    """The artifacts of a pair."""
+    """The artifacts of a pair.
 
-    similarity: SimilarityMap  # ``(H - window + 1, W - window + 1)`` float32 in (0, 1]: the paper's D
-    mask: Mask  # ``(H, W)`` bool, true where there is an artifact
-    regions: list[Region]  # of the mask, from top to bottom
-    pseudo_gt: Pixels  # the GAN result with the MSE result in place of the artifacts
+    Attributes:
+        similarity: The paper's D, ``(H - window + 1, W - window + 1)`` float32 in (0, 1].
+        mask: ``(H, W)`` bool, true where there is an artifact.
+        regions: The regions of the mask, from top to bottom.
+        pseudo_gt: The GAN result with the MSE result in place of the artifacts, of their shape and dtype.
+    """
+
+    similarity: SimilarityMap
+    mask: Mask
+    regions: list[Region]
+    pseudo_gt: Pixels
 
 
 def detect_artifacts(
@@ -52,6 +59,9 @@ def detect_artifacts(
         threshold: A pixel is suspect where its weighted similarity is below this, 0..1.
         min_area: Regions of at most this many pixels are dropped.
         window: Side of the window of the similarity, in pixels.
+
+    Returns:
+        The similarity, the mask, its regions and the pseudo ground truth.
 
     Raises:
         ArgumentError: The arrays are not of one image, or a value is out of range.

@@ -169,16 +169,24 @@ def _filled(binary: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 class Region(NamedTuple):
-    """One component of an artifact mask, as records hold it. Coordinates and areas are pixels of the image."""
+    """One component of an artifact mask, as records hold it.
+
+    Attributes:
+        x, y, width, height: The box, in pixels of the image.
+        area: Number of pixels.
+        dominant_class: The most frequent ADE20K class, 0..149; None without labels.
+        mean_similarity: The mean similarity, without class weights.
+        severity: The area times (threshold - mean adjusted similarity).
+    """
 
     x: int
     y: int
     width: int
     height: int
     area: int
-    dominant_class: int | None  # the most frequent ADE20K class; None without labels
-    mean_similarity: float  # without class weights
-    severity: float  # the area times (threshold - mean adjusted similarity)
+    dominant_class: int | None
+    mean_similarity: float
+    severity: float
 
 
 class Components:

@@ -66,15 +66,25 @@ _RESAVE = "load it with torch.load(path, weights_only=False) and torch.save its 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A super-resolution network, and how to run it on windows of an image."""
+    """A super-resolution network, and how to run it on windows of an image.
 
-    path: Path  # the checkpoint; of bicubic enlargement the word
-    network: nn.Module  # in evaluation mode, its weights float32 and in channels-last format
-    architecture: str  # spandrel's name of the architecture
-    scale: int  # by how much the network enlarges
-    traits: Traits  # the sizes of windows
-    device: str  # the torch device
-    dtype: torch.dtype  # the number format in which the network computes
+    Attributes:
+        path: The checkpoint; of bicubic enlargement the word.
+        network: In evaluation mode, its weights float32 and in channels-last format.
+        architecture: spandrel's name of the architecture.
+        scale: By how much the network enlarges.
+        traits: The sizes of windows.
+        device: The torch device.
+        dtype: The number format in which the network computes.
+    """
+
+    path: Path
+    network: nn.Module
+    architecture: str
+    scale: int
+    traits: Traits
+    device: str
+    dtype: torch.dtype
 
     @property
     def kept_bytes(self) -> int:
@@ -96,7 +106,7 @@ class Model:
             return output.float()
 
 
-def load_model(path: Path, device: str = "cpu", engine: Engine = "float32") -> Model:
+def load_model(path: Path | str, device: str = "cpu", engine: Engine = "float32") -> Model:
     """Load a network, once per process for the same content, device and engine.
 
     A process keeps the latest networks, as many as fit into `KEPT_BYTES` and at least three: a run's pair and one more.
@@ -114,11 +124,11 @@ def load_model(path: Path, device: str = "cpu", engine: Engine = "float32") -> M
         UsageError: The file or the device cannot be used, or OpenVINO is not installed.
     """
     with _LOADING:
-        return _loaded(path, content_key(path), device, engine)
+        return _loaded(Path(path), content_key(Path(path)), device, engine)
 
 
 def load_pair(
-    mse_model: Path | str, gan_model: Path, device: str = "cpu", engine: Engine = "float32"
+    mse_model: Path | str, gan_model: Path | str, device: str = "cpu", engine: Engine = "float32"
 ) -> tuple[Model, Model]:
     """Load a GAN-trained network and the reference that it is compared with, in the order reference, GAN.
 

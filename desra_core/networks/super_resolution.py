@@ -15,10 +15,15 @@ from desra_core.networks.checkpoints import Model
 
 
 class Enlarged(NamedTuple):
-    """An enlarged photo."""
+    """An enlarged photo.
 
-    pixels: Pixels  # the photo at ``scale`` times its height and width, of its dtype and number of channels
-    tile: int | None  # the side of the windows if memory ran out with the default side, else None
+    Attributes:
+        pixels: The photo at ``scale`` times its height and width, of its dtype and number of channels.
+        tile: The side of the windows if memory ran out with the default side, else None.
+    """
+
+    pixels: Pixels
+    tile: int | None
 
 
 def super_resolve(model: Model, pixels: Pixels) -> Enlarged:

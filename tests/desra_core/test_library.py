@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import nbformat
 import numpy as np
 import pytest
 from nbclient import NotebookClient
+from PIL import Image
 
 import desra_core
 from desra_core import (
@@ -26,6 +28,7 @@ from desra_core import (
     load_weights,
     variance_similarity,
 )
+from tests.conftest import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
 # What programs of others call. A name or parameter may be added here; none may be renamed or taken away.
@@ -77,6 +80,17 @@ def test_examples_of_docstrings(module: str) -> None:
     found = doctest.testmod(importlib.import_module(module), raise_on_error=False)
     assert found.attempted
     assert not found.failed
+
+
+def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    for name in ("mse.pth", "gan.pth"):
+        (tmp_path / name).write_bytes((MODELS / name).read_bytes())
+    Image.fromarray(np.full((32, 40, 3), 128, np.uint8)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "reference" / "library.md").read_text("utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(program, {})
+    assert capsys.readouterr().out == "[]\n"
 
 
 def test_the_notebook_runs() -> None:
