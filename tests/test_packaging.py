@@ -69,9 +69,9 @@ def test_a_wheel_in_an_empty_environment_does_the_work(wheel: Path, make_pairs, 
     assert len(list((tmp_path / "ws" / "masks").iterdir())) == 2
     refused = done(*detect, "--segmenter", "mmseg:config.py,model.pth")
     assert (refused.returncode, refused.stdout) == (2, "")
-    photos = done(programs / "python", "-c", "from deployments.commands.demo import *; make_photos(Path('photos'))")
-    assert photos.returncode == 0, photos.stderr
-    twin = (programs / "desra", "twin", "photos", "--self", "--gan-model", MODELS / "gan.pth", "--output", "twin.pth")
+    prepared = done(programs / "desra", "demo", "--prepare", "--output", ".")
+    assert prepared.returncode == 0, prepared.stderr
+    twin = (programs / "desra", "twin", "photos", "--gan-model", MODELS / "gan.pth", "--output", "twin.pth")
     trained = done(*twin, "--preset", "cpu", "--iterations", "10")
     assert trained.returncode in (0, 3), trained.stderr
 
