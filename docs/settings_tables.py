@@ -23,9 +23,9 @@ from desra_core.settings.models import (
     Twinning,
 )
 
-_KINDS = (Mining, Detection, Twinning, Finetuning, Comparing, Cycling, Serving, Calibrating, Benchmarking,
-          SyntheticBenchmarking)  # fmt: skip
+_KINDS = (Mining, Detection, Twinning, Finetuning, Comparing, Cycling, Serving, Calibrating, Benchmarking)
 _FIELDS = {kind.verb: kind.model_fields | Machine.model_fields for kind in _KINDS}
+_FIELDS["benchmark synthetic"] = SyntheticBenchmarking.model_fields | Machine.model_fields
 _TYPES = {int: "whole number", float: "number", Path: "path", str: "text", bool: "yes or no"}
 _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 

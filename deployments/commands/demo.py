@@ -95,7 +95,7 @@ def demo(
         make_photos(photos)
         if prepare:
             models.mkdir(exist_ok=True)
-            for model in (GAN_MODEL, TWIN):
+            for model in (GAN_MODEL, TWIN, TWIN.with_suffix(".json")):
                 replace_file(models / model.name, model.read_bytes())
     except (OSError, DesraError) as error:
         reason = f"{error.filename or output}: {error.strerror}" if isinstance(error, OSError) else printable(error)

@@ -361,6 +361,8 @@ class Calibrating(Frozen):
 class Measuring(Frozen):
     """Settings of desra benchmark, whatever the ground truth is."""
 
+    verb: ClassVar[str] = "benchmark"
+
     output: Path = Field(description="Folder for masks, tables and the page; the same one again goes on.")
     methods: str = Field(
         ",".join(METHODS), description=f"Detectors, by commas: {', '.join(METHODS)}, and .py files of your own."
@@ -400,8 +402,6 @@ class Measuring(Frozen):
 class Benchmarking(Measuring):
     """Settings of desra benchmark DATASET, which measures detectors by human masks."""
 
-    verb: ClassVar[str] = "benchmark"
-
     dataset: Path = Field(
         description="Folder with MSE-SR, GAN-SR and GT-Mask in it, a folder of such folders, or a COCO file."
     )
@@ -409,8 +409,6 @@ class Benchmarking(Measuring):
 
 class SyntheticBenchmarking(Measuring):
     """Settings of desra benchmark synthetic, which measures detectors by artifacts that it injects into clean pairs."""
-
-    verb: ClassVar[str] = "benchmark synthetic"
 
     mse_sr: Path = Field(description="Folder of the MSE-trained model's results.")
     gan_sr: Path = Field(description="Folder of the GAN-trained model's results.")

@@ -51,6 +51,6 @@ def test_photos_are_small_and_were_not_trained_on(photos, photo):
 def test_prepare_writes_photos_and_models_and_runs_nothing(tmp_path, capsys):
     demo.demo(tmp_path, prepare=True)
     assert {path.name for path in tmp_path.iterdir()} == {"photos", "models"}
-    for model in (demo.GAN_MODEL, demo.TWIN):
+    for model in (demo.GAN_MODEL, demo.TWIN, demo.TWIN.with_suffix(".json")):
         assert (tmp_path / "models" / model.name).read_bytes() == model.read_bytes()
     assert capsys.readouterr().out == f"photos   {tmp_path}/photos\nmodels   {tmp_path}/models\n"
