@@ -44,7 +44,7 @@ FIND, DELETE, JUDGE, RUN = "Find artifacts", "Delete them", "Judge", "Run and ke
 _START = """\
 desra finds the artifacts that GAN super-resolution models invent, and trains them away.
 Two folders of results:  desra detect --mse-sr MSE --gan-sr GAN --workspace ws
-One GAN checkpoint:      desra twin SHARP --gan-model gan.pth --output ws/twin/twin.pth
+One GAN checkpoint:      desra twin SHARP --gan-model gan.pth --output ws/twin/twin.pth (no GPU: --preset cpu)
                    then  desra mine PHOTOS --gan-model gan.pth --workspace ws
 Then look at ws/report.html. All commands: desra --help; the flags of one: desra COMMAND --help"""
 

@@ -76,7 +76,8 @@ def freeze_sharp_photos(plan: TwinPlan) -> None:
 
     photos, errors = freeze_photos(plan, scale, show)
     say_each("left out", errors)
-    say(f"{counted(photos, 'photo')} to train on")
+    held_out = sum(photo["pool"] == "held_out" for photo in read_json(plan.run.document)["photos"])
+    say(f"{counted(photos, 'photo')} to train on, {held_out} held out")
 
 
 @task(task_run_name="twin", cache_policy=NO_CACHE)
@@ -112,6 +113,8 @@ def train(plan: FinetunePlan | TwinPlan, machine: Machine) -> int:
         precision = settle_precision(plan.run, plan.training, device)
         if plan.training.amp == "auto" and precision != usual_precision(device):
             _announce(f"this training was begun in {precision} and goes on in it, on {where} too")
+        if device == "cpu" and plan.training.preset != "cpu":
+            _announce("on the CPU this takes hours; a training with --preset cpu takes minutes")
         facts = [f"{plan.training.iterations} iterations on {where}, in {precision}"]
         verb = "twin" if isinstance(plan, TwinPlan) else "finetune"
         show_overview(f"**desra {verb}** of `{plan.gan_model}` into `{plan.run.root}`", facts, dask)
@@ -172,7 +175,8 @@ def training_slot(devices: Sequence[str], on_wait: Callable[[str], None]) -> Ite
                     yield device
                     return
         if not announced:
-            on_wait(f"another training is on {', '.join(devices)}: waiting until it has ended")
+            taken = ", ".join(devices)
+            on_wait(f"another training is on {taken}, whose process holds {path}: waiting until it has ended")
             announced = True
         time.sleep(_POLL_SECONDS)
 

@@ -71,6 +71,9 @@ def run_twin(settings: Twinning, machine: Machine) -> int:
         typer.echo(f"next     delete {workspace.root}, and train longer (desra twin --iterations) or on more photos")
         return GATE_FAILED
     typer.echo(f"twin     {settings.output}")
+    if settings.output.parent.name == "twin":
+        corpus, model = (shlex.quote(str(path)) for path in (settings.output.parents[1], settings.gan_model))
+        typer.echo(f"next     desra mine PHOTOS --gan-model {model} --workspace {corpus}")
     return 0
 
 

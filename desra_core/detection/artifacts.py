@@ -19,7 +19,7 @@ from desra_core.detection.mask import (
     find_regions,
 )
 from desra_core.errors import ArgumentError
-from desra_core.images.codec import CLASS_COUNT, Labels, Mask, Pixels
+from desra_core.images.codec import CLASS_COUNT, Labels, Mask, Pixels, check_picture
 
 
 class Result(NamedTuple):
@@ -76,6 +76,8 @@ def detect_artifacts(
     """
     from desra_core.detection.similarity import variance_similarity
 
+    for name, picture in (("mse_sr", mse_sr), ("gan_sr", gan_sr)):
+        check_picture(name, picture)
     if not 0 < threshold <= 1:
         raise ArgumentError("threshold", f"is {threshold}, no similarity", "give one in 0..1, such as 0.7")
     if labels is not None and labels.size and labels.max() >= CLASS_COUNT:

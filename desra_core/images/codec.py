@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from desra_core.errors import ImageError, TooLargeError
+from desra_core.errors import ArgumentError, ImageError, TooLargeError
 from desra_core.files import read_bytes
 from desra_core.images import decoders
 from desra_core.images.decoders import PNG_SIGNATURE, TIFF_SIGNATURES, Picture
@@ -85,7 +85,10 @@ def decode(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Photo:
 
 def read_image(path: Path | str) -> Pixels:
     """Read an image file as ``(H, W, 1 or 3)`` RGB, uint8 or uint16, without its alpha (raises `ImageError`)."""
-    return decode(read_bytes(Path(path)), Path(path)).pixels
+    path = Path(path)
+    if not path.exists():
+        raise ImageError(path, "does not exist", "check the path")
+    return decode(read_bytes(path), path).pixels
 
 
 def image_size(data: bytes, path: Path) -> tuple[int, int]:
@@ -135,6 +138,15 @@ def check_size(array: npt.NDArray[Any], source: object, remedy: str, *sizes: tup
     if array.shape not in sizes:
         reason = f"is {array.shape[1]}x{array.shape[0]} but its image is {sizes[0][1]}x{sizes[0][0]}"
         raise ImageError(source, reason, remedy)
+
+
+def check_picture(name: str, pixels: npt.NDArray[Any]) -> None:
+    """Check that an array is a picture: ``(H, W)`` or ``(H, W, 1 or 3)``, uint8 or uint16 (raises `ArgumentError`)."""
+    if not isinstance(pixels, np.ndarray) or pixels.dtype not in (np.uint8, np.uint16):
+        described = getattr(pixels, "dtype", type(pixels).__name__)
+        raise ArgumentError(name, f"is of {described}", "give an array of uint8 (0..255) or uint16 (0..65535)")
+    if not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3))) or not pixels.size:
+        raise ArgumentError(name, f"is of shape {pixels.shape}", "give (H, W), or (H, W, 1 or 3) without alpha")
 
 
 def encode_mask(mask: Mask) -> bytes:

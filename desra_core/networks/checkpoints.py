@@ -11,7 +11,7 @@ import struct
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -79,10 +79,10 @@ class Model:
     """
 
     path: Path
-    network: nn.Module
+    network: nn.Module = field(repr=False)
     architecture: str
     scale: int
-    traits: Traits
+    traits: Traits = field(repr=False)
     device: str
     dtype: torch.dtype
 

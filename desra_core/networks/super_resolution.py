@@ -9,7 +9,7 @@ import numpy as np
 
 from desra_core.errors import UsageError
 from desra_core.gpu import exact_on, lacks_memory
-from desra_core.images.codec import LUMINANCE, Pixels
+from desra_core.images.codec import LUMINANCE, Pixels, check_picture
 from desra_core.images.parts import Window, windows
 from desra_core.networks.checkpoints import Model
 
@@ -31,16 +31,20 @@ def super_resolve(model: Model, pixels: Pixels) -> Enlarged:
 
     Args:
         model: From `desra_core.networks.checkpoints.load_model`.
-        pixels: ``(H, W, 1 or 3)`` uint8 or uint16. The network gets gray as three equal channels, and the gray result
-            is the luminance of its values.
+        pixels: ``(H, W)`` or ``(H, W, 1 or 3)`` uint8 or uint16. The network gets gray as three equal
+            channels, and the gray result is the luminance of its values.
 
     Returns:
         The network's values, clamped to 0..1, scaled to the dtype and rounded once, half to even.
 
     Raises:
+        ArgumentError: The photo has another shape or dtype.
         UsageError: The network gives values that are not finite.
         MemoryError: Not even small windows fit into memory.
     """
+    check_picture("pixels", pixels)
+    if pixels.ndim == 2:
+        return super_resolve(model, pixels[:, :, np.newaxis])
     (height, width, channels), traits = pixels.shape, model.traits
     sr: Pixels = np.empty((height * model.scale, width * model.scale, channels), pixels.dtype)
     # Extend the photo to the right and below to a size that the network takes.

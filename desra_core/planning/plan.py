@@ -35,7 +35,7 @@ from desra_core.settings import CorpusSettings, Detection, Mining, detector_of, 
 from desra_core.workspace import DATASET, Workspace, products, read_table
 from desra_core.workspace.human_masks import read_human_masks
 from desra_core.workspace.manifest import Corpus, ImageRef, asked_for, image_refs, read_manifest, role_files, scan
-from desra_core.workspace.matching import FAILURES
+from desra_core.workspace.matching import FAILURES, match
 from desra_core.workspace.products import REGION_FIELDS, SCHEMA, Flags, Held, Target, flags_of, held_by, read_records
 
 # Raise a version when the meaning or a bit of that product changes: all products that depend on it are made again.
@@ -84,11 +84,13 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
     mse_sr_key = gan_sr_key = None
     if isinstance(settings, Mining):
         if lacks_twin(settings):
+            match(settings.sources, settings.workspace)  # a mistyped path is what to say first
+            content_key(settings.gan_model)
             raise no_twin(settings)
         mse_sr_key, gan_sr_key = result_keys(settings.mse_model, settings.gan_model, settings.engine)
         if mse_sr_key == gan_sr_key:
-            reason = f"is the same as {settings.mse_model}"
-            raise UsageError(settings.gan_model, reason, "give the GAN-trained twin of it")
+            reason = f"is the same as {settings.gan_model}, the GAN model"
+            raise UsageError("--mse-model", reason, "give its MSE-trained twin")
     # "none", "labels" where label files are read, or "mmseg:KEY". The key of computed labels covers the GAN results.
     segmentation_key = settings.segmenter.partition(":")[0]
     if segmentation_key == "mmseg":

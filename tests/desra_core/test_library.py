@@ -25,7 +25,10 @@ from desra_core import (
     assemble_pseudo_gt,
     detect_artifacts,
     find_regions,
+    load_model,
     load_weights,
+    read_image,
+    super_resolve,
     variance_similarity,
 )
 from tests.conftest import MODELS
@@ -141,12 +144,30 @@ def test_weights_can_be_given() -> None:
     assert detect_artifacts(mse_sr, gan_sr, labels, weights=np.ones(150)).mask.any()
 
 
+@pytest.mark.parametrize("photo", [np.zeros((20, 30, 3), np.float32), np.zeros((20, 30, 4), np.uint8), "photo.jpg"])
+def test_what_is_no_picture_is_not_enlarged(photo: object) -> None:
+    model = load_model(str(MODELS / "gan.pth"))
+    with pytest.raises(ArgumentError, match=r"^pixels: is of"):
+        super_resolve(model, photo)  # type: ignore[arg-type]
+    gray = np.full((20, 30), 7, np.uint8)
+    assert np.array_equal(super_resolve(model, gray).pixels, super_resolve(model, gray[:, :, None]).pixels)
+    assert len(repr(model)) < 300
+
+
+def test_an_image_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DesraError, match=r"nope\.jpg: does not exist; check the path"):
+        read_image(tmp_path / "nope.jpg")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"mse_sr": np.zeros((7, 7, 3), np.uint8)}, "gan_sr: is 130x120 pixels, but mse_sr is 7x7; give"),
         ({"labels": np.zeros((7, 7), np.uint8)}, r"labels: are of shape \(7, 7\), but the image of \(120, 130\)"),
         ({"labels": np.full((120, 130), 150, np.uint8)}, "labels: hold the class 150; give"),
+        ({"gan_sr": _pair()[1] / 255}, "gan_sr: is of float64; give an array of uint8"),
+        ({"mse_sr": np.zeros((120, 130, 4), np.uint8)}, r"mse_sr: is of shape \(120, 130, 4\); give"),
+        ({"mse_sr": "mse.png"}, "mse_sr: is of str; give an array"),
         ({"threshold": 1.5}, "threshold: is 1.5, no similarity; give"),
         ({"threshold": 0.0}, "threshold: is 0.0, no similarity; give"),
         ({"window": 4}, "window: is 4; give an odd"),

@@ -63,7 +63,9 @@ def test_each_finetune_gets_its_own_device_and_the_next_one_waits() -> None:
     second = holding("0", "1")
     assert line_of(second) == "1"
     third = holding("0", "1")
-    assert line_of(third) == "another training is on 0, 1: waiting until it has ended"
+    said = line_of(third)
+    assert said.startswith("another training is on 0, 1, whose process holds /")
+    assert said.endswith("-1.lock: waiting until it has ended")
     second.kill()  # however it ends, its device is free
     assert line_of(third) == "1"
     other = holding("cpu")
