@@ -86,7 +86,7 @@ def existing_workspace(root: Path) -> Workspace:
 def prepare_corpus(settings: CorpusSettings) -> Prepared:
     """Scan and plan, and print the new, changed, vanished and failed images."""
     if settings.segmenter == "none" and detector_of(settings).weighs_classes:
-        say("warning: no class labels, so every class has weight 1; give --labels or --segmenter")
+        say("warning: without class labels, every class has weight 1 and more is marked; give --labels or --segmenter")
     prepared = prepare(settings, on_hashed=NowAndThen("reading new files: {} of {}"))
     plan, scanned = prepared.plan, prepared.scanned
     assert scanned is not None

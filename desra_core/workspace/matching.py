@@ -153,7 +153,7 @@ def _joined(tables: dict[str, pa.Table], sources: Sources) -> tuple[pa.Table, li
     for role, files in by_role.items():
         here, there = joined["name"], files["name"]
         if len(here) and len(there) and not pc.any(pc.is_in(there, here.combine_chunks())).as_py():
-            names = f"{pc.min(there)}, but {pc.min(here)}"
+            names = f"the first are {pc.min(there)} here, {pc.min(here)} there"
             reason = f"has no file of the same relative path, suffix aside, as any in {sources.main} ({names})"
             raise UsageError(sources.folders[role], reason, "name folders of the same images")
         # A full join keeps files without a twin in the main folder as failures, unless its place is a selection.
