@@ -237,7 +237,7 @@ def _read_errors(path: Path) -> Iterator[None]:
         with reading_errors(path):
             yield
     except FileNotFoundError:
-        raise TransientError(path, "the file has vanished", "put it back, or run again without it") from None
+        raise TransientError(path, "there is no such file", "check its path, or put it back") from None
 
 
 @contextlib.contextmanager

@@ -85,10 +85,7 @@ def decode(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Photo:
 
 def read_image(path: Path | str) -> Pixels:
     """Read an image file as ``(H, W, 1 or 3)`` RGB, uint8 or uint16, without its alpha (raises `ImageError`)."""
-    path = Path(path)
-    if not path.exists():
-        raise ImageError(path, "does not exist", "check the path")
-    return decode(read_bytes(path), path).pixels
+    return decode(read_bytes(Path(path)), Path(path)).pixels
 
 
 def image_size(data: bytes, path: Path) -> tuple[int, int]:

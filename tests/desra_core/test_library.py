@@ -155,7 +155,7 @@ def test_what_is_no_picture_is_not_enlarged(photo: object) -> None:
 
 
 def test_an_image_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DesraError, match=r"nope\.jpg: does not exist; check the path"):
+    with pytest.raises(DesraError, match=r"nope\.jpg: there is no such file; check its path"):
         read_image(tmp_path / "nope.jpg")
 
 

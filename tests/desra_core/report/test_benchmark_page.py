@@ -85,7 +85,7 @@ def test_a_picture_that_has_gone(judged, tmp_path) -> None:
     away = shutil.move(picture, tmp_path)
     page = rendered(judged)
     shutil.move(away, picture)
-    assert "the file has vanished" in text_of(page)
+    assert "there is no such file" in text_of(page)
     assert len(re.findall(r'<figure data-kind="MSE-SR">', page)) == 3
 
 

@@ -348,7 +348,7 @@ def test_crops_that_are_not_there_say_so(workspace: Workspace) -> None:
     workspace.verdict.write_text(json.dumps(document))
     page = section(rendered(workspace))
     assert page.count("data:image/webp") == 32 - 8
-    for reason in ("the file has vanished", "It has been changed.", "It lies elsewhere.", "None was made.", "pixels"):
+    for reason in ("there is no such file", "It has been changed.", "It lies elsewhere.", "None was made.", "pixels"):
         assert reason in words(page)
     shutil.rmtree(workspace.gate / "judgements")
     assert "data:image/webp" not in section(rendered(workspace))

@@ -242,7 +242,7 @@ def test_each_missing_or_damaged_file_has_its_reason(copied: Path) -> None:
     found = cells(page)
     reasons = {kind: reason for kind, reason in found.items() if isinstance(reason, str)}
     assert sorted(reasons) == ["adjusted", "labels", "mask", "pseudo_gt"]
-    assert "the file has vanished" in reasons["labels"]
+    assert "there is no such file" in reasons["labels"]
     assert "there are none, so that every weight is 1" in reasons["adjusted"]
     assert "is not an image" in reasons["mask"]
     write(copied / "mse_sr" / f"{NAME}.png", np.zeros((10, 10, 3), np.uint8))

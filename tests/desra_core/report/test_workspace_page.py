@@ -126,7 +126,7 @@ def test_files_that_are_gone_cost_a_cell(corpus, workspace: Workspace) -> None:
     workspace.mask(HOSTILE[1]).unlink()
     write(workspace.mask(HOSTILE[2]), np.zeros((10, 10), np.uint8))
     text = words(write_report(workspace).read_text())
-    for reason in ("D: is not kept", "is not an image", "the file has vanished", "is 10x10 now, and was 240x200"):
+    for reason in ("D: is not kept", "is not an image", "there is no such file", "is 10x10 now, and was 240x200"):
         assert reason in text
 
 
@@ -137,7 +137,7 @@ def test_a_mined_workspace_shows_its_dataset(mined: Workspace) -> None:
     shutil.rmtree(mined.root / "dataset" / "pseudo_gt")
     without = words(write_report(mined).read_text())
     regions, missing_lr = page.count('<article class="region">'), 1
-    assert without.count("the file has vanished") == regions + missing_lr
+    assert without.count("there is no such file") == regions + missing_lr
 
 
 def test_no_artifacts_and_no_lr(tmp_path, make_pairs) -> None:

@@ -296,7 +296,7 @@ def test_a_file_that_changes_after_the_scan_is_transient(workspace: Workspace, r
 def test_a_vanished_file_is_named(workspace: Workspace) -> None:
     image = pair(workspace)
     image.gan_sr.path.unlink()
-    with pytest.raises(TransientError, match="the file has vanished"):
+    with pytest.raises(TransientError, match="there is no such file"):
         process(image, workspace)
 
 

@@ -307,7 +307,7 @@ def test_a_file_that_has_gone_or_is_no_image(files: Files) -> None:
     with pytest.raises(ImageError, match=f"{sample.results[0]}: is not an image"):
         read_sample(sample, 4)
     sample.mask.unlink()
-    with pytest.raises(TransientError, match=f"{sample.mask}: the file has vanished"):
+    with pytest.raises(TransientError, match=f"{sample.mask}: there is no such file"):
         read_sample(sample, 4)
 
 
