@@ -1,7 +1,7 @@
 """The science of DeSRA: plain functions on arrays and files. Knows neither Prefect nor Dask.
 
-The names below are the public library; the packages may change. Pictures are ``(H, W, 1 or 3)`` arrays of uint8 or
-uint16, in RGB. Errors are `DesraError`, one line each.
+The names below are the public library; the packages may change. Pictures are arrays of ``(H, W)`` or
+``(H, W, 1 or 3)``, uint8 or uint16, in RGB. Errors are `DesraError`, one line each.
 """
 
 from importlib import import_module

@@ -328,8 +328,10 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
             stages = stages_of(settings, plan.target, prepared.weights, machine, dask)
             with RunProgress(settings.verb, plan.pending, len(stages)) as progress:
                 run = Run(workspace, plan, stages, dask, progress, metrics)
-                broken = progress.follow([process_shard.submit(shard, run) for shard in plan.shards])
-        metrics.write()
+                try:
+                    broken = progress.follow([process_shard.submit(shard, run) for shard in plan.shards])
+                finally:
+                    metrics.write()
         task_runs = len(plan.shards) * (1 + len(stages)) + 1
         return end_corpus_run(workspace, plan, task_runs, broken, *progress.failures)
 

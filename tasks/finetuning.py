@@ -114,7 +114,7 @@ def train(plan: FinetunePlan | TwinPlan, machine: Machine) -> int:
         if plan.training.amp == "auto" and precision != usual_precision(device):
             _announce(f"this training was begun in {precision} and goes on in it, on {where} too")
         if device == "cpu" and plan.training.preset != "cpu":
-            _announce("on the CPU this takes hours; a training with --preset cpu takes minutes")
+            _announce("on the CPU this may take hours; a training with --preset cpu takes minutes")
         facts = [f"{plan.training.iterations} iterations on {where}, in {precision}"]
         verb = "twin" if isinstance(plan, TwinPlan) else "finetune"
         show_overview(f"**desra {verb}** of `{plan.gan_model}` into `{plan.run.root}`", facts, dask)

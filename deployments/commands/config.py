@@ -30,9 +30,10 @@ def config(
 ) -> None:
     """Print the latest settings of a workspace as a TOML file, which a command takes as --config.
 
-    Holds the values that are not the defaults, with absolute paths. The same command with this file has nothing to do.
-    For finetune, cycle and serve, it holds the settings of the latest finetune and the limits of the latest verdict as
-    well, where the workspace has them. A workspace does not record workers, memory and devices, nor schedules.
+    Holds the values that are not the defaults, with absolute paths. With this file, mine, detect and finetune have
+    nothing to do. For finetune, cycle and serve, it holds the settings of the latest finetune and the limits of the
+    latest verdict as well, where the workspace has them. A workspace does not record workers, memory and devices, nor
+    schedules, --lpips, --promote and --twin-photos.
     """
     place = Workspace(from_workspace.absolute())
     corpus, _ = load_settings(place)
@@ -69,6 +70,8 @@ def _recorded(place: Workspace, corpus: CorpusSettings, kind: type[Frozen]) -> F
         if parent != str(getattr(corpus, "gan_model", None)):
             values["gan_model"] = parent
     else:
+        if document.get("parent", {}).get("path") != str(getattr(corpus, "gan_model", None)):
+            values.pop("discriminator", None)  # it belongs to the model before; a promoted model brings its own
         values |= corpus.model_dump()
         if verdict := read_verdict(place):
             values |= verdict[0].verdict.thresholds

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -112,7 +113,7 @@ def demo(
         replace_file(output / "demo.png", codec.encode_png(draw(worst, workspace)))
         picture = f"{output / 'demo.png'}: {len(worst)} of the worst regions: LR, GAN-SR, mask, pseudo-GT"
     typer.echo(f"picture  {picture}\nphotos   {photos}")
-    desra = os.path.relpath(Path(sys.executable).with_name("desra"))
+    desra = "desra" if shutil.which("desra") else os.path.relpath(Path(sys.executable).with_name("desra"))
     typer.echo(f"status   {desra} status --workspace {workspace.root}")
 
 

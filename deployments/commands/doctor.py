@@ -1,7 +1,6 @@
 """``desra doctor``: tell what is installed, what this machine gives to runs, and what to do about problems."""
 
 import contextlib
-import json
 import os
 import platform
 import re
@@ -21,6 +20,8 @@ import psutil
 import typer
 
 from deployments import check
+from deployments.commands.flags import AsJson
+from deployments.commands.runs import show_json
 from deployments.commands.workspace import bytes_in_words
 from deployments.serving.connection import CONSOLE, check_server, connected
 from deployments.serving.server import HISTORY, Server, cache_folder, is_full, temporary_folder
@@ -61,12 +62,12 @@ Check = Callable[[], Iterator[Finding]]
 
 def doctor(
     workspace: Annotated[Path | None, typer.Option(help="Check this workspace, too, or the place for one.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check this machine: installed packages, GPUs, memory, disks, and whether Prefect and Dask start.
 
-    A line each: ok, note (something is absent, and runs do without it) or problem (with what to do). Exit code 2 where
-    there is a problem.
+    A line each: ok, note (worth knowing; runs do without it) or problem (with what to do). Exit code 2 where there is a
+    problem. --json prints one object: problems (their number) and findings (level, subject, fact and remedy of each).
     """
     os.environ.setdefault(CONSOLE, "CRITICAL")  # the findings are the lines to read
     found = []
@@ -81,7 +82,7 @@ def doctor(
         background.close()
     problems = sum(finding.level == "problem" for finding in found)
     if as_json:
-        typer.echo(json.dumps({"problems": problems, "findings": [each._asdict() for each in found]}, indent=2))
+        show_json({"problems": problems, "findings": [each._asdict() for each in found]})
     else:
         typer.echo(counted(problems, "problem") if problems else "no problems")
     if problems:

@@ -60,7 +60,8 @@ def report_secret(workspace: Workspace) -> Path:
 def report_server(workspace: Workspace, port: int, queue: Callable[[], Mapping[str, int]] = dict) -> Iterator[str]:
     """Serve the report, its pages about single images, and metrics, and nothing else of the workspace.
 
-    Yield the address of the report; that of the metrics is ``/metrics``, for a bearer token that is the same secret.
+    Yield the address of the report; that of the metrics is ``/metrics``, with the secret of the report's address as
+    bearer token.
 
     Other users of this machine cannot guess the address. It stays the same, so that links in older runs work.
 

@@ -29,7 +29,7 @@ class Result(NamedTuple):
         similarity: The paper's D, ``(H - window + 1, W - window + 1)`` float32 in (0, 1].
         mask: ``(H, W)`` bool, true where there is an artifact.
         regions: The regions of the mask, from top to bottom.
-        pseudo_gt: The GAN result with the MSE result in place of the artifacts, of their shape and dtype.
+        pseudo_gt: The GAN result with the MSE result in place of the artifacts, of the GAN result's dtype.
     """
 
     similarity: SimilarityMap
@@ -55,7 +55,7 @@ def detect_artifacts(
             GAN model for one photo.
         labels: ``(H, W)`` uint8, the ADE20K class of each pixel, 0..149. Without labels every weight is 1, and more is
             marked.
-        weights: ``(150,)``, the weight of each class; by default the authors' (Eq. 9).
+        weights: ``(150,)``, the weight of each class, which need labels; by default the authors' (Eq. 9).
         threshold: A pixel is suspect where its weighted similarity is below this, 0..1.
         min_area: Regions of at most this many pixels are dropped.
         window: Side of the window of the similarity, in pixels.
@@ -79,9 +79,13 @@ def detect_artifacts(
     for name, picture in (("mse_sr", mse_sr), ("gan_sr", gan_sr)):
         check_picture(name, picture)
     if not 0 < threshold <= 1:
-        raise ArgumentError("threshold", f"is {threshold}, no similarity", "give one in 0..1, such as 0.7")
+        raise ArgumentError("threshold", f"is {threshold}, no similarity", "give one above 0 and up to 1, such as 0.7")
     if labels is not None and labels.size and labels.max() >= CLASS_COUNT:
         raise ArgumentError("labels", f"hold the class {labels.max()}", "give ADE20K's classes, 0..149")
+    if weights is not None and (labels is None or weights.shape != (CLASS_COUNT,)):
+        raise ArgumentError("weights", f"are of shape {weights.shape}", f"give ({CLASS_COUNT},), and labels")
+    if labels is not None and labels.dtype != np.uint8:
+        raise ArgumentError("labels", f"are of dtype {labels.dtype}", "give uint8")
     if weights is None and labels is not None:
         weights = load_weights("published").values
     similarity = variance_similarity(mse_sr, gan_sr, window=window)

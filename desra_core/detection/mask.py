@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from desra_core.detection.class_weights import weighted_scores
 from desra_core.errors import ArgumentError
-from desra_core.images.codec import CLASS_COUNT, Labels, Mask, Pixels
+from desra_core.images.codec import CLASS_COUNT, Labels, Mask, Pixels, grey_levels
 from desra_core.images.parts import row_strips
 
 # From the paper: threshold of the adjusted similarity, minimal area in pixels, side of the window of D in pixels.
@@ -140,7 +140,8 @@ def assemble_pseudo_gt(mse_sr: Pixels, gan_sr: Pixels, mask: Mask) -> Pixels:
     """Compute the pseudo ground truth ``mask * mse_sr + (1 - mask) * gan_sr``.
 
     Args:
-        mse_sr, gan_sr: ``(H, W)`` or ``(H, W, C)``, of one dtype. Gray is put into colour.
+        mse_sr, gan_sr: ``(H, W)`` or ``(H, W, C)`` uint8 or uint16, C = 1 or 3. Gray is put into colour, and the MSE
+            result into the depth of the GAN result.
         mask: ``(H, W)``, true where there is an artifact.
 
     Raises:
@@ -151,9 +152,13 @@ def assemble_pseudo_gt(mse_sr: Pixels, gan_sr: Pixels, mask: Mask) -> Pixels:
         >>> assemble_pseudo_gt(mse_sr, gan_sr, np.array([[True, False]])).ravel().tolist()
         [7, 9]
     """
-    if not mse_sr.shape[:2] == gan_sr.shape[:2] == mask.shape or mse_sr.ndim != gan_sr.ndim:
+    sizes_fit = mse_sr.shape[:2] == gan_sr.shape[:2] == mask.shape and mse_sr.ndim == gan_sr.ndim
+    if not sizes_fit or len({1, *mse_sr.shape[2:], *gan_sr.shape[2:]}) > 2:
         reason = f"is of shape {mse_sr.shape}, but gan_sr of {gan_sr.shape} and the mask of {mask.shape}"
         raise ArgumentError("mse_sr", reason, "give two results of one photo, and their mask")
+    if mse_sr.dtype != gan_sr.dtype:
+        levels = grey_levels(mse_sr) * (257 if gan_sr.dtype == np.uint16 else 1)
+        mse_sr = np.rint(levels).astype(gan_sr.dtype)  # type: ignore[assignment]
     return np.where(mask if mse_sr.ndim == 2 else mask[:, :, np.newaxis], mse_sr, gan_sr)
 
 

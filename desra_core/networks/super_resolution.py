@@ -18,7 +18,7 @@ class Enlarged(NamedTuple):
     """An enlarged photo.
 
     Attributes:
-        pixels: The photo at ``scale`` times its height and width, of its dtype and number of channels.
+        pixels: The photo at ``scale`` times its height and width, of its dtype and number of axes and channels.
         tile: The side of the windows if memory ran out with the default side, else None.
     """
 
@@ -44,7 +44,8 @@ def super_resolve(model: Model, pixels: Pixels) -> Enlarged:
     """
     check_picture("pixels", pixels)
     if pixels.ndim == 2:
-        return super_resolve(model, pixels[:, :, np.newaxis])
+        enlarged = super_resolve(model, pixels[:, :, np.newaxis])
+        return enlarged._replace(pixels=enlarged.pixels[:, :, 0])
     (height, width, channels), traits = pixels.shape, model.traits
     sr: Pixels = np.empty((height * model.scale, width * model.scale, channels), pixels.dtype)
     # Extend the photo to the right and below to a size that the network takes.

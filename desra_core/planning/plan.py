@@ -84,7 +84,8 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
     mse_sr_key = gan_sr_key = None
     if isinstance(settings, Mining):
         if lacks_twin(settings):
-            match(settings.sources, settings.workspace)  # a mistyped path is what to say first
+            # A mistyped path is what to say first.
+            match(settings.sources, settings.workspace)
             content_key(settings.gan_model)
             raise no_twin(settings)
         mse_sr_key, gan_sr_key = result_keys(settings.mse_model, settings.gan_model, settings.engine)

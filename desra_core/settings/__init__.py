@@ -68,7 +68,7 @@ Heading = Literal[
     "Schedule", "Detection", "Networks", "Training", "Losses", "Gate", "Weights", "Storage", "Server",
     "Machine and log",
 ]  # fmt: skip
-# Headings of single fields.
+# For single fields, in place of their class's heading; None puts a field first.
 USUAL: JsonDict = {"heading": None}
 STORAGE: JsonDict = {"heading": "Storage"}
 
@@ -77,7 +77,7 @@ class Frozen(BaseModel):
     """Base of all settings: immutable, and without other fields than those declared."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    # That of all fields that a class declares first, unless a field has its own: see `heading_of`.
+    # The heading of the fields that this class is the first to declare: see `heading_of`.
     heading: ClassVar[Heading | None] = None
 
 
@@ -256,7 +256,7 @@ def heading_of(kind: type[Frozen], name: str) -> Heading | None:
 
 
 def given_values(settings: BaseModel) -> dict[str, Any]:
-    """List, as JSON has them, the values that settings would not have of themselves, and required ones; none is None.
+    """Return, in JSON form, the required values and those that are not the defaults; None is left out.
 
     A default may depend on another value, so each value is left out on trial.
     """

@@ -136,6 +136,17 @@ def test_all_steps_in_one(channels: tuple[int, ...], labelled: bool, bits: int) 
     assert np.array_equal(found.pseudo_gt[~mask], gan_sr[~mask])
 
 
+def test_a_pair_of_two_depths_has_a_pseudo_gt_in_that_of_the_gan_result() -> None:
+    mse_sr, gan_sr = _pair()
+    plain = detect_artifacts(mse_sr, gan_sr, min_area=500)
+    assert plain.mask.any()
+    deep_mse, deep_gan = (picture.astype(np.uint16) * 257 for picture in (mse_sr, gan_sr))
+    for one, other, scale in ((deep_mse, gan_sr, 1), (mse_sr, deep_gan, 257)):
+        found = detect_artifacts(one, other, min_area=500)
+        assert found.pseudo_gt.dtype == other.dtype
+        assert np.array_equal(found.pseudo_gt, plain.pseudo_gt.astype(int) * scale)
+
+
 def test_weights_can_be_given() -> None:
     mse_sr, gan_sr = _pair()
     labels = np.zeros(mse_sr.shape[:2], np.uint8)
@@ -150,7 +161,7 @@ def test_what_is_no_picture_is_not_enlarged(photo: object) -> None:
     with pytest.raises(ArgumentError, match=r"^pixels: is of"):
         super_resolve(model, photo)  # type: ignore[arg-type]
     gray = np.full((20, 30), 7, np.uint8)
-    assert np.array_equal(super_resolve(model, gray).pixels, super_resolve(model, gray[:, :, None]).pixels)
+    assert np.array_equal(super_resolve(model, gray).pixels, super_resolve(model, gray[:, :, None]).pixels[:, :, 0])
     assert len(repr(model)) < 300
 
 
@@ -170,6 +181,9 @@ def test_an_image_that_is_not_there_is_named(tmp_path: Path) -> None:
         ({"mse_sr": "mse.png"}, "mse_sr: is of str; give an array"),
         ({"threshold": 1.5}, "threshold: is 1.5, no similarity; give"),
         ({"threshold": 0.0}, "threshold: is 0.0, no similarity; give"),
+        ({"weights": np.ones(150)}, r"weights: are of shape \(150,\); give \(150,\), and labels"),
+        ({"weights": np.ones(7), "labels": np.zeros((120, 130), np.uint8)}, r"weights: are of shape \(7,\); give"),
+        ({"labels": np.full((120, 130), -1)}, "labels: are of dtype int64; give uint8"),
         ({"window": 4}, "window: is 4; give an odd"),
         ({"gan_sr": _pair()[1][:, :, 0]}, r"mse_sr: is of shape \(120, 130, 3\), but gan_sr of \(120, 130\)"),
     ],
