@@ -24,17 +24,8 @@ from deployments.serving.connection import AGAIN
 from deployments.serving.server import ServerLostError
 from desra_core import __version__
 from desra_core.errors import DesraError, TransientError, UsageError, printable
-from desra_core.settings import Detection, Frozen, Machine, Mining
-from desra_core.settings.models import (
-    Benchmarking,
-    Calibrating,
-    Comparing,
-    Cycling,
-    Finetuning,
-    Serving,
-    SyntheticBenchmarking,
-    Twinning,
-)
+from desra_core.settings import Frozen, Machine
+from desra_core.settings.models import SETTINGS
 from tasks.logs import say
 
 # Headings of the commands.
@@ -102,9 +93,9 @@ def _root(
 
 
 def _command(
-    heading: str, kind: type[Frozen], run: str, *, name: str | None = None, **options: Any
+    heading: str, run: str, *, name: str | None = None, **options: Any
 ) -> Callable[[Callable[[], None]], None]:
-    """Add a command with a flag for each field of a settings model, under a heading of the help.
+    """Add a command with a flag for each field of its settings in `SETTINGS`, under a heading of the help.
 
     ``run`` is the module and the function that carries it out, imported only when it is called, since that may take
     seconds; ``options`` are those of `with_flags`. The decorated function gives the help, and the name where none is
@@ -118,7 +109,7 @@ def _command(
             run_and_exit(lambda: function(settings, machine, **form))
 
         command.__name__, command.__doc__ = described.__name__, described.__doc__
-        with_its_flags = with_flags(command, kind, **options)
+        with_its_flags = with_flags(command, SETTINGS[name or described.__name__], **options)
         # An argument too many is a glob that the shell has filled in, for which there is a better message than Click's.
         allowed = {"allow_extra_args": "argument" in options}
         app.command(name, cls=PlainCommand, context_settings=allowed, rich_help_panel=heading)(with_its_flags)
@@ -131,7 +122,7 @@ def _own_flags(heading: str, run: Callable[..., None], name: str | None = None, 
     app.command(name, cls=PlainCommand, rich_help_panel=heading)(paths_at_home(run, **options))
 
 
-@_command(FIND, Mining, "commands.runs:run_corpus", argument="photos")
+@_command(FIND, "commands.runs:run_corpus", argument="photos")
 def mine() -> None:
     """Upscale photos with two models, mark the GAN model's artifacts and gather them as a dataset.
 
@@ -142,7 +133,7 @@ def mine() -> None:
     """
 
 
-@_command(FIND, Detection, "commands.runs:run_corpus")
+@_command(FIND, "commands.runs:run_corpus")
 def detect() -> None:
     """Compare two folders of super-resolution results and mark the artifacts.
 
@@ -152,7 +143,7 @@ def detect() -> None:
     """
 
 
-@_command(DELETE, Twinning, "commands.models:run_twin", argument="photos")
+@_command(DELETE, "commands.models:run_twin", argument="photos")
 def twin() -> None:
     """Train the MSE twin of a GAN model, which DeSRA compares with: on sharp photos that are degraded on the fly.
 
@@ -161,7 +152,7 @@ def twin() -> None:
     """
 
 
-@_command(DELETE, Finetuning, "commands.models:run_finetune")
+@_command(DELETE, "commands.models:run_finetune")
 def finetune() -> None:
     """Finetune the GAN model on the pseudo ground truths of its worst images.
 
@@ -170,7 +161,7 @@ def finetune() -> None:
     """
 
 
-@_command(DELETE, Comparing, "commands.models:run_compare", json_flag=True)
+@_command(DELETE, "commands.models:run_compare", json_flag=True)
 def compare() -> None:
     """Judge finetuned models on held-out images: the gate alone.
 
@@ -186,7 +177,7 @@ def compare() -> None:
     """
 
 
-@_command(DELETE, Cycling, "commands.models:run_cycle", argument="photos")
+@_command(DELETE, "commands.models:run_cycle", argument="photos")
 def cycle() -> None:
     """Mine artifacts, finetune the GAN model on them, judge it on held-out images and promote it if it passes.
 
@@ -200,7 +191,7 @@ _own_flags(DELETE, roll_back, "rollback")
 _own_flags(JUDGE, evaluate)
 
 
-@_command(JUDGE, Benchmarking, "commands.measure:run_benchmark", argument="dataset")
+@_command(JUDGE, "commands.measure:run_benchmark", argument="dataset")
 def benchmark() -> None:
     """Measure detectors on pairs with human masks.
 
@@ -210,7 +201,7 @@ def benchmark() -> None:
     """
 
 
-@_command(JUDGE, SyntheticBenchmarking, "commands.measure:run_benchmark", name="benchmark synthetic")
+@_command(JUDGE, "commands.measure:run_benchmark", name="benchmark synthetic")
 def benchmark_synthetic() -> None:
     """Measure detectors on clean pairs without masks: inject artifacts of known place, kind and strength.
 
@@ -219,7 +210,7 @@ def benchmark_synthetic() -> None:
     """
 
 
-@_command(JUDGE, Calibrating, "commands.measure:run_calibrate")
+@_command(JUDGE, "commands.measure:run_calibrate")
 def calibrate() -> None:
     """Derive class weights from artifact-free pairs of your own models, and suggest a threshold.
 
@@ -233,7 +224,7 @@ _own_flags(JUDGE, export_masks, "export", interrupted="nothing was exported")
 _own_flags(JUDGE, import_masks, "import", interrupted="import again")
 
 
-@_command(RUN, Serving, "serving.serve:serve", config_argument=True)
+@_command(RUN, "serving.serve:serve", config_argument=True)
 def serve() -> None:
     """Mine new photos by the clock, finetune when enough artifacts have gathered, and turn the cycle every week.
 

@@ -11,21 +11,10 @@ from sphinx.util.docutils import SphinxDirective
 from typer.models import ArgumentInfo
 
 from deployments.cli import app
-from desra_core.settings import Detection, Machine, Mining
-from desra_core.settings.models import (
-    Benchmarking,
-    Calibrating,
-    Comparing,
-    Cycling,
-    Finetuning,
-    Serving,
-    SyntheticBenchmarking,
-    Twinning,
-)
+from desra_core.settings import Machine
+from desra_core.settings.models import SETTINGS
 
-_KINDS = (Mining, Detection, Twinning, Finetuning, Comparing, Cycling, Serving, Calibrating, Benchmarking)
-_FIELDS = {kind.verb: kind.model_fields | Machine.model_fields for kind in _KINDS}
-_FIELDS["benchmark synthetic"] = SyntheticBenchmarking.model_fields | Machine.model_fields
+_FIELDS = {verb: kind.model_fields | Machine.model_fields for verb, kind in SETTINGS.items()}
 _TYPES = {int: "whole number", float: "number", Path: "path", str: "text", bool: "yes or no"}
 _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 

@@ -67,7 +67,8 @@ def test_the_verbs_and_flags_of_a_page_exist(page: Path) -> None:
 def test_command_lines_are_found() -> None:
     text = "Run `desra gc --list` or\n```\n$ .venv/bin/desra mine PHOTOS \\\n  --workspace ws  # as desra does\n```"
     assert list(command_lines(text)) == ["gc --list", "mine PHOTOS    --workspace ws"]
-    assert len(list(command_lines((ROOT / "docs" / "tutorial.md").read_text("utf-8")))) > 5
+    for page in ("README.md", "docs/tutorial.md"):
+        assert len(list(command_lines((ROOT / page).read_text("utf-8")))) > 5
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,11 @@ from desra_core.evaluation.table import as_toml
 from desra_core.files import paths_in, read_document
 from desra_core.gate.criteria import read_verdict
 from desra_core.planning.plan import load_settings
-from desra_core.settings import CorpusSettings, Detection, Frozen, Mining, given_values
-from desra_core.settings.models import Cycling, Finetuning, Serving
+from desra_core.settings import CorpusSettings, Detection, Frozen, given_values
+from desra_core.settings.models import SETTINGS, Finetuning
 from desra_core.training.plan import RunFolder
 from desra_core.workspace import Workspace
 
-_KINDS: dict[str, type[Frozen]] = {kind.verb: kind for kind in (Mining, Detection, Finetuning, Cycling, Serving)}
 _WIDTH = 100
 
 
@@ -41,7 +40,7 @@ def config(
     if verb in ("mine", "cycle", "serve", "detect") and (verb == "detect") != isinstance(corpus, Detection):
         reason = f"belongs to runs of desra {corpus.verb}, not of desra {verb}"
         raise UsageError(place.root, reason, "leave out --for")
-    recorded = corpus if verb == corpus.verb else _recorded(place, corpus, _KINDS[verb])
+    recorded = corpus if verb == corpus.verb else _recorded(place, corpus, SETTINGS[verb])
     lines = [f"# desra {verb} {'' if verb == 'serve' else '--config '}FILE: the settings of {printable(place.root)}"]
     for name, value in given_values(recorded).items():
         about = textwrap.wrap(type(recorded).model_fields[name].description or "", _WIDTH - 2)

@@ -34,15 +34,15 @@ class Verbs(TyperGroup):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the commands, each with the first paragraph of its help, and the flags."""
-        commands = [(name, self.commands[name]) for name in self.list_commands(ctx)]
-        rows = [(getattr(each, "rich_help_panel", None), (name, _first_paragraph(each))) for name, each in commands]
+        commands: list[tuple[str, Any]] = [(name, self.commands[name]) for name in self.list_commands(ctx)]
+        rows = [(each.rich_help_panel, (name, _first_paragraph(each))) for name, each in commands]
         _write_sections(formatter, [*rows, *_parameters(self, ctx)])
 
 
 Row = tuple[str, str]
 
 
-def _parameters(command: Any, ctx: Any) -> list[tuple[str | None, Row]]:
+def _parameters(command: Any, ctx: Any) -> list[tuple[str, Row]]:
     rows = []
     for parameter in command.get_params(ctx):
         usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
@@ -51,10 +51,10 @@ def _parameters(command: Any, ctx: Any) -> list[tuple[str | None, Row]]:
     return sorted(rows, key=lambda row: (row[0] != "Arguments", row[0] != "Options"))
 
 
-def _write_sections(formatter: Any, rows: Iterable[tuple[str | None, Row]]) -> None:
+def _write_sections(formatter: Any, rows: Iterable[tuple[str, Row]]) -> None:
     sections: dict[str, list[Row]] = {}
     for heading, row in rows:
-        sections.setdefault(heading or "Commands", []).append(row)
+        sections.setdefault(heading, []).append(row)
     for heading, section in sections.items():
         with formatter.section(heading):
             formatter.write_dl(section)

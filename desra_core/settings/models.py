@@ -20,7 +20,7 @@ from tzlocal import get_localzone_name
 from desra_core.detection.detectors import METHODS
 from desra_core.errors import UsageError
 from desra_core.networks.checkpoints import BICUBIC
-from desra_core.settings import STORAGE, USUAL, Frozen, Heading, MinArea, Mining, path_unless, whole_path
+from desra_core.settings import STORAGE, USUAL, Detection, Frozen, Heading, MinArea, Mining, path_unless, whole_path
 
 PERCENTILE = 85.0
 RATE = 0.001
@@ -586,3 +586,11 @@ def local_timezone() -> str:
         if all(moment.astimezone().utcoffset() == moment.astimezone(ZoneInfo(name)).utcoffset() for moment in moments):
             return name
     raise UsageError("--timezone", "is not given, and that of this machine has no name", "give one like Europe/Berlin")
+
+
+# The settings of each command that has a model of its own.
+SETTINGS: dict[str, type[Frozen]] = {
+    **{kind.verb: kind for kind in (Mining, Detection, Twinning, Finetuning, Comparing, Cycling, Serving, Calibrating)},
+    "benchmark": Benchmarking,
+    "benchmark synthetic": SyntheticBenchmarking,
+}

@@ -8,24 +8,10 @@ from typing import get_args
 import pytest
 
 from deployments import cli
-from desra_core.settings import Detection, Frozen, Heading, Machine, Mining, heading_of
-from desra_core.settings.models import (
-    Benchmarking,
-    Calibrating,
-    Comparing,
-    Cycling,
-    Finetuning,
-    Serving,
-    SyntheticBenchmarking,
-    Twinning,
-)
+from desra_core.settings import Heading, Machine, heading_of
+from desra_core.settings.models import SETTINGS
 from tests.conftest import Desra
 
-KINDS: dict[str, type[Frozen]] = {
-    **{kind.verb: kind for kind in (Mining, Detection, Twinning, Finetuning, Comparing, Cycling, Calibrating, Serving)},
-    "benchmark": Benchmarking,
-    "benchmark synthetic": SyntheticBenchmarking,
-}
 VERBS = [command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback]
 
 
@@ -80,9 +66,9 @@ def test_no_help_is_cut_off(help_of, verb: str, columns: int) -> None:
     assert "..." not in text
 
 
-@pytest.mark.parametrize("verb", KINDS)
+@pytest.mark.parametrize("verb", SETTINGS)
 def test_each_flag_stands_with_its_whole_text_under_its_heading(help_of, verb: str) -> None:
-    kind, found = KINDS[verb], sections(help_of(*verb.split()))
+    kind, found = SETTINGS[verb], sections(help_of(*verb.split()))
     headings = [heading for heading in found if heading not in ("Arguments", "Options")]
     assert headings == [heading for heading in get_args(Heading) if heading in headings]
     assert headings[-1] == "Machine and log"
