@@ -234,6 +234,20 @@ def serve() -> None:
     """
 
 
+@_command(RUN, "commands.workspace:run_verify", json_flag=True)
+def verify() -> None:
+    """Check every file of a workspace against the checksum that it was written with.
+
+    Names what is damaged or missing, and files that no run has made. Exit code 1 where something is damaged; with
+    --repair, where something stays that no run can make again.
+
+    --json prints one object: workspace, files and bytes (checked), damaged (path, reason, remedy and whether it is
+    marked for the next run), missing (paths that the next run makes), unknown (paths that no run has made), untold
+    (images whose pictures have no checksum, since an older desra wrote them) and unchecked (images whose records are
+    damaged).
+    """
+
+
 _own_flags(RUN, status)
 _own_flags(RUN, report)
 _own_flags(RUN, gc)

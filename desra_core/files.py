@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import stat
 import time
 import uuid
@@ -19,9 +20,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
-from desra_core.errors import ImageError, TransientError, UsageError
+import xxhash
+
+from desra_core.errors import ImageError, LostError, TransientError, UsageError
 
 _SCRATCH = ".unfinished"
+# The last member of a JSON object that `as_json` made: the checksum of all bytes before it.
+_CHECKSUM = re.compile(rb',\n "checksum": "(\d+:[0-9a-f]{16})"\n\}\Z')
 
 
 def replace_file(
@@ -72,15 +77,34 @@ def write_secret(path: Path, text: str) -> None:
     replace_file(path, text.encode(), mode=0o600)
 
 
+def as_json(document: Any) -> bytes:
+    """Format JSON values; an object gets its `checksum` as last member, by which `parse_json` knows damaged bytes."""
+    data = json.dumps(document, indent=1).encode()
+    if not isinstance(document, dict) or not document:
+        return data
+    body = data.removesuffix(b"\n}")
+    return body + f',\n "checksum": "{checksum(body)}"\n}}'.encode()
+
+
+def parse_json(data: bytes) -> Any:
+    """Parse JSON, without the checksum of `as_json`; raises `ValueError` where the checksum or the JSON is wrong."""
+    if found := _CHECKSUM.search(data):
+        body = data[: found.start()]
+        if checksum(body) != found[1].decode():
+            raise ValueError("the checksum does not fit")
+        data = body + b"}"
+    return json.loads(data)
+
+
 def write_json(path: Path, document: Any, *, durable: bool = False) -> None:
-    """Write a JSON file whole (raises `TransientError`)."""
-    replace_file(path, json.dumps(document, indent=2).encode(), durable=durable)
+    """Write a JSON file by `as_json`, whole (raises `TransientError`)."""
+    replace_file(path, as_json(document), durable=durable)
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file; None where it is missing or damaged."""
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except (OSError, ValueError):
         return None
 
@@ -201,6 +225,43 @@ def fingerprint(*parts: Any) -> str:
 def digest(data: bytes) -> str:
     """Hash content, 128 bits of BLAKE2b as hex. A workspace identifies files and images by this hash."""
     return _hasher(data).hexdigest()
+
+
+def checksum(data: bytes | memoryview) -> str:
+    """Return size and XXH3 hash of content, ``SIZE:HASH`` with 64 bits as hex: it tells damage, and is no identity."""
+    return f"{len(data)}:{xxhash.xxh3_64_hexdigest(data)}"
+
+
+def file_checksum(path: Path) -> str:
+    """Return the `checksum` of a file, read in parts (raises `OSError`)."""
+    found, size = xxhash.xxh3_64(), 0
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            found.update(part)
+            size += len(part)
+    return f"{size}:{found.hexdigest()}"
+
+
+def read_checked(path: Path, expected: str | None) -> bytes:
+    """Read a whole file that a run has written.
+
+    Args:
+        path: The file.
+        expected: Its `checksum` when it was written; None where it is not known.
+
+    Raises:
+        LostError: The file is damaged.
+        TransientError: The file is gone or may not be read, or the storage failed.
+    """
+    data = read_bytes(path)
+    if expected is not None and checksum(data) != expected:
+        raise damaged(path)
+    return data
+
+
+def damaged(path: Path) -> LostError:
+    """Make the error for a file of a workspace that is not as it was written."""
+    return LostError(path, "is not as it was written", "desra verify --repair finds and mends all such files")
 
 
 def hash_file(path: Path) -> str:

@@ -27,6 +27,7 @@ from desra_core.gate.comparison import Comparison, decide_and_publish
 from desra_core.gate.criteria import Verdict
 from desra_core.gate.judge import enlarge_stage, judge_stage
 from desra_core.gate.model_registry import promote
+from desra_core.housekeeping.verify import Checked, Damage, Verification, verify_image
 from desra_core.images.codec import most_pixels
 from desra_core.networks.segmentation import load_segmenter
 from desra_core.planning.plan import target_of
@@ -294,6 +295,29 @@ def count_shard(number: int, counting: Counting, dask: Dask, progress: RunProgre
     finally:
         counting.add(number, results)
     return failures
+
+
+@task(task_run_name="verify-{number:05d}", cache_policy=NO_CACHE)
+def verify_shard(
+    number: int, verification: Verification, dask: Dask, progress: RunProgress
+) -> tuple[Checked, dict[str, dict[str, str]]]:
+    """Check the pictures and arrays of the images of a shard.
+
+    Returns:
+        What was found; and by name of an image, the checksums of pictures that an older desra wrote.
+    """
+    found, untold = Checked(0, 0), {}
+    function = partial(verify_image, workspace=verification.workspace)
+    for image, result in dask.map("verify", function, {}, verification.work(number)):
+        if isinstance(result, ImageError):
+            found += Checked(0, 0, (Damage(Path(result.subject), result.reason, result.remedy),))
+        else:
+            found += result
+            if result.untold:
+                untold[image.names[0]] = dict(result.untold)
+        progress.passed(1, finished=1)
+        progress.show()
+    return found, untold
 
 
 @task(task_run_name="weights", cache_policy=NO_CACHE)

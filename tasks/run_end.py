@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from desra_core.annotations.export import count_human_masks
-from desra_core.errors import TransientError
+from desra_core.errors import DesraError, TransientError, printable
 from desra_core.evaluation.table import counted
 from desra_core.images.scanning import kinds_in_words
 from desra_core.planning.plan import Plan, Prepared, load_settings, publish_tables, settings_document, worst_regions
@@ -59,6 +59,12 @@ def show_outcome(workspace: Workspace, line: str, facts: Sequence[str] = ()) -> 
     count = count_human_masks(workspace, load_settings(workspace)[1].gan_sr_key)
     human_masks = [f"{counted(count, 'image')} with a human mask"] if count else []
     text = _listed(f"**{line}**", [*facts, *human_masks, report])
+    create_markdown_artifact(text, key="outcome", description="End of this run.")
+
+
+def show_damage(line: str, damaged: Sequence[DesraError]) -> None:
+    """Show in the UI how a verification ended, with the first damaged files."""
+    text = _listed(f"**{line}**", [f"`{printable(error)}`" for error in damaged[:_FAILURES]])
     create_markdown_artifact(text, key="outcome", description="End of this run.")
 
 

@@ -1,17 +1,18 @@
-"""``desra status``, ``report``, ``rollback``, ``gc``, ``export`` and ``import``: work on a workspace without a run."""
+"""``desra status``, ``verify``, ``report``, ``rollback``, ``gc``, ``export`` and ``import``: work on a workspace."""
 
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import typer
 
 from deployments.commands.flags import AsJson
-from deployments.commands.runs import existing_workspace, renew_report, show_failures, show_json
+from deployments.commands.runs import existing_workspace, renew_report, run_flow, show_failures, show_json
+from deployments.serving.server import end_leftover_server
 from desra_core.annotations import corrections
 from desra_core.annotations.export import Exported, export_workspace
 from desra_core.errors import LockedError, UsageError, printable
@@ -21,10 +22,15 @@ from desra_core.housekeeping.contents import UNKNOWN, sizes
 from desra_core.housekeeping.garbage import find_garbage, sweep
 from desra_core.images.scanning import kinds_in_words
 from desra_core.planning.plan import load_settings, make_plan, settings_document
+from desra_core.settings import Machine
+from desra_core.settings.models import Verifying
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.manifest import read_manifest, read_passed_over
 from desra_core.workspace.matching import FAILURES
 from tasks.logs import NowAndThen, say, say_each
+
+if TYPE_CHECKING:
+    from flows.verify import Verified
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _SHOWN_UNKNOWN = 5
@@ -81,6 +87,44 @@ def status(
         total = bytes_in_words(sum(size.bytes for size in by_kind.values()))
         typer.echo(f"size       {total} in {files}: {parts}")
     show_failures(tried, all_of_them=failures)
+
+
+def run_verify(settings: Verifying, machine: Machine, *, as_json: bool = False) -> int:
+    """Check the files of a workspace, and print what is damaged, missing or unknown; return the exit code."""
+    place = existing_workspace(settings.workspace)
+    with place.locked():
+        end_leftover_server(place)
+        ended = run_flow(place, settings, machine)
+    checked, marked = ended.checked, {damage.path for damage in ended.marked}
+    if as_json:
+        damaged = [damage._asdict() | {"marked": damage.path in marked} for damage in checked.damaged]
+        counts = {"files": checked.files, "bytes": checked.bytes, "untold": ended.untold, "unchecked": ended.unchecked}
+        found = {"damaged": damaged, "missing": checked.missing, "unknown": ended.unknown}
+        show_json({"workspace": place.root} | counts | found)
+    else:
+        say_each("damaged", [damage.error for damage in checked.damaged], most=None)
+        say_each("missing", checked.missing, most=None)
+        _show_verified(ended, place)
+    return int(len(checked.damaged) > len(marked))
+
+
+def _show_verified(ended: "Verified", place: Workspace) -> None:
+    checked = ended.checked
+    typer.echo(f"checked  {counted(checked.files, 'file')}, {bytes_in_words(checked.bytes)}")
+    if not checked.damaged and not checked.missing:
+        typer.echo("found    all as they were written")
+    else:
+        typer.echo(f"found    {len(checked.damaged)} damaged, {len(checked.missing)} missing")
+    if ended.unchecked:
+        typer.echo(f"left out {counted(ended.unchecked, 'image')}, whose records are damaged")
+    if ended.untold:
+        images = counted(ended.untold, "image")
+        typer.echo(f"older    pictures of {images} had no checksums, since an older desra wrote them")
+    say_each("unknown", ended.unknown, ": desra gc --list names them")
+    if ended.marked or checked.missing:
+        typer.echo("next     the last desra mine or detect, or the last training, again: it makes them again")
+    elif checked.damaged:
+        typer.echo(f"next     desra verify --repair --workspace {shlex.quote(str(place.root))}")
 
 
 def report(

@@ -17,18 +17,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.annotations.export import export_document, export_root, read_mask
+from desra_core.annotations.export import decode_sized_mask, export_document, export_root
 from desra_core.annotations.labelme import LabelMeFile, draw_shapes, read_labelme
 from desra_core.detection.mask import Components, assemble_pseudo_gt
 from desra_core.errors import DesraError, ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask, read_coco
-from desra_core.files import digest, paths_in, read_bytes, storage_errors
+from desra_core.files import checksum, digest, paths_in, read_bytes, storage_errors
 from desra_core.images.codec import decode, decode_mask, encode_mask
 from desra_core.images.scanning import ImageNames, normalized
 from desra_core.planning.plan import done_images, load_settings, publish_tables
 from desra_core.workspace import DATASET, Workspace, read_table
 from desra_core.workspace.human_masks import HUMAN_MASKS, exported_masks, mask_key, read_human_masks
-from desra_core.workspace.manifest import read_manifest
+from desra_core.workspace.manifest import note_checksums, read_manifest
 from desra_core.workspace.products import Target
 
 Origin = Literal["labelme", "coco"]
@@ -142,6 +142,7 @@ def read_corrections(
     def correct(source: _Source) -> Correction:
         row = _row_of(source, rows, exported, target.gan_sr_key, settings.verb)
         drawn, shape = source.drawn, (row["height"], row["width"])
+        path = workspace.mask(row["name"])
         only_this = row["id"] in with_human_mask
         unchanged_masks = of_this_export if only_this else of_any_export
         if isinstance(drawn, CocoMask):
@@ -159,7 +160,7 @@ def read_corrections(
             png=png,
             pixels=int(mask.sum()),
             regions=len(Components(mask)),
-            changed=not np.array_equal(mask, read_mask(workspace.mask(row["name"]), shape)),
+            changed=not np.array_equal(mask, decode_sized_mask(read_bytes(path), path, shape)),
             kinds=drawn.kinds,
             left_out=drawn.left_out,
             as_exported=(row["id"], mask_key(mask)) in unchanged_masks and not confirmed,
@@ -187,6 +188,7 @@ def publish_corrections(workspace: Workspace, corrections: Sequence[Correction])
     rows: dict[str, dict[str, Any]] = {}
     for one in corrections:
         row = {"id": one.id, "gan_sr_key": target.gan_sr_key, "pixels": one.pixels, "regions": one.regions}
+        row["checksum"] = checksum(one.png)
         masks |= dict.fromkeys(names[one.id], one.png)
         rows |= {name: row | {"name": name} for name in names[one.id]}
     renewed = _replace_masks(workspace, target, masks, rows)
@@ -405,19 +407,19 @@ def _replace_masks(
         else:
             workspace.human_mask(name).unlink(missing_ok=True)
 
-    def renew(name: str) -> bool:
+    def renew(name: str) -> Mapping[str, str | None] | None:
+        """Return the checksums of the new pictures, None for each that is no more; None where it failed."""
         mask = decode_mask(outdated[name], workspace.mask(name))
         if name not in counting and target.keep != "all" and not mask.any():
             workspace.withdraw_dataset(name)
-            return True
+            return {f"dataset/{kind}": None for kind in DATASET}
         files = [workspace.dataset(kind, name) for kind in ("mse_sr", "gan_sr")]
         try:
             mse_sr, gan_sr = (decode(read_bytes(file), file) for file in files)
         except ImageError:  # the next run makes these pictures again
-            return False
+            return None
         pseudo_gt = assemble_pseudo_gt(mse_sr.pixels, gan_sr.pixels, mask)
-        workspace.publish_pseudo_gt([name], mask, pseudo_gt, gan_sr.alpha)
-        return True
+        return workspace.publish_pseudo_gt([name], mask, pseudo_gt, gan_sr.alpha)
 
     with ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(put, masks))
@@ -425,9 +427,10 @@ def _replace_masks(
         table = pa.Table.from_pylist([row for _, row in sorted((others | dict(rows)).items())], HUMAN_MASKS)
         workspace.publish_table(workspace.human_manifest, table)
         renewed = dict(zip(outdated, pool.map(renew, outdated), strict=True))
+    note_checksums(workspace, {name: checksums for name, checksums in renewed.items() if checksums})
     if target.super_resolves:
         publish_tables(workspace, target)
-    return renewed
+    return {name: checksums is not None for name, checksums in renewed.items()}
 
 
 def _remember(workspace: Workspace, names: dict[str, list[str]]) -> None:

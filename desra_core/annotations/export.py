@@ -36,13 +36,13 @@ from desra_core.detection.mask import Components, assemble_pseudo_gt
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.coco_masks import CATEGORY
 from desra_core.evaluation.table import as_csv, counted
-from desra_core.files import check_names, digest, read_bytes, read_json, replace_file, storage_errors
+from desra_core.files import check_names, digest, read_bytes, read_checked, read_json, replace_file, storage_errors
 from desra_core.images.codec import Mask, Photo, bgr8, check_size, decode, decode_mask, encode_png
 from desra_core.planning.plan import done_images, load_settings
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import HumanMask, mask_key, read_human_masks, remember_exported
 from desra_core.workspace.manifest import picture_files, read_manifest
-from desra_core.workspace.products import REGION_FIELDS, Target
+from desra_core.workspace.products import REGION_FIELDS, Target, checksums_of
 
 Form = Literal["coco", "labelme", "folder"]
 
@@ -70,6 +70,11 @@ class MaskedImage(NamedTuple):
     regions: list[dict[str, Any]]  # the records of the detector's regions
     human: HumanMask | None
     files: dict[str, Path]  # the image's pictures by kind
+    checksums: dict[str, str]  # of those that runs have written, as records have them
+
+    def content(self, kind: str) -> bytes:
+        """Read the file of a picture (raises `ImageError`: it cannot be read, or is not as a run wrote it)."""
+        return read_checked(self.files[kind], self.checksums.get("masks" if kind == "mask" else f"dataset/{kind}"))
 
     def mask(self) -> Mask:
         """Read the human mask, or else the detector's.
@@ -77,7 +82,9 @@ class MaskedImage(NamedTuple):
         Raises:
             ImageError: The mask cannot be read, or has another size than the image.
         """
-        return self.human.read() if self.human else read_mask(self.files["mask"], self.shape)
+        if self.human:
+            return self.human.read()
+        return decode_sized_mask(self.content("mask"), self.files["mask"], self.shape)
 
     def annotations(self) -> list[Annotation]:
         """List the components of the mask, in reading order.
@@ -200,7 +207,8 @@ def export_workspace(
     mined = settings.verb == "mine"
     chosen = select_images(workspace, target, everything=everything, worst=worst)
     files = picture_files(workspace, settings.verb, [image.name for image in chosen])
-    images = [image._replace(files=files[image.name]) for image in chosen]
+    known = checksums_of(workspace, (image.id for image in chosen))
+    images = [image._replace(files=files[image.name], checksums=known.get(image.id, {})) for image in chosen]
     images = [image for image in images if not mined or image.files["gan_sr"].exists()]
     if not images:
         remedy = "give --all to export clean ones, which desra mine keeps with --keep all"
@@ -278,13 +286,13 @@ def export_root(path: Path) -> Path | None:
     return next((folder for folder in (path, *path.parents) if (folder / _DOCUMENT).is_file()), None)
 
 
-def read_mask(path: Path, shape: tuple[int, int]) -> Mask:
-    """Read a mask of an image of ``(H, W)``.
+def decode_sized_mask(data: bytes, path: Path, shape: tuple[int, int]) -> Mask:
+    """Decode the mask in a file of an image of ``(H, W)``.
 
     Raises:
-        ImageError: The mask cannot be read, or has another size.
+        ImageError: It is no mask, or has another size.
     """
-    mask = decode_mask(read_bytes(path), path)
+    mask = decode_mask(data, path)
     check_size(mask, path, "delete it, and run again", shape)
     return mask
 
@@ -311,7 +319,7 @@ def select_images(workspace: Workspace, target: Target, *, everything: bool, wor
     found: dict[str, MaskedImage] = {}
     for row in rows.to_pylist():
         shape = (row["height"], row["width"])
-        image = MaskedImage(row["name"], row["id"], shape, row["regions"] or [], human.get(row["id"]), {})
+        image = MaskedImage(row["name"], row["id"], shape, row["regions"] or [], human.get(row["id"]), {}, {})
         found.setdefault(image.id, image)
 
     def order(image: MaskedImage) -> tuple[float, str]:
@@ -355,12 +363,12 @@ def _picture(image: MaskedImage) -> bytes:
 
 def _plain_files(image: MaskedImage) -> dict[str, bytes]:
     """Read or make the files of an image in the format ``folder``, by relative path."""
-    files = {f"masks/{image.name}.png": read_bytes(image.files["mask"])}
+    files = {f"masks/{image.name}.png": image.content("mask")}
     if image.human is not None:
-        files[f"human/{image.name}.png"] = read_bytes(image.human.path)
+        files[f"human/{image.name}.png"] = image.human.content()
     for kind in ("lr", "mse_sr", "gan_sr", "pseudo_gt"):
         if path := image.files.get(kind):
-            files[f"{kind}/{image.name}{path.suffix}"] = read_bytes(path)
+            files[f"{kind}/{image.name}{path.suffix}"] = image.content(kind)
     if "pseudo_gt" not in image.files:
         mse_sr, gan_sr = _decoded(image, "mse_sr"), _decoded(image, "gan_sr")
         pseudo_gt = assemble_pseudo_gt(mse_sr.pixels, gan_sr.pixels, image.mask())
@@ -371,7 +379,7 @@ def _plain_files(image: MaskedImage) -> dict[str, bytes]:
 def _decoded(image: MaskedImage, kind: str) -> Photo:
     """Decode a result of an image, and check its size."""
     path = image.files[kind]
-    photo = decode(read_bytes(path), path)
+    photo = decode(image.content(kind), path)
     height, width = photo.pixels.shape[:2]
     if (height, width) != image.shape:
         raise ImageError(path, f"is {width}x{height} and was {image.shape[1]}x{image.shape[0]}", "run again")

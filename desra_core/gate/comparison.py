@@ -3,7 +3,6 @@
 Also make the settings of the three parts of a cycle: mining, finetune and gate.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from desra_core.errors import UsageError
 from desra_core.evaluation.fidelity import load_lpips
-from desra_core.files import content_key, fingerprint, read_document, read_json, sweep
+from desra_core.files import as_json, content_key, fingerprint, read_document, read_json, sweep
 from desra_core.gate.criteria import Verdict, VerdictDocument
 from desra_core.gate.judge import CONTROL, Candidate, ComparedModels, read_judgement, worst_regions
 from desra_core.gate.model_registry import current_model, rolled_back
@@ -147,8 +146,8 @@ def plan_comparison(settings: Comparing) -> Comparison:
         load_lpips(settings.lpips)
     candidates = (*found, Candidate(CONTROL, None, judge_key(CONTROL)))
     notes = [{"name": c.name, "judgements": c.key, "file": c.model.name if c.model else None} for c in candidates]
-    document = json.dumps({"after": str(settings.after), "candidates": notes}, indent=1)
-    workspace.publish(workspace.compared(settings.after), document.encode(), durable=True)
+    noted_now = as_json({"after": str(settings.after), "candidates": notes})
+    workspace.publish(workspace.compared(settings.after), noted_now, durable=True)
     engine: Engine = corpus.engine if isinstance(corpus, Mining) else "float32"
     return Comparison(
         candidates=candidates,
@@ -202,11 +201,11 @@ def decide_and_publish(comparison: Comparison) -> Verdict:
         "mask_key": comparison.target.mask_key,
     }
     try:
-        content = VerdictDocument.model_validate(document).model_dump_json(indent=1, exclude_unset=True)
+        content = as_json(VerdictDocument.model_validate(document).model_dump(mode="json", exclude_unset=True))
     except ValidationError:
         remedy = "name the saved checkpoint itself as --after"
         raise UsageError(run.document, "is damaged or of another version", remedy) from None
-    workspace.publish(workspace.verdict, content.encode(), durable=True)
+    workspace.publish(workspace.verdict, content, durable=True)
     shutil.rmtree(workspace.gate_results, ignore_errors=True)
     return verdict
 

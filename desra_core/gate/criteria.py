@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from desra_core.errors import UsageError
 from desra_core.evaluation.metrics import Interval, psnr, ratio, wilson_interval
 from desra_core.evaluation.table import counted, in_percent
+from desra_core.files import parse_json
 from desra_core.settings.models import Gate
 from desra_core.workspace import Workspace
 
@@ -317,7 +318,7 @@ def read_verdict(workspace: Workspace) -> tuple[VerdictDocument, datetime] | Non
     """Read the latest verdict and when it was published; None without a verdict (raises `UsageError`: damaged)."""
     remedy = "run desra compare again"
     try:
-        document = VerdictDocument.model_validate_json(workspace.verdict.read_bytes())
+        document = VerdictDocument.model_validate(parse_json(workspace.verdict.read_bytes()))
         return document, datetime.fromtimestamp(workspace.verdict.stat().st_mtime, UTC)
     except FileNotFoundError:
         return None

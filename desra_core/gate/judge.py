@@ -12,7 +12,6 @@ and add regions near the minimal area or the threshold.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -28,6 +27,7 @@ from desra_core.detection.mask import MIN_AREA, THRESHOLD, WINDOW, Components, R
 from desra_core.detection.similarity import TILE, variance_similarity
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.fidelity import load_lpips, lpips_distance, measure_fidelity
+from desra_core.files import as_json, parse_json
 from desra_core.gate.criteria import Judgement, NewRegion, OldRegion
 from desra_core.images.codec import Labels, Mask, Pixels, bgr8
 from desra_core.images.parts import encode_webp, fitted, row_strips, window_around
@@ -226,7 +226,7 @@ def judge_stage(
             for kind, rank, crop in _crops(judgement, pictures, before.mask.shape):
                 workspace.publish(workspace.judged_crop(candidate.key, image.id, kind, rank), crop)
             document = _CODEC.dump_python(judgement) | {"labels": image.labels and image.labels.hash}
-            workspace.publish(workspace.judgement(candidate.key, image.id), json.dumps(document).encode())
+            workspace.publish(workspace.judgement(candidate.key, image.id), as_json(document))
             results.drop(candidate)
     except ValueError as error:
         raise ImageError(image.path, f"cannot be judged: {error}", "remove it, or mine again") from None
@@ -244,7 +244,7 @@ def _unjudged(
 def read_judgement(workspace: Workspace, candidate: Candidate, image: ImageRef) -> Judgement | None:
     """Read the judgement of a candidate on an image; None where it is missing or was made with other labels."""
     try:
-        document = json.loads(workspace.judgement(candidate.key, image.id).read_bytes())
+        document = parse_json(workspace.judgement(candidate.key, image.id).read_bytes())
         if document.pop("labels") != (image.labels and image.labels.hash):
             return None
         return _CODEC.validate_python(document | {"candidate": candidate.name, "image": image.names[0]})

@@ -4,7 +4,7 @@
 
     WS/models/0000/     the model that the first finetune started from
       model.pth
-      model.json        its origin
+      model.json        its origin, and the checksum of the history
       history.json      the events up to this entry: number, kind, time, model (content key) and source; a
                         promotion also has the verdict, a rollback the number of the entry that it restores
     WS/models/0001/     the first promoted model
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from desra_core.errors import TransientError, UsageError
-from desra_core.files import content_key, storage_errors
+from desra_core.files import as_json, checksum, content_key, parse_json, paths_in, read_document, storage_errors
 from desra_core.workspace import Workspace
 
 Event = dict[str, Any]
@@ -106,6 +106,17 @@ def history(workspace: Workspace) -> list[Event]:
     return [] if entry is None else _events(entry)
 
 
+def damaged_entries(workspace: Workspace) -> list[UsageError]:
+    """Check the model and the history of every entry; list what is wrong."""
+    found = []
+    for entry in paths_in(workspace.models, "[0-9]*"):
+        try:
+            _checked(entry, _events(entry)[-1]["model"], "bring it back from a copy, or roll back")
+        except UsageError as error:
+            found.append(error)
+    return found
+
+
 def rolled_back(workspace: Workspace, model: Path) -> bool:
     """Check whether a model was promoted once and is no longer the current one."""
     past, key = history(workspace), content_key(model)
@@ -157,18 +168,22 @@ def _checked(entry: Path, key: str, remedy: str) -> Path:
 
 def _events(entry: Path) -> list[Event]:
     """Read the history of an entry (raises `UsageError` where it is damaged)."""
-    events = _read(entry / "history.json")
+    path = entry / "history.json"
+    events = _read(path)
+    # An older desra wrote no checksum beside it.
+    if read_document(entry / "model.json").get("history") not in (None, checksum(path.read_bytes())):
+        raise UsageError(path, "is not as it was written", "restore it from a backup")
     with contextlib.suppress(AttributeError, LookupError, TypeError):
         if all({"number", "kind", "model"} <= event.keys() for event in events) and _line(events):
             return list(events)
-    raise UsageError(entry / "history.json", "is no history", "restore it from a backup")
+    raise UsageError(path, "is no history", "restore it from a backup")
 
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        reason = f"cannot be read ({getattr(error, 'strerror', None) or 'no JSON'})"
+        reason = f"cannot be read ({getattr(error, 'strerror', None) or error})"
         raise UsageError(path, reason, "restore it from a backup") from None
 
 
@@ -185,7 +200,7 @@ def _switch(workspace: Workspace, past: list[Event], steps: list[_Step]) -> Path
             for number, (event, model, record) in enumerate(steps, 1 + max(taken, default=-1)):
                 past = [*past, {"number": number, **event}]
                 names.append(f"{number:04d}")
-                _write_entry(scratch / names[-1], model, {"model.json": record, "history.json": past})
+                _write_entry(scratch / names[-1], model, record, past)
             new_link.symlink_to(names[-1])  # before the renames, because a link needs space on the disk and they do not
             for name in names:
                 os.rename(scratch / name, models / name)
@@ -201,14 +216,15 @@ def _switch(workspace: Workspace, past: list[Event], steps: list[_Step]) -> Path
     return models / names[-1]
 
 
-def _write_entry(folder: Path, source: Path, documents: dict[str, Any]) -> None:
+def _write_entry(folder: Path, source: Path, record: dict[str, Any], events: list[Event]) -> None:
     """Write an entry durably; raise `TransientError` if the model is not the one that the last event names."""
+    past = json.dumps(events, indent=1).encode() + b"\n"
     folder.mkdir(parents=True)
     shutil.copyfile(source, folder / "model.pth")
-    if content_key(folder / "model.pth") != documents["history.json"][-1]["model"]:
+    if content_key(folder / "model.pth") != events[-1]["model"]:
         raise TransientError(source, "changed while it was copied", "run again")
-    for name, value in documents.items():
-        (folder / name).write_text(json.dumps(value, indent=1) + "\n")
+    (folder / "history.json").write_bytes(past)
+    (folder / "model.json").write_bytes(as_json(record | {"history": checksum(past)}))
     for path in (*folder.iterdir(), folder):
         _sync(path)
 

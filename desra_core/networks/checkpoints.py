@@ -10,6 +10,7 @@ import re
 import struct
 import threading
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,7 +48,7 @@ _REMEDY = "give the checkpoint of a super-resolution network, such as RRDBNet, S
 # networks that do not fit the weights or the config.
 LOAD_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, NameError, OSError,
-    RuntimeError, SyntaxError, TypeError, ValueError, pickle.UnpicklingError, struct.error,
+    RuntimeError, SyntaxError, TypeError, ValueError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
 
 # Tools put these prefixes before the names of a network's tensors. They come from nested dicts in a checkpoint, from
@@ -320,6 +321,10 @@ def load_checkpoint(path: Path, resave: str) -> Any:
     torch.serialization.add_safe_globals([*named, np.ndarray, np.dtype, *dtypes])
     try:
         with path.open("rb") as file:  # given a path, torch would judge the file by its suffix
+            # torch reads weights with a flipped bit as other weights, though its files have checksums.
+            if zipfile.is_zipfile(file) and zipfile.ZipFile(file).testzip():
+                raise _damaged(path)
+            file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
     except LOAD_ERRORS as error:
         if "TorchScript" in str(error):

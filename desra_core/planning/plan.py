@@ -7,7 +7,6 @@ are the tables for readers, which are made from the same manifest and records: r
 from __future__ import annotations
 
 import contextlib
-import json
 import platform
 import shlex
 from collections.abc import Callable, Iterable, Mapping
@@ -26,7 +25,7 @@ from desra_core import __version__
 from desra_core.detection.class_weights import Weights, class_names, load_weights
 from desra_core.detection.detectors import DEFAULT, NEEDED_INPUTS, AppliedDetector
 from desra_core.errors import Failure, UsageError
-from desra_core.files import content_key, fingerprint, read_document
+from desra_core.files import as_json, content_key, fingerprint, read_document
 from desra_core.images.codec import most_pixels
 from desra_core.networks.checkpoints import BICUBIC, load_pair
 from desra_core.networks.segmentation import segmenter_key, try_segmenter
@@ -69,7 +68,8 @@ _TABLE_COLUMNS = [
 ]  # fmt: skip
 
 # The columns of the records that decide whether there is anything to do.
-COLUMNS = [name for name in SCHEMA.names if name not in ("icc_profile", "further_pages", "tile", "regions", "seconds")]
+_BESIDES = {"icc_profile", "further_pages", "tile", "regions", "seconds", "checksums"}
+COLUMNS = [name for name in SCHEMA.names if name not in _BESIDES]
 
 
 def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
@@ -207,7 +207,7 @@ def save_settings(workspace: Workspace, settings: CorpusSettings, target: Target
         "target": asdict(target),
         "versions": versions(_PACKAGES),
     }
-    workspace.publish(workspace.settings, json.dumps(document, indent=2).encode())
+    workspace.publish(workspace.settings, as_json(document))
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
@@ -251,6 +251,9 @@ def load_settings(workspace: Workspace) -> tuple[CorpusSettings, Target]:
         UsageError: The folder is no workspace, or no run has written its settings there.
     """
     document = settings_document(workspace)
+    if not document and workspace.settings.exists():
+        remedy = "run the last desra mine or detect again: it writes it anew"
+        raise UsageError(workspace.settings, "is damaged", remedy)
     try:
         settings = _KINDS[document["verb"]].model_validate(document["settings"])
         return settings, Target(**document["target"])
@@ -259,7 +262,12 @@ def load_settings(workspace: Workspace) -> tuple[CorpusSettings, Target]:
 
 
 def settings_document(workspace: Workspace) -> dict[str, Any]:
-    """Read the document of `save_settings`: verb, settings, reference, target, versions; empty if it cannot be read."""
+    """Read the document of `save_settings`: verb, settings, reference, target, versions; empty if it cannot be read.
+
+    Raises:
+        UsageError: The workspace is of a newer desra.
+    """
+    workspace.check_format()
     document = read_document(workspace.settings)
     return document if isinstance(document.get("settings"), dict) else {}
 

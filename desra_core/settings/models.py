@@ -298,6 +298,16 @@ class Cycling(Mining, Training, Gate):
     promote: bool = Field(True, description="Make the best model the workspace's current one, if it passes.")
 
 
+class Verifying(Frozen):
+    """Settings of desra verify, which checks the files of a workspace."""
+
+    verb: ClassVar[str] = "verify"
+    heading: ClassVar[Heading | None] = None
+
+    workspace: Path = Field(description="The workspace whose files to check.")
+    repair: bool = Field(False, description="Delete damaged files, so that the next run makes them again.")
+
+
 class Calibrating(Frozen):
     """Settings of desra calibrate, which derives class weights from artifact-free pairs."""
 
@@ -590,7 +600,8 @@ def local_timezone() -> str:
 
 # The settings of each command that has a model of its own.
 SETTINGS: dict[str, type[Frozen]] = {
-    **{kind.verb: kind for kind in (Mining, Detection, Twinning, Finetuning, Comparing, Cycling, Serving, Calibrating)},
+    **{kind.verb: kind for kind in (Mining, Detection, Twinning, Finetuning, Comparing, Cycling, Serving)},
+    **{kind.verb: kind for kind in (Calibrating, Verifying)},
     "benchmark": Benchmarking,
     "benchmark synthetic": SyntheticBenchmarking,
 }

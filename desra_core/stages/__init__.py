@@ -108,6 +108,7 @@ def failure(image: ImageRef, record: Record, stage: str, target: Target, error: 
         mask_key=None,
         artifact_pixels=None,
         regions=[],
+        checksums={},
         labels_hash=image.labels.hash if image.labels else None,
         failed_stage=stage,
         failed_key=target.run_key,

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from desra_core.detection.mask import assemble_pseudo_gt, find_regions
+from desra_core.files import checksum
 from desra_core.images.codec import Mask, Pixels, check_size, encode_mask, encode_png
 from desra_core.networks.super_resolution import resize_alpha
 from desra_core.stages import StageJob, read_labels, read_photo
@@ -32,10 +33,11 @@ def mask_stage(image: ImageRef, record: Record, workspace: Workspace, job: Stage
         human = find_human_mask(workspace, image.id, image.names, target.gan_sr_key)
     whole = kept_whole(target.keep, bool(regions), human is not None and human.pixels > 0)
     encoded = encode_mask(mask)
+    checksums = {"masks": checksum(encoded)}
     for name in image.names:
         workspace.publish(workspace.mask(name), encoded)
     if target.super_resolves and whole:
-        _publish_pictures(image, mask, human, workspace, job)
+        checksums |= _publish_pictures(image, mask, human, workspace, job)
     elif target.super_resolves:
         for name in image.names:
             workspace.withdraw_dataset(name)
@@ -62,6 +64,7 @@ def mask_stage(image: ImageRef, record: Record, workspace: Workspace, job: Stage
         mask_key=target.mask_key,
         artifact_pixels=int(mask.sum()),
         regions=regions,
+        checksums=checksums,
     )
 
 
@@ -82,8 +85,11 @@ def _found(image: ImageRef, record: Record, workspace: Workspace, job: StageJob)
 
 def _publish_pictures(
     image: ImageRef, mask: Mask, human: HumanMask | None, workspace: Workspace, job: StageJob
-) -> None:
-    """Write the dataset pictures one after the other, because encoding one takes the memory of several."""
+) -> dict[str, str]:
+    """Write the dataset pictures one after the other, because encoding one takes the memory of several.
+
+    Returns their checksums, as records have them.
+    """
     if human is not None:
         shape, mask = mask.shape, human.read()
         check_size(mask, human.path, "import it again, or delete it", shape)
@@ -95,12 +101,8 @@ def _publish_pictures(
     def result(role: str) -> Pixels:
         return read_array(workspace, image.id, role, key=keys[role])
 
-    def publish(kind: str, data: bytes) -> None:
-        for name in image.names:
-            workspace.publish(workspace.dataset(kind, name), data)
-
-    publish("lr", encode_png(lr, alpha))
+    checksums = workspace.publish_picture("lr", image.names, encode_png(lr, alpha))
     for role in keys:
-        publish(role, encode_png(result(role), sr_alpha))
+        checksums |= workspace.publish_picture(role, image.names, encode_png(result(role), sr_alpha))
     pseudo_gt = assemble_pseudo_gt(result("mse_sr"), result("gan_sr"), mask)
-    workspace.publish_pseudo_gt(image.names, mask, pseudo_gt, sr_alpha)
+    return checksums | workspace.publish_pseudo_gt(image.names, mask, pseudo_gt, sr_alpha)

@@ -21,10 +21,10 @@ from torch import nn
 from desra_core.errors import UsageError
 from desra_core.files import read_document, storage_errors, write_json
 from desra_core.gpu import lacks_memory
-from desra_core.networks.checkpoints import LOAD_ERRORS, save_torch
+from desra_core.networks.checkpoints import load_checkpoint, save_torch
 from desra_core.settings.models import Training, Twinning
 from desra_core.training import networks
-from desra_core.training.patches import Batch, draw_batch, open_frozen
+from desra_core.training.patches import Batch, check_frozen, draw_batch, open_frozen
 from desra_core.training.plan import RunFolder, settle_precision
 from desra_core.training.twin import draw_degraded, open_crops
 
@@ -111,6 +111,7 @@ def _drawing(data: Path, training: Training, scale: int, twinning: Twinning | No
 
     The purposes are 0 for steps, 1 for the warm-up, 2 for pictures, and 3 for the held-out loss of a twin.
     """
+    check_frozen(data)
     if twinning:
         pools = [open_crops(data, pool) for pool in ("training", "held_out")]
         return lambda purpose, step: draw_degraded(
@@ -287,8 +288,8 @@ class Trainer:
         if not self._run.state.exists():
             return None
         try:
-            state: State = torch.load(self._run.state, map_location="cpu", weights_only=True)
-        except LOAD_ERRORS:
+            state: State = load_checkpoint(self._run.state, "")
+        except UsageError:
             raise UsageError(self._run.state, "is damaged", "delete it to start this training again") from None
         for name, part in self._with_state().items():
             saved = state.pop(name)

@@ -3,8 +3,9 @@
 The patches of a step depend on a seed and on the step alone, so that a run that goes on gets the same ones.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +14,16 @@ import numpy.typing as npt
 
 from desra_core.detection.mask import assemble_pseudo_gt
 from desra_core.errors import ImageError, UsageError
-from desra_core.files import paths_in, replace_file
-from desra_core.images.codec import Mask, Pixels, read_image
+from desra_core.files import (
+    file_checksum,
+    paths_in,
+    read_checked,
+    read_document,
+    replace_file,
+    storage_errors,
+    write_json,
+)
+from desra_core.images.codec import Mask, Pixels, decode
 from desra_core.settings.models import Training
 
 Floats = npt.NDArray[np.float32]
@@ -24,6 +33,7 @@ _DISCRIMINATOR_MULTIPLE = 8
 _LEAST_LR_SIDE = 16
 # If this many patches drawn from one image all have masked pixels, the last patch is taken.
 _TRIES = 20
+_CHECKSUMS = "checksums.json"
 _ANEW = "delete the run's folder and start anew"
 
 
@@ -31,7 +41,8 @@ class Sample(NamedTuple):
     """The files of a training image.
 
     ``results`` is the file of the pseudo-GT, or the files of mse_sr and gan_sr, from which it is assembled. ``human``
-    is the content hash of a human mask, and None for a mask of the detector.
+    is the content hash of a human mask, and None for a mask of the detector. ``checksums`` are those of the files that
+    runs have written, as far as they are known.
     """
 
     name: str
@@ -41,6 +52,7 @@ class Sample(NamedTuple):
     mask: Path
     results: tuple[Path, ...]
     human: str | None = None
+    checksums: Mapping[Path, str | None] = {}
 
 
 class TrainingPair(NamedTuple):
@@ -69,9 +81,9 @@ class Batch(NamedTuple):
 
 def read_sample(sample: Sample, scale: int) -> tuple[Pixels, Pixels, Mask]:
     """Read LR photo, pseudo-GT and mask of an image (raises `ImageError`: unreadable, or of sizes that do not fit)."""
-    lr = read_image(sample.lr)
-    mask: Mask = read_image(sample.mask)[:, :, 0] > 0
-    results = [read_image(file) for file in sample.results]
+    files = [sample.lr, sample.mask, *sample.results]
+    lr, marked, *results = (decode(read_checked(path, sample.checksums.get(path)), path).pixels for path in files)
+    mask: Mask = marked[:, :, 0] > 0
     height, width = lr.shape[:2]
     for part in (mask, *results):
         if part.shape[:2] != (height * scale, width * scale):
@@ -94,6 +106,24 @@ def freeze(folder: Path, images: tuple[Pixels, Pixels, Mask]) -> None:
     """Write an image as arrays, of which patches can be read without the rest (raises `TransientError`)."""
     for name, array in zip(("lr", "pseudo_gt", "mask"), images, strict=True):
         replace_file(folder / f"{name}.npy", lambda file, array=array: np.save(file, array))  # type: ignore[misc]
+
+
+def seal_frozen(data: Path) -> None:
+    """Write the checksums of all frozen arrays of a run, so that `check_frozen` knows damaged ones."""
+    with storage_errors(data):
+        found = {str(path.relative_to(data)): file_checksum(path) for path in sorted(data.rglob("*.npy"))}
+    write_json(data / _CHECKSUMS, found)
+
+
+def check_frozen(data: Path) -> None:
+    """Check that the frozen arrays of a run are as they were written (raises `UsageError`)."""
+    for name, expected in read_document(data / _CHECKSUMS).items():
+        found = None
+        with contextlib.suppress(OSError):
+            found = file_checksum(data / name)
+        if found != expected:
+            reason = "is damaged or missing: it is not as it was written"
+            raise UsageError(data / name, reason, f"delete {data}, and run again: the images are frozen anew")
 
 
 def open_frozen(folder: Path) -> list[TrainingPair]:

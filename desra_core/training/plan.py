@@ -30,16 +30,16 @@ from desra_core.files import (
     fingerprint,
     locked,
     paths_in,
-    read_bytes,
     read_document,
     read_json,
     write_json,
 )
 from desra_core.planning.plan import load_settings, versions
 from desra_core.settings.models import Finetuning, Training
-from desra_core.training.patches import Sample, freeze, read_sample
+from desra_core.training.patches import Sample, freeze, read_sample, seal_frozen
 from desra_core.training.pools import Pools
-from desra_core.workspace import Workspace
+from desra_core.workspace import DATASET, Workspace
+from desra_core.workspace.products import checksums_of
 
 _PACKAGES = ("torch", "spandrel", "basicsr", "numpy")
 # Settings that do not enter the name of a run's folder: with more iterations, the same run goes on.
@@ -136,18 +136,22 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
         """Find the images to train on, and their files: in the dataset of a mined corpus, else among the sources."""
         pools = Pools(workspace, corpus, target, settings.group_by, settings.lr)
         samples = []
-        for image, severity, human in islice(pools.with_artifacts("training"), most_samples(training)):
-            name = image.names[0]
+        chosen = list(islice(pools.with_artifacts("training"), most_samples(training)))
+        known = checksums_of(workspace, (image.id for image, _, _ in chosen))
+        for image, severity, human in chosen:
+            name, written = image.names[0], known.get(image.id, {})
+            checksums = {workspace.mask(name): written.get("masks")}
             if corpus.verb == "mine":
                 lr, mask, *results = (workspace.dataset(kind, name) for kind in ("lr", "mask", "pseudo_gt"))
+                checksums = {workspace.dataset(kind, name): written.get(f"dataset/{kind}") for kind in DATASET}
             else:
                 assert image.lr is not None
                 assert image.mse_sr is not None
                 assert image.gan_sr is not None
                 lr, mask = image.lr.path, workspace.mask(name) if human is None else human.path
                 results = [image.mse_sr.path, image.gan_sr.path]
-            human_key = None if human is None else digest(read_bytes(human.path))
-            samples.append(Sample(name, image.id, severity, lr, mask, tuple(results), human_key))
+            human_key = None if human is None else digest(human.content())
+            samples.append(Sample(name, image.id, severity, lr, mask, tuple(results), human_key, checksums))
         return pools, samples
 
     found, output = None, settings.output
@@ -162,6 +166,8 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
     document = read_document(run.document) or None
     if document is not None:
         check_same(run, document, identity)
+    elif run.document.exists():
+        raise UsageError(run.document, "is damaged", f"bring it back from a copy, or delete {run.root} to start anew")
     elif run.root.exists():
         # A run that was killed while it began leaves only data, lock and unfinished files.
         names = [path.name for path in run.root.iterdir()]
@@ -221,6 +227,7 @@ def begin(plan: FinetunePlan, scale: int) -> tuple[int, list[ImageError]]:
         used.append(sample)
     if not used:
         raise UsageError(*errors[0].failure)
+    seal_frozen(plan.run.data)
     before, data = read_json(plan.run.document), _data_key(plan.made_under, used)
     if before is not None and before.get("data") != data:
         shutil.rmtree(plan.run.data, ignore_errors=True)

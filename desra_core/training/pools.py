@@ -8,7 +8,6 @@ was trained on never judges.
 import dataclasses
 import functools
 import hashlib
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.errors import ImageError, UsageError
-from desra_core.files import digest, read_bytes, read_json
+from desra_core.files import as_json, digest, read_bytes, read_json
 from desra_core.images.codec import Pixels, bgr8, read_image
 from desra_core.planning.plan import done_images, load_settings
 from desra_core.settings import CorpusSettings, Mining
@@ -193,7 +192,7 @@ def note_trained(workspace: Workspace, group_by: str) -> None:
     settings, target = load_settings(workspace)
     if isinstance(settings, Mining):
         known = Pools(workspace, settings, target, group_by).ids_with_artifacts()
-        workspace.publish(workspace.gathered, json.dumps(sorted(known)).encode())
+        workspace.publish(workspace.gathered, as_json({"ids": sorted(known)}))
 
 
 def count_new(workspace: Workspace, group_by: str) -> int:
@@ -202,7 +201,8 @@ def count_new(workspace: Workspace, group_by: str) -> int:
     The workspace must be one of desra mine, and locked; ``group_by`` is as for `assign_pools`. Raises `UsageError`
     where nothing was mined yet.
     """
-    known = set(read_json(workspace.gathered) or [])
+    noted = read_json(workspace.gathered)
+    known = set(noted["ids"] if isinstance(noted, dict) else noted or [])  # an older desra wrote a list
     pools = Pools(workspace, *load_settings(workspace), group_by)
     return sum(1 for _ in pools.of_pool(sorted(pools.ids_with_artifacts() - known), "training"))
 

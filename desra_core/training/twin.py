@@ -41,7 +41,7 @@ from desra_core.networks.super_resolution import super_resolve
 from desra_core.planning.plan import lacks_twin, no_twin, versions
 from desra_core.settings.models import Cycling, Training, Twinning
 from desra_core.training.degradation import degrade
-from desra_core.training.patches import Batch
+from desra_core.training.patches import Batch, seal_frozen
 from desra_core.training.plan import RunFolder, check_same
 from desra_core.training.pools import nearest_group, signature
 from desra_core.workspace.matching import Sources
@@ -193,6 +193,7 @@ def freeze_photos(
         _write_crops(plan.run.data / f"{pool}.npy", [sharp for sharp, _ in cut])
         if twinning.lr:
             _write_crops(plan.run.data / f"{pool}_lr.npy", [lr for _, lr in cut if lr is not None])
+    seal_frozen(plan.run.data)
     document = _identity(twinning) | {
         "photos": [
             {"path": str(photo.path), "key": photo.key, "pool": pool} for pool in pools for photo in pools[pool]

@@ -20,15 +20,23 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from desra_core.errors import LockedError, UsageError
-from desra_core.files import fingerprint, holder, locked, reading_errors, replace_file, storage_errors
+from desra_core.files import checksum, fingerprint, holder, locked, reading_errors, replace_file, storage_errors
 
 if TYPE_CHECKING:
     from desra_core.images.codec import Mask, Pixels
 
 # The pictures of an image in the dataset.
 DATASET = ("lr", "mse_sr", "gan_sr", "mask", "pseudo_gt")
+
+# The layout of a workspace. Raise it when an older desra would read a workspace wrongly, and see `Workspace._bring_up`.
+FORMAT = 2
+
+# Before the checksum in a Parquet file, and the bytes of a file that are read at once to compute it.
+_SEAL = b"desra-xxh3:"
+_BLOCK = 2**20
 
 # Distinguishes this process from another process of the same number, in another container or after a restart.
 _PROCESS = uuid.uuid4().hex
@@ -63,6 +71,7 @@ class Workspace:
     manifest = _Below("manifest.parquet")  # every image: name, files, sizes, content hashes, id, shard
     scan_failures = _Below("scan_failures.parquet")  # files that the latest scan could not make an image of
     settings = _Below("settings.json")  # of the latest run
+    format = _Below("format")  # the number of the layout of a workspace, see `FORMAT`
     lock = _Below("lock")  # the run that holds the workspace (JSON); there from the beginning
     tmp = _Below("tmp")  # unfinished files; emptied at the start of a run
     prefect_home = _Below("prefect")  # the database of the workspace's own Prefect server
@@ -185,9 +194,10 @@ class Workspace:
             try:
                 yield
             except BaseException:
-                if is_new and set(os.listdir(self.root)) <= {self.lock.name, "tmp"}:
+                if is_new and set(os.listdir(self.root)) <= {self.lock.name, self.format.name, "tmp"}:
                     shutil.rmtree(self.tmp, ignore_errors=True)
                     with contextlib.suppress(OSError):  # where another process has begun to use a folder
+                        self.format.unlink(missing_ok=True)
                         self.lock.unlink()
                         for folder in new_folders:
                             folder.rmdir()
@@ -210,7 +220,15 @@ class Workspace:
             scratch = self.scratch()
         replace_file(path, data, durable=durable, scratch=scratch)
 
-    def publish_pseudo_gt(self, names: Iterable[str], mask: Mask, pseudo_gt: Pixels, alpha: Pixels | None) -> None:
+    def publish_picture(self, kind: str, names: Iterable[str], data: bytes) -> dict[str, str]:
+        """Write a picture of an image to the dataset at all its names; returns its checksum as records have it."""
+        for name in names:
+            self.publish(self.dataset(kind, name), data)
+        return {f"dataset/{kind}": checksum(data)}
+
+    def publish_pseudo_gt(
+        self, names: Iterable[str], mask: Mask, pseudo_gt: Pixels, alpha: Pixels | None
+    ) -> dict[str, str]:
         """Write pseudo-GT and mask of an image to the dataset of a mined workspace, at all its names.
 
         The mask is written last: where a mask is there, the pseudo-GT that was made with it is there, too.
@@ -220,20 +238,20 @@ class Workspace:
             mask, pseudo_gt: As of `assemble_pseudo_gt`.
             alpha: ``(H, W)`` of the results, or None.
 
+        Returns:
+            Their checksums, as records have them.
+
         Raises:
             TransientError: The disk is full or failed.
         """
         from desra_core.images.codec import encode_mask, encode_png  # heavy for a process that only wants paths
 
-        for kind, data in (("pseudo_gt", encode_png(pseudo_gt, alpha)), ("mask", encode_mask(mask))):
-            for name in names:
-                self.publish(self.dataset(kind, name), data)
+        checksums = self.publish_picture("pseudo_gt", names, encode_png(pseudo_gt, alpha))
+        return checksums | self.publish_picture("mask", names, encode_mask(mask))
 
     def publish_table(self, path: Path, table: pa.Table) -> None:
-        """Write an Arrow table as Parquet, durably (raises `TransientError`)."""
-        sink = io.BytesIO()
-        pq.write_table(table, sink)
-        self.publish(path, sink.getvalue(), durable=True)
+        """Write an Arrow table by `as_parquet`, durably (raises `TransientError`)."""
+        self.publish(path, as_parquet(table), durable=True)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -243,6 +261,7 @@ class Workspace:
 
         Raises:
             LockedError: Another process holds it; the message names host, process and start.
+            UsageError: It is of a newer desra.
         """
         me = {"host": socket.gethostname(), "pid": os.getpid(), "token": _PROCESS}
         started = datetime.fromtimestamp(psutil.Process().create_time()).astimezone().isoformat(timespec="seconds")
@@ -252,10 +271,43 @@ class Workspace:
             except FileNotFoundError:
                 raise LockedError(self.root, "was in use by a command that was refused", "run again") from None
             if other is None:
+                self.check_format()
                 shutil.rmtree(self.tmp, ignore_errors=True)
+                self._bring_up()
             elif not me.items() <= other.items():  # otherwise the command that calls this flow holds the lock
                 raise LockedError(self.root, f"is in use by {_owner(other)}", "wait until it has ended")
             yield
+
+    def check_format(self) -> int:
+        """Read the number of the workspace's layout; 1 for that of a desra that wrote none.
+
+        Raises:
+            UsageError: It is of a newer desra.
+        """
+        number = 1
+        with contextlib.suppress(OSError, ValueError):
+            number = int(self.format.read_text())
+        if number > FORMAT:
+            reason = f"is of a newer desra (its format is {number}, this one knows {FORMAT})"
+            raise UsageError(self.root, reason, "install that one: pip install --upgrade desra")
+        return number
+
+    def _bring_up(self) -> None:
+        """Bring the workspace to the layout of this desra: format 2 has checksums inside of its tables."""
+        if self.check_format() < FORMAT:
+            for folder in ("", "outcomes/", "dataset/", "human/", "imports/", "exported/", "calibration/*/"):
+                for path in sorted(self.root.glob(f"{folder}*.parquet")):
+                    self._seal(path)
+            self.publish(self.format, f"{FORMAT}\n".encode(), durable=True)
+
+    def _seal(self, path: Path) -> None:
+        """Put a checksum into a table of an older desra; leave a damaged one to the command that reads it."""
+        with contextlib.suppress(pa.ArrowException):
+            with reading_errors(path), pa.OSFile(os.fspath(path)) as file:
+                if check_parquet(file):
+                    return
+                pq.read_table(file).validate(full=True)
+            self.publish(path, sealed_parquet(path.read_bytes()), durable=True)
 
     def owner(self) -> str | None:
         """Return host, process and start time of the run that holds the workspace; None when it is free."""
@@ -286,13 +338,63 @@ def read_table(
     if not path.exists():
         return schema.empty_table().select(columns or schema.names)
     try:
-        with reading_errors(path):
-            table = pq.read_table(path, columns=columns, schema=schema)
+        with reading_errors(path), pa.OSFile(os.fspath(path)) as file:
+            check_parquet(file)
+            table = pq.read_table(file, columns=columns, schema=schema)
             table.validate(full=True)  # Parquet itself takes any bytes for text
-            metadata = pq.read_schema(path).metadata
+            metadata = pq.read_schema(file).metadata
         for value in (metadata or {}).values():
             value.decode()
         return table.replace_schema_metadata(metadata)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = f"cannot be read ({' '.join(str(error).split())})"
         raise UsageError(path, reason, remedy) from None
+
+
+def as_parquet(table: pa.Table) -> bytes:
+    """Encode a table as Parquet with a checksum of the whole file, which `check_parquet` knows.
+
+    It lies before the footer, where other readers skip it. The checksums of Parquet's own pages leave the footer out.
+    """
+    sink = io.BytesIO()
+    pq.write_table(table, sink, write_page_checksum=True)
+    return sealed_parquet(sink.getbuffer())
+
+
+def sealed_parquet(data: bytes | memoryview) -> bytes:
+    """Insert a checksum into the bytes of a Parquet file."""
+    footer = _footer_start(data[-8:], len(data))
+    return b"".join((data[:footer], _SEAL, xxhash.xxh3_64_digest(data), data[footer:]))
+
+
+def check_parquet(file: pa.NativeFile) -> bool:
+    """Check the checksum that `as_parquet` has put into a file; returns whether there is one.
+
+    Raises:
+        ArrowInvalid: The checksum does not fit, or the file is no Parquet file.
+    """
+    size = file.size()
+    file.seek(max(0, size - 8))
+    footer = _footer_start(file.read(8), size)
+    seal = footer - len(_SEAL) - 8
+    file.seek(max(0, seal))
+    if (found := file.read(len(_SEAL) + 8))[: len(_SEAL)] != _SEAL:
+        return False
+    found_hash = xxhash.xxh3_64()
+    for start, end in ((0, seal), (footer, size)):
+        file.seek(start)
+        while start < end and (part := file.read(min(_BLOCK, end - start))):
+            found_hash.update(part)
+            start += len(part)
+    file.seek(0)
+    if found_hash.digest() != found[len(_SEAL) :]:
+        raise pa.ArrowInvalid("it is not as it was written: its checksum does not fit")
+    return True
+
+
+def _footer_start(tail: bytes | memoryview, size: int) -> int:
+    """Find where the footer of a Parquet file begins, by the last 8 bytes of the file."""
+    start = size - 8 - int.from_bytes(tail[:4], "little")
+    if bytes(tail[4:]) != b"PAR1" or start < 4:
+        raise pa.ArrowInvalid("it is no Parquet file, or only a part of one")
+    return start

@@ -8,37 +8,56 @@ A workspace remembers the detector masks that it exported: such a mask is no hum
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from desra_core.files import digest, fingerprint, paths_in, read_bytes, replace_file
+from desra_core.errors import ImageError, LostError
+from desra_core.files import digest, fingerprint, paths_in, read_checked, replace_file
 from desra_core.images.codec import Mask, decode_mask
-from desra_core.workspace import Workspace, read_table
+from desra_core.workspace import Workspace, as_parquet, read_table
 
 # ``id`` is the id of the image. ``gan_sr_key`` is the key of the model; null for results in files, which the id covers.
+# ``checksum`` is that of the mask's file; null in rows of an older desra.
 HUMAN_MASKS = pa.schema(
     [("name", pa.string()), ("id", pa.string()), ("gan_sr_key", pa.string()), ("pixels", pa.int64()),
-     ("regions", pa.int32())]
+     ("regions", pa.int32()), ("checksum", pa.string())]
 )  # fmt: skip
 # Detector masks that were exported: the id of the image, and the `mask_key` of the mask.
 EXPORTED = pa.schema([("id", pa.string()), ("mask", pa.string())])
 
 
 class HumanMask(NamedTuple):
-    """A human mask: a name of its image, its file, and how many pixels and 8-connected regions it marks."""
+    """A human mask: a name of its image, its file, and how many pixels and 8-connected regions it marks.
+
+    ``checksum`` is that of the file; None where it was not taken.
+    """
 
     name: str
     path: Path
     pixels: int
     regions: int
+    checksum: str | None = None
+
+    def content(self) -> bytes:
+        """Read the file of the mask.
+
+        Raises:
+            ImageError: It is not as it was imported, and no run can make it again.
+            TransientError: It cannot be read.
+        """
+        try:
+            return read_checked(self.path, self.checksum)
+        except LostError as error:
+            raise ImageError(
+                error.subject, error.reason, "import the mask again, or bring it back from a copy"
+            ) from None
 
     def read(self) -> Mask:
-        """Read the mask, ``(H, W)`` bool (raises `desra_core.errors.ImageError`)."""
-        return decode_mask(read_bytes(self.path), self.path)
+        """Read the mask, ``(H, W)`` bool (raises as `content`)."""
+        return decode_mask(self.content(), self.path)
 
 
 def human_mask_rows(workspace: Workspace, gan_sr_key: str | None) -> pa.Table:
@@ -53,10 +72,17 @@ def human_mask_rows(workspace: Workspace, gan_sr_key: str | None) -> pa.Table:
 
 def read_human_masks(workspace: Workspace, gan_sr_key: str | None) -> dict[str, HumanMask]:
     """Return the human masks that count for results of a model, by image id."""
-    return {
-        row["id"]: HumanMask(row["name"], workspace.human_mask(row["name"]), row["pixels"], row["regions"])
-        for row in human_mask_rows(workspace, gan_sr_key).to_pylist()
-    }
+    return {row["id"]: _mask_of(row, workspace) for row in human_mask_rows(workspace, gan_sr_key).to_pylist()}
+
+
+def all_human_masks(workspace: Workspace) -> list[HumanMask]:
+    """List all human masks, also those that do not count (raises `UsageError`: their table is damaged)."""
+    return [_mask_of(row, workspace) for row in read_table(workspace.human_manifest, HUMAN_MASKS).to_pylist()]
+
+
+def _mask_of(row: dict[str, Any], workspace: Workspace) -> HumanMask:
+    path = workspace.human_mask(row["name"])
+    return HumanMask(row["name"], path, row["pixels"], row["regions"], row["checksum"])
 
 
 def find_human_mask(
@@ -110,4 +136,4 @@ def remember_exported(workspace: Workspace, masks: Iterable[tuple[str, str]]) ->
         table = pa.Table.from_arrays(list(map(list, zip(*new, strict=True))), schema=EXPORTED)
         # Each export has its own file, since another export may be writing, too.
         path = workspace.exported / f"{fingerprint(new)}.parquet"
-        replace_file(path, lambda file: pq.write_table(table, file), durable=True)
+        replace_file(path, as_parquet(table), durable=True)

@@ -4,9 +4,9 @@ Images are rows of an Arrow table; no Python object of an image outlives its bat
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,14 @@ from desra_core.images.scanning import image_files, is_selection
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import rename_human_masks
 from desra_core.workspace.matching import FAILURES, ROLES, Sources, match, scan_failure
-from desra_core.workspace.products import Flags, flags_of, read_records
+from desra_core.workspace.products import (
+    Flags,
+    flags_of,
+    gather_shard,
+    read_records,
+    read_shard,
+    shards_of_records,
+)
 
 _BATCH = 65_536
 _HASH_BATCH = 128
@@ -118,7 +125,7 @@ def scan(
         failures = failures.filter(pc.less(failures["name"], found["name"][within_limit.num_rows]))
     readable = _without(found, "name", failures["name"])
     unasked = _unasked(previous, found, sources, workspace)
-    manifest, added, replaced = _with_shards(current, previous, readable["name"], unasked, shard_size)
+    manifest, added, replaced = _with_shards(workspace, current, previous, readable["name"], unasked, shard_size)
     for name in replaced:
         workspace.withdraw(name)
     if replaced:
@@ -130,6 +137,24 @@ def scan(
     metadata = {_PASSED_OVER: json.dumps(passed_over)} if passed_over else None
     workspace.publish_table(workspace.scan_failures, failures.replace_schema_metadata(metadata))
     return Corpus(manifest, failures, dict(passed_over), added, len(replaced), vanished)
+
+
+def note_checksums(workspace: Workspace, checksums: Mapping[str, Mapping[str, str | None]]) -> None:
+    """Note the checksums of new files of images in their records. The workspace must be locked.
+
+    Args:
+        workspace: The workspace.
+        checksums: By name of an image: entries of `Record.checksums`, None for those that go.
+    """
+    manifest = read_manifest(workspace)
+    rows = manifest.filter(pc.is_in(manifest["name"], pa.array(checksums, pa.string())))
+    for shard in rows["shard"].unique().to_pylist():
+        records = read_shard(workspace, shard)
+        for row in rows.filter(pc.equal(rows["shard"], shard)).select(["name", "id"]).to_pylist():
+            if record := records.get(row["id"]):
+                noted = record.checksums | dict(checksums[row["name"]])
+                records[record.id] = replace(record, checksums={kind: one for kind, one in noted.items() if one})
+        gather_shard(workspace, shard, records.values())
 
 
 def read_passed_over(workspace: Workspace) -> dict[str, int]:
@@ -380,7 +405,12 @@ def _unasked(previous: pa.Table, found: pa.Table, sources: Sources, workspace: W
 
 
 def _with_shards(
-    current: pa.Table, previous: pa.Table, readable: pa.ChunkedArray, unasked: pa.Array, shard_size: int
+    workspace: Workspace,
+    current: pa.Table,
+    previous: pa.Table,
+    readable: pa.ChunkedArray,
+    unasked: pa.Array,
+    shard_size: int,
 ) -> tuple[pa.Table, int, list[str]]:
     """Give images their shards, and add the images of the previous manifest that the scan did not take.
 
@@ -388,9 +418,11 @@ def _with_shards(
     number of new images, and the names of replaced images.
     """
     ids, names = current["id"].combine_chunks(), current["name"].combine_chunks()
-    shards = previous["shard"].combine_chunks().take(pc.index_in(ids, previous["id"].combine_chunks()))
+    # A lost manifest is rebuilt from the records: each image stays in the shard of its record.
+    known = previous.select(["id", "shard"]) if previous.num_rows else shards_of_records(workspace)
+    shards = known["shard"].combine_chunks().take(pc.index_in(ids, known["id"].combine_chunks()))
     fresh = ids.filter(shards.is_null()).unique()
-    first = (pc.max(previous["shard"]).as_py() + 1) if previous.num_rows else 0
+    first = (pc.max(known["shard"]).as_py() + 1) if known.num_rows else 0
     fresh_shards = pa.array(first + np.arange(len(fresh)) // shard_size, pa.int32())
     shards = pc.coalesce(shards, fresh_shards.take(pc.index_in(ids, fresh)))
     here = pa.array(np.ones(len(ids), bool))

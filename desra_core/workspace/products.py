@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +27,7 @@ import pyarrow.compute as pc
 
 from desra_core.detection.detectors import DEFAULT
 from desra_core.errors import ImageError
-from desra_core.files import fingerprint, paths_in, reading_errors
+from desra_core.files import as_json, fingerprint, parse_json, paths_in, reading_errors
 from desra_core.workspace import DATASET, Workspace, read_table
 from desra_core.workspace.human_masks import human_mask_rows
 
@@ -233,6 +232,9 @@ class Record:
     remedy: str | None = None
     transient: bool = False
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # computing time by stage
+    # The `checksum` of each published picture: ``masks``, and the kinds of the dataset as ``dataset/KIND``. Empty in
+    # records from before they were taken. Arrays have their own.
+    checksums: dict[str, str] = dataclasses.field(default_factory=dict)
     # Keys of the products `FURTHER`, by name; on disk, each of these keys has its own column.
     further: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -265,7 +267,9 @@ _TYPES = {
     "artifact_pixels": pa.int64(),
     "regions": pa.list_(pa.struct(REGION_FIELDS)),
     "seconds": pa.map_(pa.string(), pa.float64()),
+    "checksums": pa.map_(pa.string(), pa.string()),
 }
+_MAPS = ("seconds", "checksums")
 _FURTHER_COLUMNS = {product.column: product.name for product in FURTHER}
 SCHEMA = pa.schema(
     [
@@ -285,7 +289,7 @@ def without_arrays(record: Record) -> Record:
 def write_journal(workspace: Workspace, shard: int, record: Record) -> None:
     """Write the record of one image of a shard in progress (raises `desra_core.errors.TransientError`)."""
     path = workspace.shard_journal(shard) / f"{record.id}.json"
-    workspace.publish(path, json.dumps(_as_row(record)).encode())
+    workspace.publish(path, as_json(_as_row(record)))
 
 
 def read_shard(workspace: Workspace, shard: int) -> dict[str, Record]:
@@ -307,7 +311,7 @@ def read_shard(workspace: Workspace, shard: int) -> dict[str, Record]:
         # Where a power cut has emptied a record, its image is computed again: the files may be newer than the table.
         records.pop(path.stem, None)
         with contextlib.suppress(ValueError, TypeError, AttributeError, OverflowError, pa.ArrowException):
-            (row,) = to_table([_from_row(json.loads(data))]).to_pylist()
+            (row,) = to_table([_from_row(parse_json(data))]).to_pylist()
             if row["id"] == path.stem:
                 records[path.stem] = _from_row(row)
     return records
@@ -348,6 +352,22 @@ def read_records(workspace: Workspace, columns: list[str] | None = None) -> pa.T
     return table.filter(pa.array(last[::-1])).combine_chunks()
 
 
+def checksums_of(workspace: Workspace, ids: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Read the checksums of the pictures of some images, by id (see `Record`)."""
+    records = read_records(workspace, ["id", "checksums"])
+    records = records.filter(pc.is_in(records["id"], pa.array(ids, pa.string())))
+    return {row["id"]: dict(row["checksums"] or ()) for row in records.to_pylist()}
+
+
+def shards_of_records(workspace: Workspace) -> pa.Table:
+    """List the id of every image that has a record in a finished shard, and that shard: columns ``id``, ``shard``."""
+    found = [pa.table({"id": pa.array([], pa.string()), "shard": pa.array([], pa.int32())})]
+    for shard in finished_shards(workspace):
+        ids = read_table(workspace.shard_records(shard), SCHEMA, ["id"])["id"]
+        found.append(pa.table({"id": ids, "shard": pa.array(np.full(len(ids), shard), pa.int32())}))
+    return pa.concat_tables(found[::-1])  # of two records, that of the later shard is the newer one
+
+
 def finished_shards(workspace: Workspace) -> list[int]:
     """List the shards that have a table, sorted."""
     return sorted(int(path.stem) for path in paths_in(workspace.records, f"{_NUMBER}.parquet"))
@@ -355,7 +375,7 @@ def finished_shards(workspace: Workspace) -> list[int]:
 
 def to_table(records: Iterable[Record]) -> pa.Table:
     """Return records as rows of `SCHEMA`."""
-    rows = [_as_row(record) | {"seconds": list(record.seconds.items())} for record in records]
+    rows = [_as_row(one) | {name: list(getattr(one, name).items()) for name in _MAPS} for one in records]
     return pa.Table.from_pylist(rows, SCHEMA)
 
 
@@ -377,9 +397,10 @@ def _as_row(record: Record) -> dict[str, Any]:
 def _from_row(row: dict[str, Any]) -> Record:
     """Convert a row of a table or of a journal to a record."""
     keys = {name: row.pop(column, None) for column, name in _FURTHER_COLUMNS.items()}
-    seconds, regions = dict(row.pop("seconds", None) or {}), row.pop("regions", None) or []
+    maps: dict[str, Any] = {name: dict(row.pop(name, None) or {}) for name in _MAPS}
+    regions = row.pop("regions", None) or []
     further = {name: key for name, key in keys.items() if key}
-    return Record(**row, seconds=seconds, regions=regions, further=further)
+    return Record(**row, **maps, regions=regions, further=further)
 
 
 class Held(NamedTuple):
