@@ -52,7 +52,7 @@ def verify(verifying: Verifying, machine: Machine = Machine()) -> Verified:  # n
         untold: dict[str, dict[str, str]] = {}
         if verification.images:
             with (
-                open_dask(machine, folder=workspace.root, most_pixels=verification.most_pixels) as dask,
+                open_dask(machine, folder=workspace.root) as dask,
                 RunProgress("verify", verification.images, 1) as progress,
             ):
                 for number in verification.shards:

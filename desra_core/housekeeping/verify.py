@@ -26,11 +26,11 @@ from desra_core.gate.model_registry import damaged_entries
 from desra_core.housekeeping import contents
 from desra_core.images.codec import decode
 from desra_core.training.patches import check_frozen
-from desra_core.workspace import DATASET, Workspace, check_parquet, read_table
-from desra_core.workspace.arrays import StoredArray, drop_array
+from desra_core.workspace import DATASET, Workspace, check_parquet
+from desra_core.workspace.arrays import check_array, drop_array
 from desra_core.workspace.human_masks import all_human_masks
 from desra_core.workspace.manifest import MANIFEST, ImageRef, image_refs, read_manifest
-from desra_core.workspace.products import ARRAYS, SCHEMA, Record, finished_shards, read_shard
+from desra_core.workspace.products import ARRAYS, Record, finished_shards, read_shard
 
 # Folders whose files belong to single images, or are unfinished, of Prefect, or for people.
 _APART = {"masks", "maps", "pages", "tmp", "prefect", "journal", "tensorboard"}
@@ -111,12 +111,6 @@ class Verification:
         rows = self._rows.filter(pc.equal(self._rows["shard"], number))
         return [(image, records[image.id]) for image in image_refs(rows, rows) if image.id in records]
 
-    def most_pixels(self) -> int:
-        """Return the number of pixels of the largest image."""
-        tables = [read_table(self.workspace.shard_records(one), SCHEMA, ["height", "width"]) for one in self.shards]
-        sizes = pa.concat_tables(tables)
-        return int(pc.max(pc.multiply(sizes["height"].cast("int64"), sizes["width"])).as_py() or 0)
-
 
 def verify_image(image: ImageRef, record: Record, workspace: Workspace) -> Checked:
     """Check the mask, the dataset pictures and the arrays of an image.
@@ -147,7 +141,8 @@ def verify_image(image: ImageRef, record: Record, workspace: Workspace) -> Check
         if not (group / name).exists():
             continue
         try:
-            found += Checked(1, StoredArray(group / name).whole().nbytes)
+            check_array(group / name)
+            found += Checked(*contents.size_of(group / name))
         except LostError:
             found += Checked(1, 0, (Damage(group / name, "is damaged"),))
     if (about := group / "zarr.json").exists():

@@ -1,6 +1,7 @@
 """Per-image arrays in zarr: one group per image, tiles as chunks, few files, published whole or not at all."""
 
 import contextlib
+import re
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 import zarr
 from zarr.codecs import BloscCodec
 
@@ -18,6 +20,9 @@ from desra_core.workspace import Workspace
 
 _CHUNK = 512
 _SHARD = 4096
+_ABOUT = "zarr.json"  # zarr's own file about an array
+_UNTOLD = "0" * 16  # in place of the checksum, before it is known and while it is computed
+_CHECKSUM = re.compile(rb'"checksum": "([0-9a-f]{16})"')
 
 
 def write_array(workspace: Workspace, image_id: str, name: str, array: npt.NDArray[Any], *, key: str) -> None:
@@ -34,11 +39,13 @@ def write_array(workspace: Workspace, image_id: str, name: str, array: npt.NDArr
             chunks=(_CHUNK, _CHUNK, *array.shape[2:]),
             shards=(*(min(-(-side // _CHUNK) * _CHUNK, _SHARD) for side in array.shape[:2]), *array.shape[2:]),
             compressors=BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle"),
-            attributes={"key": key, "crc32": _crc32(array)},
+            attributes={"key": key, "crc32": _crc32(array), "checksum": _UNTOLD},
             zarr_format=3,
         )
         try:
             stored[:] = array
+            about = scratch / _ABOUT
+            about.write_text(about.read_text().replace(_UNTOLD, _files_hash(scratch)))
             drop_array(workspace, image_id, name)
             try:
                 scratch.rename(group / name)
@@ -82,6 +89,21 @@ class StoredArray:
         return array
 
 
+def check_array(path: Path) -> None:
+    """Check that the files of a stored array are as they were written.
+
+    Raises:
+        LostError: They are not; or the array, of an older desra without this checksum, is damaged.
+        TransientError: The disk or the system refuses to read the array for now.
+    """
+    with _reading(path):
+        found = _CHECKSUM.search((path / _ABOUT).read_bytes())
+        if found is None:
+            StoredArray(path).whole()
+        elif _files_hash(path) != found[1].decode():
+            raise _lost(path)
+
+
 def read_array(workspace: Workspace, image_id: str, name: str, *, key: str | None) -> npt.NDArray[Any]:
     """Read a whole array of an image; the array must have been made under the given key.
 
@@ -122,6 +144,18 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _lost(path: Path) -> LostError:
     return LostError(path, "is missing, damaged, or of a run that was cut off", "run again: it is made anew")
+
+
+def _files_hash(folder: Path) -> str:
+    """Hash names, sizes and bytes of the files of an array, but for the checksum that one of them holds."""
+    found = xxhash.xxh3_64()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        data = path.read_bytes()
+        if path.name == _ABOUT:
+            data = _CHECKSUM.sub(f'"checksum": "{_UNTOLD}"'.encode(), data)
+        found.update(f"{path.relative_to(folder)} {len(data)} ".encode())
+        found.update(data)
+    return found.hexdigest()
 
 
 def _crc32(array: npt.NDArray[Any]) -> int:
