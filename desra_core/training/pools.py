@@ -234,7 +234,8 @@ def assign_pools(workspace: Workspace, images: Sequence[ImageRef], group_by: str
     Raises:
         UsageError: ``group_by`` is no regular expression, or the workspace was split by another one before.
     """
-    known = read_table(workspace.split, SPLIT).to_pylist()
+    remedy = "bring it back from a copy; if it is deleted, images that were trained on may become judges"
+    known = read_table(workspace.split, SPLIT, remedy=remedy).to_pylist()
     if known and known[0]["group_by"] != group_by:
         remedy = "keep to it: with another one, the gate could judge by images that were trained on"
         raise UsageError("--group-by", f"{group_by}, but this workspace was split by {known[0]['group_by']}", remedy)
