@@ -105,7 +105,7 @@ def report(
 def roll_back(workspace: Annotated[Path, typer.Option(help="The workspace whose latest promotion to undo.")]) -> None:
     """Undo the latest promotion: the model before becomes current again."""
     place = existing_workspace(workspace.absolute())
-    with place.locked():
+    with place.locked() as place:
         entry = rollback(place)
         renew_report(place)
     typer.echo(f"current  {entry / 'model.pth'}")
@@ -137,7 +137,7 @@ def gc(
         place.create()
         found = sweep(place, vanished=vanished, on_dropped=NowAndThen("dropping: {} of {}")).table
         if vanished and place.report.exists():
-            with place.locked():
+            with place.locked() as place:
                 renew_report(place)
     else:
         if owner := place.owner():
@@ -241,7 +241,7 @@ def import_masks(
         raise UsageError("--undo", "and something to import are both given", "leave one out")
     place = Workspace(workspace.absolute())
     settings, _ = load_settings(place)
-    with place.locked():
+    with place.locked() as place:
         if form is None or path is None:
             undone = corrections.undo_import(place)
             images = counted(undone.names, "image")
