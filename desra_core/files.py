@@ -1,7 +1,8 @@
 """Read, hash, write and lock whole files.
 
 A write is atomic, and a failure of the disk becomes an error of one line. The system frees a lock when the process that
-holds the lock ends, in whatever way. A note in the lock file names that process.
+holds the lock ends, in whatever way. A note in the lock file names that process. Some network file systems keep locks
+within one machine; there the process that holds a lock shows other machines that it lives, by touching the file.
 """
 
 import contextlib
@@ -11,7 +12,9 @@ import hashlib
 import json
 import os
 import re
+import socket
 import stat
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,6 +30,11 @@ from desra_core.errors import ImageError, LostError, TransientError, UsageError
 _SCRATCH = ".unfinished"
 # The last member of a JSON object that `as_json` made: the checksum of all bytes before it.
 _CHECKSUM = re.compile(rb',\n "checksum": "(\d+:[0-9a-f]{16})"\n\}\Z')
+
+# How often the holder of a lock touches the file, and after how long without that it counts as dead on other machines.
+_TOUCH_SECONDS, _DEAD_SECONDS = 2.0, 15.0
+# Identifies the machine, from its start to its end; containers share it with their host, and so its locks.
+_MACHINE = Path("/proc/sys/kernel/random/boot_id")
 
 
 def replace_file(
@@ -50,15 +58,17 @@ def replace_file(
         ImageError: The name is too long.
         TransientError: The disk is full or failed; the file is as it was before.
     """
-    scratch = scratch or scratch_in(path.parent)
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if scratch is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scratch = scratch_in(path.parent)
         try:
             with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
                 file.write(content) if isinstance(content, bytes) else content(file)
                 if durable:
                     file.flush()
                     os.fsync(file.fileno())
+            path.parent.mkdir(parents=True, exist_ok=True)
             scratch.replace(path)
         finally:
             scratch.unlink(missing_ok=True)
@@ -307,6 +317,9 @@ def locked(
 ) -> Iterator[dict[str, Any] | None]:
     """Hold the lock of a file (``flock``), unless another process holds it.
 
+    With `this_machine` as ``machine`` in the notes, this holds on a disk of several machines that do not see each
+    other's locks, too. A process on another machine that has left its note, because it was killed, costs 15 s there.
+
     Args:
         path: The file. A missing file is made, a missing folder is not.
         note: Written into the file as JSON for as long as the lock is held; None leaves the content as it is.
@@ -328,14 +341,20 @@ def locked(
             time.sleep(0.01)  # another process is in `holder`, which locks the file for a moment
         if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
             raise FileNotFoundError(errno.ENOENT, "was deleted", str(path))
-        if note is not None:
-            file.truncate(0)
-            file.write(json.dumps(note))
-            file.flush()
-        try:
+        if note is None:
             yield None
+            return
+        if (other := _alive_elsewhere(path)) is not None:
+            yield other
+            return
+        file.truncate(0)
+        file.write(json.dumps(note))
+        file.flush()
+        try:
+            with _touched(file) if "machine" in note else contextlib.nullcontext():
+                yield None
         finally:
-            if note is not None:
+            if read_document(path) == json.loads(json.dumps(note)):  # else another machine has taken the lock over
                 file.truncate(0)
 
 
@@ -348,9 +367,56 @@ def holder(path: Path) -> dict[str, Any] | None:
     """
     try:
         with path.open() as file:
-            return None if _flocked(file, fcntl.LOCK_SH) else read_document(path)
+            if not _flocked(file, fcntl.LOCK_SH):
+                return read_document(path)
+        return _alive_elsewhere(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def this_machine() -> str:
+    """Return a name for this machine that no other has."""
+    return _MACHINE.read_text().strip() if _MACHINE.exists() else socket.gethostname()
+
+
+def _alive_elsewhere(path: Path) -> dict[str, Any] | None:
+    """Return the note of a process on another machine, if that touches the file; None where there is no such process.
+
+    The clocks of the machines may differ, so the time of the last touch alone tells nothing.
+    """
+    note = read_document(path)
+    if note.get("machine", here := this_machine()) == here:
+        return None
+    touched, deadline = _last_touch(path), time.monotonic() + _DEAD_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(_TOUCH_SECONDS / 4)
+        if _last_touch(path) != touched:
+            return note
+    return None
+
+
+def _last_touch(path: Path) -> int:
+    with path.open() as file:  # network file systems ask the server when a file is opened, else they may remember
+        return os.fstat(file.fileno()).st_mtime_ns
+
+
+@contextlib.contextmanager
+def _touched(file: IO[str]) -> Iterator[None]:
+    """Touch an open file again and again during the block."""
+    ended = threading.Event()
+
+    def touch() -> None:
+        while not ended.wait(_TOUCH_SECONDS):
+            with contextlib.suppress(OSError):
+                os.utime(file.fileno())
+
+    thread = threading.Thread(target=touch, name="lock", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _flocked(file: IO[str], kind: int) -> bool:

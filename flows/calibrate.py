@@ -37,7 +37,7 @@ def calibrate(calibrating: Calibrating, machine: Machine = Machine(), rescan: bo
     corpus = corpus_of(calibrating)
     workspace = opened_workspace(corpus.workspace)
     flow: Callable[..., Summary] = mine if isinstance(corpus, Mining) else detect
-    with workspace.locked():
+    with workspace.locked() as workspace:
         found = flow(corpus, machine, rescan)
         counting = plan_counting(corpus, read_exclusion(calibrating.exclude))
         missing, failures = counting.missing(), 0

@@ -35,7 +35,7 @@ def compare(comparing: Comparing, machine: Machine = Machine()) -> Compared:  # 
     """
     workspace = Workspace(comparing.workspace)
     load_settings(workspace)  # raises where the workspace has vanished
-    with workspace.locked():
+    with workspace.locked() as workspace:
         comparison = handed_over(comparing, Comparison) or plan_comparison(comparing)
         refresh = bool(comparison.missing())
         failures = judge_images.with_options(refresh_cache=refresh)(comparison.key, comparison, machine)

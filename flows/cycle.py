@@ -39,7 +39,7 @@ def cycle(cycling: Cycling, machine: Machine = Machine(), rescan: bool = True) -
         rescan: Look for new and changed photos first.
     """
     workspace = opened_workspace(cycling.workspace)
-    with workspace.locked():
+    with workspace.locked() as workspace:
         mining = mining_of(cycling)
         if runs_by_itself():
             check_training(cycling, mining)

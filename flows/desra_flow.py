@@ -314,7 +314,7 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
         rescan: Look for new and changed files first.
     """
     workspace = opened_workspace(settings.workspace)
-    with workspace.locked():
+    with workspace.locked() as workspace:
         prepared = None if rescan else handed_over(settings, Prepared)
         on_hashed = NowAndThen("reading new files: {} of {}")
         prepared = prepared or prepare(settings, rescan=rescan, on_hashed=on_hashed)

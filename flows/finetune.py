@@ -30,7 +30,7 @@ def finetune(
     load_settings(workspace)  # raises where the workspace has vanished
     if current_model:
         finetuning = finetuning_with_current(finetuning)
-    with workspace.locked():
+    with workspace.locked() as workspace:
         plan = handed_over(finetuning, FinetunePlan) or plan_finetune(finetuning)
         if plan.empty:
             return RunEnd(in_one_line="no artifact in the training pool: nothing was trained", task_runs=0)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from desra_core.errors import UsageError
 from desra_core.evaluation.table import counted
-from desra_core.files import storage_errors
 from desra_core.housekeeping.verify import Checked, Damage, Verification, mark, unknown_files, verify_documents
 from desra_core.settings import Machine
 from desra_core.settings.models import Verifying
@@ -43,8 +42,7 @@ def verify(verifying: Verifying, machine: Machine = Machine()) -> Verified:  # n
         verifying: The workspace, and whether to repair it.
         machine: Where and how wide to compute.
     """
-    workspace = Workspace(verifying.workspace)
-    with workspace.locked():
+    with Workspace(verifying.workspace).locked() as workspace:
         with contextlib.suppress(UsageError):  # a damaged table, which is named below
             gather_journals(workspace)
         found = verify_documents(workspace, NowAndThen("checking tables and models: {} of {}"))
@@ -62,8 +60,7 @@ def verify(verifying: Verifying, machine: Machine = Machine()) -> Verified:  # n
         if verifying.repair:
             marked = [damage for damage in found.damaged if damage.remedy is None]
             for damage in marked:
-                with storage_errors(damage.path):
-                    mark(workspace, damage)
+                mark(workspace, damage)
             note_checksums(workspace, untold)
         line = f"{counted(found.files, 'file')} checked, {len(found.damaged)} damaged, {len(found.missing)} missing"
         show_damage(line, [damage.error for damage in found.damaged])

@@ -215,7 +215,7 @@ def start_finetune(workspace: Workspace, trigger: FinetuneTrigger) -> int:
     """
     logger = get_run_logger()
     try:
-        with workspace.locked():
+        with workspace.locked() as workspace:
             gathered = count_new(workspace, trigger.group_by)
     except LockedError as error:  # by a command that began after the mining
         logger.info("%s; the next run counts the images that have gathered", error)

@@ -116,25 +116,29 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
     cache if the workspace lacks the product of any image.
     """
     spec = run.stages[stage]
-    function = partial(run_stage, spec.function, workspace=run.workspace, job=spec.job)
     work, failed_before = shard.work, len(shard.failed)
     stages_left = len(run.stages) - stage
     logger = get_run_logger()
-    for image, result in run.dask.map(spec.name, function, spec.resources, work):
-        error: ImageError | None
-        if isinstance(result, ImageError):  # a transient error, after Dask's retries
-            record, error = failure(image, shard.record_of(image.id), spec.name, run.plan.target, result), result
-            seconds = 0.0
-        else:
-            record, error = result, result.error if result.failed else None
-            seconds = record.seconds[spec.name]
-        shard.update(record, spec.name)
-        run.metrics.count(spec.name, seconds, names=len(image.names), failed=error is not None, last=stages_left == 1)
-        logger.debug("shard %05d, image %s: %s", shard.number, image.id, error or "done")
-        if error:
-            run.progress.failed(error, len(image.names), stages_left)
-        else:
-            run.progress.passed(len(image.names), finished=len(image.names) if stages_left == 1 else 0)
+    # A worker that was lost may still be at an image that another has taken through this stage and later ones.
+    with run.workspace.fenced() as workspace:
+        function = partial(run_stage, spec.function, workspace=workspace, job=spec.job)
+        for image, result in run.dask.map(spec.name, function, spec.resources, work):
+            error: ImageError | None
+            if isinstance(result, ImageError):  # a transient error, after Dask's retries
+                record, error = failure(image, shard.record_of(image.id), spec.name, run.plan.target, result), result
+                seconds = 0.0
+            else:
+                record, error = result, result.error if result.failed else None
+                seconds = record.seconds[spec.name]
+            shard.update(record, spec.name)
+            run.metrics.count(
+                spec.name, seconds, names=len(image.names), failed=error is not None, last=stages_left == 1
+            )
+            logger.debug("shard %05d, image %s: %s", shard.number, image.id, error or "done")
+            if error:
+                run.progress.failed(error, len(image.names), stages_left)
+            else:
+                run.progress.passed(len(image.names), finished=len(image.names) if stages_left == 1 else 0)
     return {"images": len(work), "failed": len(shard.failed) - failed_before}
 
 
@@ -149,7 +153,7 @@ def process_shard(number: int, run: Run) -> Counts:
         stage_of_shard.with_options(
             name=spec.name, task_run_name=f"{spec.name}-{number:05d}", refresh_cache=bool(shard.work)
         )(fingerprint(spec.name, spec.job.key, shard.content), index, shard, run)
-    gather_shard(run.workspace, number, [shard.records[key] for key in sorted(shard.failed)])
+    gather_shard(run.workspace, number, shard.records.values())  # a lost worker may have journaled an older record
     counts = {"images": len(shard.images), "failed": len(shard.failed)}
     line = f"{counted(counts['images'], 'image')}, {counts['failed']} failed"
     get_run_logger().info("shard %05d: %s", number, line)

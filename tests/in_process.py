@@ -36,21 +36,21 @@ def process(settings: CorpusSettings) -> Workspace:
     """Mine or detect; all there is to do is done."""
     workspace = Workspace(settings.workspace)
     workspace.create()
-    with workspace.locked(), in_one_thread():
+    with workspace.locked() as held, in_one_thread():
         _, plan, weights, _ = prepare(settings)
         stages = stages_of(settings, plan.target, weights, Machine(), InProcess())  # type: ignore[arg-type]
-        run = Run(workspace, plan, stages, None, None, None)  # type: ignore[arg-type]
+        run = Run(held, plan, stages, None, None, None)  # type: ignore[arg-type]
         for number in plan.shards:
             shard = Shard(run, number)
             for spec in stages:
                 for image, record in shard.pending(spec.name):
                     try:
-                        made = run_stage(spec.function, image, record, workspace, spec.job)
+                        made = run_stage(spec.function, image, record, held, spec.job)
                     except ImageError as error:
                         made = failure(image, record, spec.name, plan.target, error)
                     shard.update(made, spec.name)
-            gather_shard(workspace, number, [shard.records[key] for key in sorted(shard.failed)])
-        publish_tables(workspace, plan.target)
+            gather_shard(held, number, shard.records.values())
+        publish_tables(held, plan.target)
         manifest = pq.read_table(workspace.manifest)
         assert make_plan(workspace, manifest, plan.target, limit=settings.limit).pending == 0
     return workspace

@@ -31,7 +31,7 @@ _NOTHING_TO_TRAIN_ON = "no artifact in the training pool: nothing to train on, a
 def run_finetune(settings: Finetuning, machine: Machine) -> int:
     """Finetune, if there is anything to do, and print how it went; return the exit code."""
     workspace = runs.existing_workspace(settings.workspace)
-    with workspace.locked():
+    with workspace.locked() as workspace:
         end_leftover_server(workspace)
         plan = plan_finetune(settings)
         if plan.empty:
@@ -94,7 +94,7 @@ def twin_first(settings: Cycling, machine: Machine) -> int:
 def run_compare(settings: Comparing, machine: Machine, *, as_json: bool = False) -> int:
     """Judge, if anything is not judged yet, and print the verdict, in words or as JSON; return the exit code."""
     workspace = runs.existing_workspace(settings.workspace)
-    with workspace.locked():
+    with workspace.locked() as workspace:
         end_leftover_server(workspace)
         comparison = plan_comparison(settings)
         failures = 0
@@ -123,7 +123,7 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
     unjudged = 0
     promoted: Path | None = None
     lost: ServerLostError | None = None
-    with workspace.opened():
+    with workspace.opened() as workspace:
         end_leftover_server(workspace)
         if code := twin_first(settings, machine):
             return code

@@ -45,7 +45,7 @@ _REFUSED, _BROKEN = (401, 403), 500
 def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
     """Mine or detect, if there is anything to do, and print how it went; return the exit code."""
     workspace = Workspace(settings.workspace)
-    with workspace.opened():
+    with workspace.opened() as workspace:
         end_leftover_server(workspace)
         prepared = prepare_corpus(settings)
         broken: tuple[str, ...] = ()

@@ -92,7 +92,7 @@ def status(
 def run_verify(settings: Verifying, machine: Machine, *, as_json: bool = False) -> int:
     """Check the files of a workspace, and print what is damaged, missing or unknown; return the exit code."""
     place = existing_workspace(settings.workspace)
-    with place.locked():
+    with place.locked() as place:
         end_leftover_server(place)
         ended = run_flow(place, settings, machine)
     checked, marked = ended.checked, {damage.path for damage in ended.marked}
@@ -149,7 +149,7 @@ def report(
 def roll_back(workspace: Annotated[Path, typer.Option(help="The workspace whose latest promotion to undo.")]) -> None:
     """Undo the latest promotion: the model before becomes current again."""
     place = existing_workspace(workspace.absolute())
-    with place.locked():
+    with place.locked() as place:
         entry = rollback(place)
         renew_report(place)
     typer.echo(f"current  {entry / 'model.pth'}")
@@ -181,7 +181,7 @@ def gc(
         place.create()
         found = sweep(place, vanished=vanished, on_dropped=NowAndThen("dropping: {} of {}")).table
         if vanished and place.report.exists():
-            with place.locked():
+            with place.locked() as place:
                 renew_report(place)
     else:
         if owner := place.owner():
@@ -285,7 +285,7 @@ def import_masks(
         raise UsageError("--undo", "and something to import are both given", "leave one out")
     place = Workspace(workspace.absolute())
     settings, _ = load_settings(place)
-    with place.locked():
+    with place.locked() as place:
         if form is None or path is None:
             undone = corrections.undo_import(place)
             images = counted(undone.names, "image")

@@ -193,6 +193,7 @@ def _switch(workspace: Workspace, past: list[Event], steps: list[_Step]) -> Path
     with storage_errors(models):
         scratch = workspace.scratch()
         try:
+            scratch.mkdir()
             models.mkdir(exist_ok=True)
             new_link.unlink(missing_ok=True)
             names = []
@@ -219,7 +220,7 @@ def _switch(workspace: Workspace, past: list[Event], steps: list[_Step]) -> Path
 def _write_entry(folder: Path, source: Path, record: dict[str, Any], events: list[Event]) -> None:
     """Write an entry durably; raise `TransientError` if the model is not the one that the last event names."""
     past = json.dumps(events, indent=1).encode() + b"\n"
-    folder.mkdir(parents=True)
+    folder.mkdir()
     shutil.copyfile(source, folder / "model.pth")
     if content_key(folder / "model.pth") != events[-1]["model"]:
         raise TransientError(source, "changed while it was copied", "run again")

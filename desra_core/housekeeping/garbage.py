@@ -147,7 +147,8 @@ def _unkept(
 def _unfinished(workspace: Workspace) -> Iterator[Item]:
     """List half-written files of killed runs; locking the workspace deletes them."""
     for entry in entries(workspace.tmp):
-        yield item(workspace, entry.path, "tmp", _UNFINISHED)
+        if entry.name != workspace.fence:
+            yield item(workspace, entry.path, "tmp", _UNFINISHED)
 
 
 def _histograms(workspace: Workspace, target: Target) -> Iterator[Item]:
@@ -225,7 +226,7 @@ def sweep(
         TransientError: Something cannot be deleted.
     """
     scratch = table_of(_unfinished(workspace))  # locking the workspace deletes these
-    with workspace.locked():
+    with workspace.locked() as workspace:
         products.gather_journals(workspace)
         found = find_garbage(workspace, vanished=vanished)
         workspace.publish_table(workspace.manifest, found.manifest)

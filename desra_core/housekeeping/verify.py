@@ -9,7 +9,6 @@ To mark a file is to delete it: then the next run lacks it, and makes it again. 
 
 import contextlib
 import os
-import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator
@@ -27,7 +26,7 @@ from desra_core.housekeeping import contents
 from desra_core.images.codec import decode
 from desra_core.training.patches import check_frozen
 from desra_core.workspace import DATASET, Workspace, check_parquet
-from desra_core.workspace.arrays import check_array, drop_array
+from desra_core.workspace.arrays import check_array
 from desra_core.workspace.human_masks import all_human_masks
 from desra_core.workspace.manifest import MANIFEST, ImageRef, image_refs, read_manifest
 from desra_core.workspace.products import ARRAYS, Record, finished_shards, read_shard
@@ -181,25 +180,22 @@ def mark(workspace: Workspace, damaged: Damage) -> None:
     """Delete what is damaged, and all that the next run can only make together with it. The workspace must be locked.
 
     Raises:
-        OSError: It cannot be deleted.
+        TransientError: It cannot be deleted.
     """
     path = damaged.path
-    parts = path.relative_to(workspace.root).parts
-    if parts[0] == "maps" and path.is_dir():
-        drop_array(workspace, path.parent.name.removesuffix(".zarr"), path.name)
-    elif training := _training(path):
+    if training := _training(path):
         if path.is_relative_to(training / "data"):
-            shutil.rmtree(training / "data")
+            workspace.drop(training / "data")
             return
         if path.suffix == ".pth":  # weights follow from all steps before
-            (training / "state.pth").unlink(missing_ok=True)
-            shutil.rmtree(training / "models", ignore_errors=True)
-        path.unlink(missing_ok=True)
-    elif parts[0] == "twin":  # published again, both files, from its training
+            workspace.drop(training / "state.pth")
+            workspace.drop(training / "models")
+        workspace.drop(path)
+    elif path.parent == workspace.twin.parent:  # published again, both files, from its training
         for suffix in (".pth", ".json"):
-            path.with_suffix(suffix).unlink(missing_ok=True)
+            workspace.drop(path.with_suffix(suffix))
     elif path != workspace.settings:  # which the next run replaces
-        path.unlink(missing_ok=True)
+        workspace.drop(path)
 
 
 def _documents(root: Path) -> Iterator[Path]:

@@ -81,7 +81,7 @@ class RunFolder:
         with contextlib.ExitStack() as stack:
             with files.storage_errors(self.root):
                 self.root.mkdir(parents=True, exist_ok=True)
-                other = stack.enter_context(locked(self.root / "lock"))
+                other = stack.enter_context(locked(self.root / "lock", {"machine": files.this_machine()}))
             if other is not None:
                 raise LockedError(self.root, "is in use by another training", "wait until it has ended")
             for folder in (self.root, self.root / "models"):

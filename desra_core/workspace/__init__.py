@@ -1,18 +1,25 @@
 """The directory that holds everything that a corpus's runs produce.
 
 `Workspace` says where each file lies, how it is written, and which run may write; `read_table` reads its tables.
+
+A worker may stand still while its run ends or is killed, and wake when a later run has the workspace. So a run and its
+workers change results only by renaming files into or out of a folder of the run, its fence, which they never make
+again. `Workspace.locked` and `Workspace.fenced` make it and take it away. From then on all these renames fail, so no
+late writer can put an older file over a newer one, or delete one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import shutil
 import socket
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +29,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from desra_core.errors import LockedError, UsageError
-from desra_core.files import checksum, fingerprint, holder, locked, reading_errors, replace_file, storage_errors
+from desra_core.errors import LockedError, TransientError, UsageError
+from desra_core.files import (
+    checksum,
+    fingerprint,
+    holder,
+    locked,
+    paths_in,
+    read_document,
+    reading_errors,
+    replace_file,
+    storage_errors,
+    this_machine,
+)
 
 if TYPE_CHECKING:
     from desra_core.images.codec import Mask, Pixels
@@ -67,13 +85,14 @@ class Workspace:
     """The paths below one workspace directory. Files of results are written there by `publish` and its like, whole."""
 
     root: Path
+    fence: str | None = field(default=None, compare=False)  # a folder below `tmp`; None where no run writes
 
     manifest = _Below("manifest.parquet")  # every image: name, files, sizes, content hashes, id, shard
     scan_failures = _Below("scan_failures.parquet")  # files that the latest scan could not make an image of
     settings = _Below("settings.json")  # of the latest run
     format = _Below("format")  # the number of the layout of a workspace, see `FORMAT`
     lock = _Below("lock")  # the run that holds the workspace (JSON); there from the beginning
-    tmp = _Below("tmp")  # unfinished files; emptied at the start of a run
+    tmp = _Below("tmp")  # unfinished files, and the fence of a run; emptied at the start of a run
     prefect_home = _Below("prefect")  # the database of the workspace's own Prefect server
 
     # By the number of a shard: the table of a finished shard, and the folder of a shard in progress.
@@ -121,14 +140,14 @@ class Workspace:
         return self.gate / "compared" / f"{fingerprint(str(after))}.json"
 
     def withdraw(self, name: str) -> None:
-        """Delete the mask and the dataset pictures of an image, as far as they are there."""
-        self.mask(name).unlink(missing_ok=True)
+        """Delete the mask and the dataset pictures of an image, as far as they are there (raises as `drop`)."""
+        self.drop(self.mask(name))
         self.withdraw_dataset(name)
 
     def withdraw_dataset(self, name: str) -> None:
-        """Delete the dataset pictures of an image, as far as they are there."""
+        """Delete the dataset pictures of an image, as far as they are there (raises as `drop`)."""
         for kind in DATASET:
-            self.dataset(kind, name).unlink(missing_ok=True)
+            self.drop(self.dataset(kind, name))
 
     def rename(self, old: str, new: str) -> None:
         """Rename the mask and the dataset pictures of an image, as far as they are there."""
@@ -138,19 +157,95 @@ class Workspace:
                 before.replace(after)
 
     def drop_group(self, image_id: str, *, spared: Collection[str] = ()) -> None:
-        """Delete the arrays of an image, but for those with the spared names."""
+        """Delete the arrays of an image, but for those with the spared names (raises as `drop`)."""
         group = self.group(image_id)
         if not any((group / name).exists() for name in spared):
-            shutil.rmtree(group, ignore_errors=True)
+            self.drop(group)
             return
         for array in group.iterdir():
             if array.is_dir() and array.name not in spared:
-                shutil.rmtree(array, ignore_errors=True)
+                self.drop(array)
+
+    def drop(self, path: Path) -> None:
+        """Delete a file or a folder of results, if it is there.
+
+        Raises:
+            TransientError: It cannot be deleted, or the run has ended.
+        """
+        with self.writing(path):
+            scratch = self.scratch()
+            try:
+                path.rename(scratch)
+            except (FileNotFoundError, NotADirectoryError):
+                if path.exists():
+                    raise
+            else:
+                _delete(scratch)
 
     def scratch(self) -> Path:
-        """Return a new path for an unfinished file or folder, on the workspace's own disk."""
-        self.tmp.mkdir(parents=True, exist_ok=True)
-        return self.tmp / uuid.uuid4().hex
+        """Return a new path for an unfinished file or folder, on the workspace's own disk and behind the fence."""
+        if self.fence is None:
+            self.tmp.mkdir(parents=True, exist_ok=True)
+        return self.tmp / (self.fence or "") / uuid.uuid4().hex
+
+    @contextlib.contextmanager
+    def writing(self, path: Path) -> Iterator[None]:
+        """Turn a failure to write or delete a file of results into an error of one line.
+
+        Raises:
+            ImageError: The name of the file is too long.
+            TransientError: The disk is full or failed, or the run has ended.
+        """
+        try:
+            with storage_errors(path):
+                yield
+        except TransientError:
+            if self.fence is None or (self.tmp / self.fence).is_dir():
+                raise
+            reason = "this run has ended, or another one has taken the workspace over, so it writes nothing more"
+            raise TransientError(self.root, reason, "run again") from None
+
+    def fenced(self) -> AbstractContextManager[Workspace]:
+        """Make a fence for a block, within the fence that there is; see the module.
+
+        Yields:
+            The workspace for the workers of the block. After the block, they can change nothing any more.
+
+        Raises:
+            TransientError: The fence cannot be made; the run has ended, for example.
+        """
+        return self._fenced(os.path.join(self.fence or "", uuid.uuid4().hex))
+
+    @contextlib.contextmanager
+    def _fenced(self, fence: str) -> Iterator[Workspace]:
+        with self.writing(self.tmp):
+            (self.tmp / fence).mkdir(parents=self.fence is None)
+        try:
+            yield replace(self, fence=fence)
+        finally:
+            self._take_away(self.tmp / fence)
+
+    def _take_away(self, place: Path) -> None:
+        """Delete an unfinished file or a fence, so that nothing can be renamed out of it any more, on any host.
+
+        A host that has a network file system may know a renamed folder under its old name for some seconds. So a folder
+        is emptied until it can be deleted.
+        """
+        gone = self.tmp / uuid.uuid4().hex
+        with storage_errors(place), contextlib.suppress(FileNotFoundError):
+            place.rename(gone)
+            if not gone.is_dir() or gone.is_symlink():
+                _delete(gone)
+                return
+            while True:
+                for entry in list(gone.iterdir()):
+                    self._take_away(entry)
+                try:
+                    gone.rmdir()
+                    return
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
 
     def exists(self) -> bool:
         """Check whether the folder is a workspace; an empty folder is not."""
@@ -182,17 +277,17 @@ class Workspace:
             raise UsageError(self.root, "is a folder with other things in it", "name a new folder as workspace")
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[None]:
-        """Make the workspace where there is none, and hold it (raises as `create` and `locked`).
+    def opened(self) -> Iterator[Workspace]:
+        """Make the workspace where there is none, and hold it (yields and raises as `create` and `locked`).
 
         A command that fails leaves no new workspace behind.
         """
         new_folders = [folder for folder in (self.root, *self.root.parents) if not os.path.exists(folder)]
         is_new = not os.path.exists(self.lock)
         self.create()
-        with self.locked():
+        with self.locked() as held:
             try:
-                yield
+                yield held
             except BaseException:
                 if is_new and set(os.listdir(self.root)) <= {self.lock.name, self.format.name, "tmp"}:
                     shutil.rmtree(self.tmp, ignore_errors=True)
@@ -212,13 +307,13 @@ class Workspace:
             durable: Wait until the data is on the disk, so that it survives a power cut.
 
         Raises:
-            TransientError: The disk is full or failed.
+            TransientError: The disk is full or failed, or the run has ended.
         """
         with storage_errors(path):
             if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
                 return
-            scratch = self.scratch()
-        replace_file(path, data, durable=durable, scratch=scratch)
+        with self.writing(path):
+            replace_file(path, data, durable=durable, scratch=self.scratch())
 
     def publish_picture(self, kind: str, names: Iterable[str], data: bytes) -> dict[str, str]:
         """Write a picture of an image to the dataset at all its names; returns its checksum as records have it."""
@@ -254,29 +349,41 @@ class Workspace:
         self.publish(path, as_parquet(table), durable=True)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[Workspace]:
         """Hold the workspace for one run; in a process that holds it already, do nothing.
 
         The system frees the lock of a process that dies, however it dies.
 
+        Yields:
+            The workspace with the fence of the run, see the module.
+
         Raises:
             LockedError: Another process holds it; the message names host, process and start.
             UsageError: It is of a newer desra.
+            TransientError: What earlier runs left in `tmp` cannot be deleted, or the disk is full.
         """
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "token": _PROCESS}
+        me = {"host": socket.gethostname(), "machine": this_machine(), "pid": os.getpid(), "token": _PROCESS}
         started = datetime.fromtimestamp(psutil.Process().create_time()).astimezone().isoformat(timespec="seconds")
+        fence = uuid.uuid4().hex
         with contextlib.ExitStack() as stack:
             try:
-                other = stack.enter_context(locked(self.lock, me | {"started": started}))
+                other = stack.enter_context(locked(self.lock, me | {"started": started, "fence": fence}))
             except FileNotFoundError:
                 raise LockedError(self.root, "was in use by a command that was refused", "run again") from None
             if other is None:
                 self.check_format()
-                shutil.rmtree(self.tmp, ignore_errors=True)
-                self._bring_up()
-            elif not me.items() <= other.items():  # otherwise the command that calls this flow holds the lock
+                for leftover in paths_in(self.tmp, "*"):
+                    self._take_away(leftover)
+                held = stack.enter_context(replace(self, fence=None)._fenced(fence))
+                # Two machines that do not see each other's locks may have begun at once: the later note counts.
+                if (now := read_document(self.lock)).get("fence") != fence:
+                    raise LockedError(self.root, f"is in use by {_owner(now)}", "wait until it has ended")
+                held._bring_up()
+                yield held
+            elif me.items() <= other.items():  # the command that calls this flow holds the lock
+                yield replace(self, fence=other["fence"])
+            else:
                 raise LockedError(self.root, f"is in use by {_owner(other)}", "wait until it has ended")
-            yield
 
     def check_format(self) -> int:
         """Read the number of the workspace's layout; 1 for that of a desra that wrote none.
@@ -315,6 +422,15 @@ class Workspace:
             if (note := holder(self.lock)) is not None:
                 return _owner(note)
         return None
+
+
+def _delete(path: Path) -> None:
+    """Delete a file or a folder in `Workspace.tmp`, as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _owner(note: dict[str, Any]) -> str:

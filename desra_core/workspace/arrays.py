@@ -3,6 +3,7 @@
 import contextlib
 import re
 import shutil
+import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from desra_core.errors import LostError, TransientError
-from desra_core.files import reading_errors, storage_errors
+from desra_core.files import reading_errors
 from desra_core.workspace import Workspace
 
 _CHUNK = 512
@@ -28,32 +29,35 @@ _CHECKSUM = re.compile(rb'"checksum": "([0-9a-f]{16})"')
 def write_array(workspace: Workspace, image_id: str, name: str, array: npt.NDArray[Any], *, key: str) -> None:
     """Store an ``(H, W)`` or ``(H, W, C)`` array under its cache key, over any older one (raises `TransientError`)."""
     group = workspace.group(image_id)
-    with storage_errors(group / name):
-        if not (group / "zarr.json").exists():
-            zarr.open_group(group, mode="a", zarr_format=3)
-        scratch = workspace.scratch()
-        stored = zarr.create_array(
-            scratch,
-            shape=array.shape,
-            dtype=array.dtype,
-            chunks=(_CHUNK, _CHUNK, *array.shape[2:]),
-            shards=(*(min(-(-side // _CHUNK) * _CHUNK, _SHARD) for side in array.shape[:2]), *array.shape[2:]),
-            compressors=BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle"),
-            attributes={"key": key, "crc32": _crc32(array), "checksum": _UNTOLD},
-            zarr_format=3,
-        )
+    made = workspace.tmp / uuid.uuid4().hex  # before the fence, because zarr makes folders that are missing
+    with workspace.writing(group / name):
         try:
+            if not (group / "zarr.json").exists():
+                zarr.open_group(made, mode="a", zarr_format=3)
+                workspace.publish(group / "zarr.json", (made / "zarr.json").read_bytes())
+            stored = zarr.create_array(
+                made / name,
+                shape=array.shape,
+                dtype=array.dtype,
+                chunks=(_CHUNK, _CHUNK, *array.shape[2:]),
+                shards=(*(min(-(-side // _CHUNK) * _CHUNK, _SHARD) for side in array.shape[:2]), *array.shape[2:]),
+                compressors=BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle"),
+                attributes={"key": key, "crc32": _crc32(array), "checksum": _UNTOLD},
+                zarr_format=3,
+            )
             stored[:] = array
-            about = scratch / _ABOUT
-            about.write_text(about.read_text().replace(_UNTOLD, _files_hash(scratch)))
+            about = made / name / _ABOUT
+            about.write_text(about.read_text().replace(_UNTOLD, _files_hash(made / name)))
+            whole = (made / name).rename(workspace.scratch())
             drop_array(workspace, image_id, name)
             try:
-                scratch.rename(group / name)
+                whole.rename(group / name)
             except OSError:  # where Dask runs an image twice, the other run has written the same bytes
+                shutil.rmtree(whole, ignore_errors=True)
                 if not (group / name).exists():
                     raise
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.rmtree(made, ignore_errors=True)
 
 
 class StoredArray:
@@ -126,8 +130,8 @@ def find_array(workspace: Workspace, image_id: str, name: str, *, key: str | Non
 
 
 def drop_array(workspace: Workspace, image_id: str, name: str) -> None:
-    """Delete an array of an image, if it is there."""
-    shutil.rmtree(workspace.group(image_id) / name, ignore_errors=True)
+    """Delete an array of an image, if it is there (raises as `Workspace.drop`)."""
+    workspace.drop(workspace.group(image_id) / name)
 
 
 @contextlib.contextmanager

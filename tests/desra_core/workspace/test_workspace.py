@@ -145,9 +145,12 @@ def test_unusable_targets_are_refused(workspace: Workspace) -> None:
 def test_leftovers_are_wiped_when_a_run_starts(workspace: Workspace) -> None:
     workspace.scratch().write_bytes(b"half")
     (workspace.scratch() / "c").mkdir(parents=True)
-    with workspace.locked():
-        assert not (workspace.root / "tmp").exists()
-        workspace.publish(workspace.mask("a"), b"mask")
+    (workspace.scratch()).symlink_to(workspace.lock)
+    with workspace.locked() as held:
+        assert [path.name for path in (workspace.root / "tmp").rglob("*")] == [held.fence]
+        held.publish(workspace.mask("a"), b"mask")
+    assert list((workspace.root / "tmp").iterdir()) == []
+    assert workspace.lock.exists()
 
 
 def test_a_second_process_is_refused_and_reads_who_holds_the_lock(workspace: Workspace) -> None:
@@ -179,10 +182,11 @@ def test_a_killed_owner_loses_the_lock(workspace: Workspace) -> None:
 
 
 def test_the_same_process_may_ask_again(workspace: Workspace) -> None:
-    with workspace.locked():
-        workspace.scratch().write_bytes(b"in use")
-        with workspace.locked():
-            assert len(list((workspace.root / "tmp").iterdir())) == 1
+    with workspace.locked() as held:
+        held.scratch().write_bytes(b"in use")
+        with workspace.locked() as again:
+            assert again.fence == held.fence
+            assert len(list((workspace.root / "tmp" / str(held.fence)).iterdir())) == 1
         assert workspace.owner() is not None
         process = subprocess.run(
             [sys.executable, "-c", HOLDER, str(workspace.root)],
