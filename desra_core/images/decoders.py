@@ -72,8 +72,9 @@ _BUFFER = 2**22  # bytes of the file that are read at a time
 _OVERRUN = "a strip or tile reaches beyond the end of the file"
 _ROWS = 64  # rows that are divided by alpha at a time
 
-# tifffile logs the faults that it works around. The faults that matter are errors here.
-logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
+# Both log the faults that they work around. The faults that matter are errors here.
+for _library in ("tifffile", "imagecodecs"):
+    logging.getLogger(_library).setLevel(logging.CRITICAL + 1)
 
 
 class Picture:
@@ -386,6 +387,8 @@ class TiffPicture(Picture):
         if self._model == "palette":
             gray = gray.astype(np.uint8, copy=False)
             stored = np.asarray(page.colormap).T
+            if stored.shape != (2**page.bitspersample, 3):
+                raise ValueError("a palette that lacks colours")
             if stored.max() > 255:  # TIFF's colours have 16 bits, but some programs write 8
                 stored = stored >> 8
             return gray if indices else stored.astype(np.uint8)[gray[:, :, 0]]
