@@ -248,9 +248,12 @@ def _whole_without_end(opened: Image.Image, data: bytes) -> Image.Image | None:
         return None
     images = []
     for instead in (b"", b"\x55" * 64, b"\xaa" * 64):
-        with warnings.catch_warnings(action="ignore"):
-            images.append(Image.open(io.BytesIO(data.rstrip(b"\xff") + instead + _END_OF_JPEG), formats=["JPEG"]))
-            images[-1].load()
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                images.append(Image.open(io.BytesIO(data.rstrip(b"\xff") + instead + _END_OF_JPEG), formats=["JPEG"]))
+                images[-1].load()
+        except _DAMAGE:
+            return None
     return images[0] if images[0] == images[1] == images[2] else None
 
 

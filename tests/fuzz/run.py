@@ -30,11 +30,15 @@ def main() -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(target.seeds()):
         (corpus / f"seed{number}").write_bytes(seed)
-    words.write_text("".join(f'"{word.encode("unicode_escape").decode()}"\n' for word in target.words))
+    words.write_text("".join(f'"{_escaped(word)}"\n' for word in target.words))
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     fixed = ["-timeout=20", "-rss_limit_mb=3000", "-max_len=4096", f"-artifact_prefix={folder}/", f"-dict={words}"]
-    atheris.Setup([sys.argv[0], *fixed, *options, str(corpus)], lambda data: tried(target, data))
+    atheris.Setup([sys.argv[0], *fixed, *options, str(corpus)], lambda data: tried(target.read, data))
     atheris.Fuzz()
+
+
+def _escaped(word: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in word.encode())
 
 
 main()
