@@ -115,7 +115,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; None where it is missing or damaged."""
     try:
         return parse_json(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -216,15 +216,15 @@ def content_key(path: Path) -> str:
     """Hash a file's content, 128 bits of BLAKE2b as hex; a process keeps the hash until inode, size or times change.
 
     Raises:
-        UsageError: The file is missing, a folder, or unreadable.
+        UsageError: The file is missing, no file, or unreadable.
     """
     try:
-        status = path.stat()
+        status = _status(path)
         return _remembered(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     except FileNotFoundError:
         raise UsageError(path, "does not exist", "check the path") from None
     except OSError as error:
-        raise UsageError(path, f"cannot be read ({os.strerror(error.errno or 0)})", "give a readable file") from None
+        raise UsageError(path, f"cannot be read ({error.strerror})", "give a readable file") from None
 
 
 def fingerprint(*parts: Any) -> str:
@@ -277,6 +277,7 @@ def damaged(path: Path) -> LostError:
 def hash_file(path: Path) -> str:
     """Return the `digest` of a file (raises as `read_bytes`)."""
     with _read_errors(path):
+        _status(path)
         return _hashed(path)
 
 
@@ -284,10 +285,28 @@ def read_bytes(path: Path) -> bytes:
     """Read a whole file.
 
     Raises:
-        TransientError: The file is gone or may not be read, or the storage failed.
+        TransientError: The file is gone or may not be read, is no file, or the storage failed.
     """
     with _read_errors(path):
-        return path.read_bytes()
+        return read_input(path)
+
+
+def read_input(path: Path) -> bytes:
+    """Read a whole file that a person named (raises `OSError`, also for pipes and devices, which might never end)."""
+    _status(path)
+    return path.read_bytes()
+
+
+def _status(path: Path) -> os.stat_result:
+    try:
+        status = path.stat()
+    except ValueError:  # a null character, which the name of no file has
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.ENOTSUP, "it is a pipe or a device")
+    return status
 
 
 def _hashed(path: Path, *_status: int) -> str:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from desra_core.errors import UsageError
+from desra_core.files import read_input
 from desra_core.settings import Frozen, Heading, Machine, at_home, folder_of, heading_of, whole_path
 from tasks.logs import carry, configure, say
 
@@ -152,8 +153,8 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
         return None
     path = at_home(path)
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        values = tomllib.loads(read_input(path).decode())
+    except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"is no TOML: {error}"
         serves = path.is_dir() and context.command.name == "serve"  # whose folder of photos is a flag
         remedy = "give a folder of photos as --photos" if serves else "mend the file or its name"
@@ -194,9 +195,10 @@ def _key(name: str) -> str:
 
 
 def _validated(model: type[Settings], values: dict[str, Any], named: Callable[[str], str]) -> Settings:
-    values = {name: whole_path(value) if isinstance(value, Path) else value for name, value in values.items()}
     try:
-        return model(**values)
+        return model(
+            **{name: whole_path(value) if isinstance(value, Path) else value for name, value in values.items()}
+        )
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])

@@ -28,8 +28,8 @@ _VERSION = "5.5.0"
 _RECTANGLES = {"rectangle": "rectangle", "oriented_rectangle": "rotated rectangle", "rotation": "rotated rectangle"}
 _POLYGONS = ("polygon", "quadrilateral", "oriented_rectangle", "rotation")
 _SAVE_AGAIN = "save it again with LabelMe, or remove it"
-# Coordinates of valid shapes are smaller than this, in pixels; those of a damaged file may not be.
-_FAR = 2**20
+# Coordinates of valid shapes are smaller than this, as a multiple of height + width; Pillow takes long to draw farther.
+_FAR = 4
 
 
 class LabelMeFile(NamedTuple):
@@ -138,7 +138,7 @@ def draw_shapes(file: LabelMeFile, shape: tuple[int, int]) -> Mask:
     for number, drawn in enumerate(file.shapes, 1):
         if not file.counts(drawn):
             continue
-        kind, points = _kind(drawn), _points(drawn, file.path, number)
+        kind, points = _kind(drawn), _points(drawn, file.path, number, _FAR * sum(shape))
         axes = [*zip(*points, strict=True)]
         upright = len(points) == len(set(points)) == 4 and all(len(set(axis)) == 2 for axis in axes)
         if kind == "rectangle" and (len(points) == 2 or upright):
@@ -175,13 +175,13 @@ def _kind(drawn: dict[str, Any]) -> str:
     return str(drawn.get("shape_type") or "polygon")
 
 
-def _points(drawn: dict[str, Any], path: Path, number: int) -> list[tuple[float, float]]:
+def _points(drawn: dict[str, Any], path: Path, number: int, far: int) -> list[tuple[float, float]]:
     points = drawn.get("points")
     try:
         found = [(float(x), float(y)) for x, y in points or ()]
     except (ValueError, TypeError, OverflowError):
         found = [(math.nan, math.nan)]
-    if not all(abs(value) < _FAR for point in found for value in point):
+    if not all(abs(value) < far for point in found for value in point):
         raise ImageError(path, f"has a shape, number {number}, whose points are not numbers on the image", _SAVE_AGAIN)
     return found
 

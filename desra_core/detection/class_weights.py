@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.errors import UsageError, described
-from desra_core.files import digest
+from desra_core.files import digest, read_input
 from desra_core.images.codec import CLASS_COUNT, Labels
 
 # Eq. 9 cuts the similarity into this many bins; an interval is a number of bins.
@@ -50,7 +50,7 @@ def load_weights(source: str) -> Weights:
     if source == "none":
         return Weights(np.ones(CLASS_COUNT), "none")
     try:
-        content = _PUBLISHED.read_bytes() if source == "published" else Path(source).read_bytes()
+        content = _PUBLISHED.read_bytes() if source == "published" else read_input(Path(source))
     except OSError as error:
         raise UsageError(source, f"class weights cannot be read ({error.strerror})", _FORMAT) from None
     weights: dict[int, float] = {}
@@ -125,7 +125,7 @@ def _rows(content: bytes, source: str) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     try:
         document = tomllib.loads(content.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(source, f"is damaged or no TOML ({described(error)})", _FORMAT) from None
     version, classes = document.get("version"), document.get("class")
     if not isinstance(version, int) or not isinstance(classes, list) or not all(isinstance(c, dict) for c in classes):

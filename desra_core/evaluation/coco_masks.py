@@ -14,11 +14,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from desra_core.errors import UsageError
+from desra_core.files import read_input
 from desra_core.images.codec import Mask
 
 CATEGORY = "artifact"
 
 Id = int | str | None
+
+# The most pixels of an image, and of an outline in it: pycocotools counts in 32 bits, and takes 80 bytes for each pixel
+# of an outline.
+_MOST_PIXELS = 2**32 - 1
+_LONGEST = 2**23
 
 _WHOLE = re.compile(r"\s*([+-]?\d{1,40})(?:\.0*)?\s*")
 _FORMAT = "give a COCO file whose images have id, file_name, width and height, and annotations a segmentation or a bbox"
@@ -68,7 +74,7 @@ def read_coco(path: Path, *, category: str | None = None) -> dict[str, CocoMask]
             annotation is of no known image or category, or its shape does not fit the image.
     """
     try:
-        document = decode_json(path.read_bytes())
+        document = decode_json(read_input(path))
     except OSError as error:
         raise UsageError(path, f"cannot be read ({error.strerror})", "give a readable COCO file") from None
     except ValueError as error:
@@ -159,7 +165,10 @@ def _images(document: dict[str, Any], path: Path) -> dict[Id, _Image]:
         if name in names:
             raise UsageError(path, f"has two images called {name}", "keep one of them")
         names.add(name)
-        images[key] = _Image(name, whole_number(row["height"]) or 0, whole_number(row["width"]) or 0)
+        height, width = whole_number(row["height"]) or 0, whole_number(row["width"]) or 0
+        if height * width > _MOST_PIXELS:
+            raise UsageError(path, f"has an image of {width}x{height} px, {name}", "mend its width and height")
+        images[key] = _Image(name, height, width)
     return images
 
 
@@ -227,6 +236,8 @@ def _draw_outlines(annotation: dict[str, Any], image: _Image) -> None:
     far = 4 * (image.height + image.width)
     if any(len(outline) % 2 or not (np.abs(outline) < far).all() for outline in outlines):
         raise ValueError("an outline is not of pairs of numbers near the image")
+    if any(np.abs(np.diff(np.reshape(outline, (-1, 2)), axis=0)).sum() > _LONGEST for outline in outlines):
+        raise ValueError("an outline is longer than any that encloses a region")
     encodings = coco.frPyObjects(outlines, image.height, image.width)
     if not coco.area(coco.merge(encodings)):
         raise ValueError(f"the {kind} covers none of its pixels")

@@ -25,7 +25,7 @@ from desra_core.evaluation import metrics
 from desra_core.evaluation.mask_files import MaskPair, Pairing
 from desra_core.evaluation.metrics import Agreement, ImageAgreement, MaskRegion, MaskScores
 from desra_core.evaluation.table import as_csv, as_json, counted, failure_rows
-from desra_core.files import replace_file
+from desra_core.files import read_input, replace_file
 
 # Each thread holds two decoded masks and their components.
 _THREADS = 8
@@ -267,7 +267,7 @@ def read_ratings(path: Path) -> Ratings:
             that is no number of a region or no share.
     """
     try:
-        reader = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""), strict=True)
+        reader = csv.DictReader(io.StringIO(read_input(path).decode("utf-8-sig"), newline=""), strict=True)
         missing = [column for column in _RATING_COLUMNS if column not in (reader.fieldnames or ())]
         if missing:
             raise UsageError(path, f"has no column {missing[0]}", _FORMAT)

@@ -72,8 +72,9 @@ _BUFFER = 2**22  # bytes of the file that are read at a time
 _OVERRUN = "a strip or tile reaches beyond the end of the file"
 _ROWS = 64  # rows that are divided by alpha at a time
 
-# tifffile logs the faults that it works around. The faults that matter are errors here.
-logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
+# Both log the faults that they work around. The faults that matter are errors here.
+for _library in ("tifffile", "imagecodecs"):
+    logging.getLogger(_library).setLevel(logging.CRITICAL + 1)
 
 
 class Picture:
@@ -247,9 +248,12 @@ def _whole_without_end(opened: Image.Image, data: bytes) -> Image.Image | None:
         return None
     images = []
     for instead in (b"", b"\x55" * 64, b"\xaa" * 64):
-        with warnings.catch_warnings(action="ignore"):
-            images.append(Image.open(io.BytesIO(data.rstrip(b"\xff") + instead + _END_OF_JPEG), formats=["JPEG"]))
-            images[-1].load()
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                images.append(Image.open(io.BytesIO(data.rstrip(b"\xff") + instead + _END_OF_JPEG), formats=["JPEG"]))
+                images[-1].load()
+        except _DAMAGE:
+            return None
     return images[0] if images[0] == images[1] == images[2] else None
 
 
@@ -386,6 +390,8 @@ class TiffPicture(Picture):
         if self._model == "palette":
             gray = gray.astype(np.uint8, copy=False)
             stored = np.asarray(page.colormap).T
+            if stored.shape != (2**page.bitspersample, 3):
+                raise ValueError("a palette that lacks colours")
             if stored.max() > 255:  # TIFF's colours have 16 bits, but some programs write 8
                 stored = stored >> 8
             return gray if indices else stored.astype(np.uint8)[gray[:, :, 0]]

@@ -5,6 +5,7 @@ torch is imported where it is used.
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import struct
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from cachetools import LRUCache, cached
@@ -47,8 +48,9 @@ _REMEDY = "give the checkpoint of a super-resolution network, such as RRDBNet, S
 # Raised by torch.load, safetensors, spandrel and mmcv for files that are damaged, or no checkpoint or config, and by
 # networks that do not fit the weights or the config.
 LOAD_ERRORS = (
-    ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, NameError, OSError,
-    RuntimeError, SyntaxError, TypeError, ValueError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile,
+    ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, NameError,
+    OSError, RuntimeError, SyntaxError, TypeError, ValueError, pickle.UnpicklingError, struct.error,
+    zipfile.BadZipFile,
 )  # fmt: skip
 
 # Tools put these prefixes before the names of a network's tensors. They come from nested dicts in a checkpoint, from
@@ -61,6 +63,19 @@ _WRAPPERS = (
     *_EMA_WRAPPERS, "model_state_dict.", "state_dict.", "params.", "_orig_mod.", "module.", "net_g.", "netG.",
     "generator.", "model.", "net.", "network.",
 )  # fmt: skip
+
+# What checkpoints hold beside weights and Python's own types: values of NumPy 1 and 2, and mmengine's training log with
+# the ``getattr`` by which its pickle finds methods.
+_LEFT_OUT = (
+    "mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "__builtin__.getattr", "numpy.ndarray",
+    "numpy.dtype",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    *(f"numpy.dtypes.{type(np.dtype(kind)).__name__}" for kind in np.typecodes["AllInteger"] + "?efdg"),
+)  # fmt: skip
+# The largest sum of an archive's records, as a multiple of the file's size.
+_MOST_UNPACKED = 4
+# The largest number of names in a checkpoint; the networks here have up to a few thousand.
+_MOST_NAMES = 100_000
 
 _RESAVE = "load it with torch.load(path, weights_only=False) and torch.save its weights alone"
 
@@ -205,7 +220,11 @@ def recognised(path: Path, precision: Precision = "float32") -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # SwinIR warns about torch.meshgrid
         weights = read_weights(path)
+        numbers = re.findall(r"\d+", " ".join(weights))
+        if max(map(len, numbers), default=0) > 9 or max(map(int, numbers), default=0) > max(1000, 10 * len(weights)):
+            raise UsageError(path, "numbers its layers higher than it has any", _REMEDY)
         try:
+            _check_shapes(weights)
             descriptor = spandrel().ModelLoader().load_from_state_dict(weights)
         except spandrel().UnsupportedModelError:
             raise UsageError(path, "is of no architecture that spandrel knows", _REMEDY) from None
@@ -224,6 +243,21 @@ def recognised(path: Path, precision: Precision = "float32") -> Any:
     if precision == "bfloat16" and not descriptor.supports_bfloat16:
         raise UsageError(path, f"is a network that cannot compute in bfloat16 ({name})", "use float32")
     return descriptor
+
+
+def _check_shapes(weights: dict[str, Any]) -> None:
+    """Raise `RuntimeError` for weights that do not fit their network, where it can be built without memory for it.
+
+    A small file may describe a network that is larger than the machine's memory.
+    """
+    import torch
+
+    try:
+        with torch.device("meta"):
+            spandrel().ModelLoader().load_from_state_dict(dict(weights))
+    except LOAD_ERRORS as error:  # the architectures that compute values as they are built cannot be built so
+        if "loading state_dict" in str(error):
+            raise
 
 
 def _keep_float32(module: Any) -> None:
@@ -277,7 +311,7 @@ def read_weights(path: Path) -> dict[str, Any]:
             that are not finite.
     """
     weights = list(_kinds(path).values())[-1]
-    _check_finite(path, weights)
+    _check_values(path, weights)
     return weights
 
 
@@ -291,7 +325,7 @@ def read_kinds(path: Path) -> dict[str, dict[str, Any]]:
 
     kinds = _kinds(path)
     for weights in kinds.values():
-        _check_finite(path, weights)
+        _check_values(path, weights)
     raw, *rest = kinds.values()
     alike = (ema.keys() == raw.keys() and all(torch.equal(raw[name], ema[name]) for name in raw) for ema in rest)
     return {"raw": raw} if all(alike) else kinds
@@ -300,7 +334,7 @@ def read_kinds(path: Path) -> dict[str, dict[str, Any]]:
 def load_checkpoint(path: Path, resave: str) -> Any:
     """Read a file of ``torch.save`` onto the CPU, without running code in it.
 
-    The training log that mmengine saves beside weights is left out.
+    Values of NumPy, and the training log that mmengine saves beside weights, are left out.
 
     Args:
         path: The file.
@@ -311,20 +345,12 @@ def load_checkpoint(path: Path, resave: str) -> Any:
     """
     import torch
 
-    # Stand-ins for the parts of a training log, and NumPy's own functions under their names in NumPy 1 and 2.
-    names = ("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "__builtin__.getattr")
-    named: list[tuple[Any, str]] = [(_TrainingLog, name) for name in names]
-    rebuild, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        named += [(rebuild, f"{module}._reconstruct"), (scalar, f"{module}.scalar")]
-    dtypes = {type(np.dtype(kind)) for kind in np.typecodes["AllInteger"] + "?efdg"}
-    torch.serialization.add_safe_globals([*named, np.ndarray, np.dtype, *dtypes])
+    # NumPy's own classes would let a file write anywhere into memory, so nothing of NumPy is made.
+    torch.serialization.add_safe_globals([(_LeftOut, name) for name in _LEFT_OUT])
     try:
-        with path.open("rb") as file:  # given a path, torch would judge the file by its suffix
-            # torch reads weights with a flipped bit as other weights, though its files have checksums.
-            if zipfile.is_zipfile(file) and zipfile.ZipFile(file).testzip():
-                raise _damaged(path)
-            file.seek(0)
+        with path.open("rb") as file, warnings.catch_warnings(action="ignore"):  # about old forms of pickles
+            _check_archive(file)
+            # Given a path, torch would judge the file by its suffix.
             return torch.load(file, map_location="cpu", weights_only=True)
     except LOAD_ERRORS as error:
         if "TorchScript" in str(error):
@@ -351,8 +377,21 @@ def save_torch(path: Path, content: dict[str, Any]) -> None:
         raise TransientError(path, "could not be written", "free some space, check the disk and run again") from error
 
 
-class _TrainingLog:
-    """Stand in for mmengine's HistoryBuffer and for the ``getattr`` by which its pickle finds methods; hold nothing."""
+def _check_archive(file: IO[bytes]) -> None:
+    """Check that an archive, which torch.save does not compress, does not unpack to much more, and its checksums.
+
+    torch does not check them: it reads weights with a flipped bit as other weights.
+    """
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(record.file_size for record in archive.infolist())
+            if unpacked > _MOST_UNPACKED * file.seek(0, io.SEEK_END) or archive.testzip():
+                raise ValueError
+    file.seek(0)
+
+
+class _LeftOut:
+    """Stand in for an object that is no part of a network; hold nothing."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -365,7 +404,11 @@ def _kinds(path: Path) -> dict[str, dict[str, Any]]:
     """Find the network's tensors in a file, by the names in the network: ``raw``, ``ema`` or both, in this order."""
     content = _content(path)
     found: dict[str, tuple[str, dict[str, Any]]] = {}
-    for wrappers, tensors in _networks(_flattened(content)):
+    try:
+        networks = list(_networks(_flattened(content)))
+    except RecursionError:
+        raise UsageError(path, f"nests its names without end, or holds more than {_MOST_NAMES}", _REMEDY) from None
+    for wrappers, tensors in networks:
         kind = "ema" if any(f".{wrapper}" in f".{wrappers}" for wrapper in _EMA_WRAPPERS) else "raw"
         other, _ = found.setdefault(kind, (wrappers, tensors))
         if other != wrappers:
@@ -382,8 +425,16 @@ def _kinds(path: Path) -> dict[str, dict[str, Any]]:
     return kinds
 
 
-def _check_finite(path: Path, weights: Mapping[str, Any]) -> None:
+def _check_values(path: Path, weights: Mapping[str, Any]) -> None:
+    """Check that tensors hold as many values as they claim, side by side, and that all of these are finite."""
+    import torch
+
+    most = _MOST_UNPACKED * path.stat().st_size
     for name, value in weights.items():
+        plain = value.layout is torch.strided and value.device.type == "cpu"
+        plain = plain and not (value.is_nested or value.is_quantized or value.is_complex())
+        if not plain or value.nbytes > min(value.untyped_storage().nbytes(), most):
+            raise UsageError(path, f"holds {name} in another form than all its values side by side", _REMEDY)
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise UsageError(path, f"has values in {name} that are not finite", "copy or train it again")
 
@@ -422,14 +473,24 @@ def _networks(tensors: dict[str, Any], wrappers: str = "") -> Iterator[tuple[str
             yield from _networks(inner, f"{wrappers}{wrapper}")
 
 
-def _flattened(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Collect the tensors of nested dicts by their names, which are prefixed with the names of the dicts."""
+def _flattened(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """Collect the tensors of nested dicts by their names, which are prefixed with the names of the dicts.
+
+    Raises `RecursionError` where a dict holds itself, or dicts hold each other so often that names never end.
+    """
     import torch
 
     found: dict[str, Any] = {}
-    for name, value in content.items():
+    for number, (name, value) in enumerate(_named(content)):
+        if number == _MOST_NAMES:
+            raise RecursionError
         if isinstance(value, torch.Tensor):
-            found[f"{prefix}{name}"] = value
-        elif isinstance(value, Mapping):
-            found |= _flattened(value, f"{prefix}{name}.")
+            found[name] = value
     return found
+
+
+def _named(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        yield f"{prefix}{name}", value
+        if isinstance(value, Mapping):
+            yield from _named(value, f"{prefix}{name}.")

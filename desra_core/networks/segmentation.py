@@ -34,6 +34,8 @@ Pipeline = Callable[[dict[str, Any]], dict[str, Any]]
 
 # Up to this height + width, ATen's CPU kernel rounds a class differently when it is resized without the others.
 _SMALL_SIZE = 128
+# The largest number of files that make up a config: MMSegmentation's have up to five.
+_MOST_CONFIGS = 100
 # Side of the image by which a segmenter is tried, in pixels.
 _TRIED_SIDE = 128
 _CONFIG_REMEDY = "use the config of MMSegmentation 0.x for this checkpoint (its wheel holds them in mmseg/.mim/configs)"
@@ -142,7 +144,10 @@ class MMSegSegmenter:
         if wrong:
             reason = f"does not fit {config} (parameters that differ: {len(wrong)}, such as {wrong[0]})"
             raise UsageError(checkpoint, reason, "give the config that it was trained with")
-        self._model.load_state_dict(weights)
+        try:
+            self._model.load_state_dict(weights)
+        except LOAD_ERRORS as error:  # tensors that are not stored as their values side by side
+            raise UsageError(checkpoint, f"cannot be loaded ({described(error)})", "save its weights again") from None
         self._model.eval().to(device)
 
     def __call__(self, gan_sr: Pixels) -> Labels:
@@ -274,23 +279,34 @@ def _files(spec: str) -> tuple[Path, Path]:
     return config, checkpoint
 
 
-def _config_chain(config: Path) -> list[Path]:
-    """List a config and, depth first, the files that it inherits from by ``_base_``."""
+def _config_chain(config: Path, above: tuple[Path, ...] = ()) -> list[Path]:
+    """List a config and, depth first, the files that it inherits from by ``_base_``; ``above`` inherit from it."""
     content_key(config)  # raises where the file cannot be read
+    if config.resolve() in above:
+        raise UsageError(config, "inherits from itself by _base_", _CONFIG_REMEDY)
     try:
         body = ast.parse(config.read_bytes()).body
-    except (SyntaxError, ValueError) as error:
+        given = [node.value for node in body if isinstance(node, ast.Assign) and _sets_base(node)]
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UsageError(config, f"is not a Python file ({described(error)})", _CONFIG_REMEDY) from None
     chain = [config]
-    for statement in body:
-        if isinstance(statement, ast.Assign) and "_base_" in map(ast.unparse, statement.targets):
-            try:
-                bases = ast.literal_eval(statement.value)
-            except ValueError:
-                raise UsageError(config, "computes its _base_", "write _base_ as plain strings") from None
-            for base in [bases] if isinstance(bases, str) else bases:
-                chain += _config_chain(config.parent / base)
+    for value in given:
+        try:
+            bases = ast.literal_eval(value)
+        except (ValueError, TypeError, RecursionError, MemoryError):
+            bases = None
+        bases = [bases] if isinstance(bases, str) else bases
+        if not isinstance(bases, list | tuple) or not all(isinstance(base, str) for base in bases):
+            raise UsageError(config, "computes its _base_", "write _base_ as plain strings")
+        for base in bases:
+            chain += _config_chain(config.parent / base, (*above, config.resolve()))
+            if len(chain) > _MOST_CONFIGS:
+                raise UsageError(config, f"inherits from more than {_MOST_CONFIGS} files", _CONFIG_REMEDY)
     return chain
+
+
+def _sets_base(statement: ast.Assign) -> bool:
+    return any(isinstance(target, ast.Name) and target.id == "_base_" for target in statement.targets)
 
 
 def _built(config: Path) -> tuple[Any, Pipeline]:

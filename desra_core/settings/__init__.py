@@ -77,6 +77,16 @@ class Frozen(BaseModel):
     """Base of all settings: immutable, and without other fields than those declared."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _without_null(cls, value: object) -> object:
+        # TOML and JSON can spell a null character, and no path may hold one.
+        for text in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(text, str | Path) and "\0" in str(text):
+                raise ValueError("holds a null character")
+        return value
+
     # The heading of the fields that this class is the first to declare: see `heading_of`.
     heading: ClassVar[Heading | None] = None
 

@@ -288,15 +288,15 @@ class Trainer:
         if not self._run.state.exists():
             return None
         try:
-            state: State = load_checkpoint(self._run.state, "")
-        except UsageError:
+            state: State = load_checkpoint(self._run.state, "start this training again")
+            for name, part in self._with_state().items():
+                saved = state.pop(name)
+                for group in saved.get("param_groups", ()):  # the state may come from another device or version
+                    group["fused"] = self._fused
+                part.load_state_dict(saved)
+            torch.set_rng_state(state.pop("rng"))
+        except (UsageError, AttributeError, LookupError, TypeError, ValueError):
             raise UsageError(self._run.state, "is damaged", "delete it to start this training again") from None
-        for name, part in self._with_state().items():
-            saved = state.pop(name)
-            for group in saved.get("param_groups", ()):  # the state may come from another device or version
-                group["fused"] = self._fused
-            part.load_state_dict(saved)
-        torch.set_rng_state(state.pop("rng"))
         cuda_rng = state.pop("cuda_rng", None)
         if cuda_rng is not None and self._device.startswith("cuda"):
             torch.cuda.set_rng_state(cuda_rng, self._device)

@@ -7,7 +7,8 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -130,16 +131,27 @@ def open_frozen(folder: Path) -> list[TrainingPair]:
     """Open the images that `freeze` wrote to the subfolders of a folder, sorted by subfolder (raises `UsageError`)."""
     pairs = []
     for part in paths_in(folder, "[0-9]*"):
+        lr, pseudo_gt, mask = (open_array(part / f"{name}.npy") for name in ("lr", "pseudo_gt", "mask"))
         try:
-            lr, pseudo_gt, mask = (np.load(part / f"{name}.npy", mmap_mode="r") for name in ("lr", "pseudo_gt", "mask"))
             scale = mask.shape[0] // lr.shape[0]
             cells = mask.reshape(lr.shape[0], scale, lr.shape[1], scale).any(axis=(1, 3))
-        except (EOFError, OSError, ValueError) as error:
+        except (ArithmeticError, LookupError, ValueError) as error:
             raise UsageError(part, f"is damaged ({error})", _ANEW) from None
         pairs.append(TrainingPair(lr, pseudo_gt, mask, np.flatnonzero(cells)))
     if not pairs:
         raise UsageError(folder, "holds no images", _ANEW)
     return pairs
+
+
+def open_array(path: Path) -> npt.NDArray[Any]:
+    """Open the array in a file, of which parts can be read without the rest (raises `UsageError`)."""
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (EOFError, OSError, ValueError, BadZipFile) as error:
+        raise UsageError(path, f"is damaged ({error})", _ANEW) from None
+    if not isinstance(array, np.ndarray):
+        raise UsageError(path, "holds several arrays instead of one", _ANEW)
+    return array
 
 
 def draw_batch(pairs: Sequence[TrainingPair], training: Training, scale: int, seed: Sequence[int]) -> Batch:

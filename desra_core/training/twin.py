@@ -41,7 +41,7 @@ from desra_core.networks.super_resolution import super_resolve
 from desra_core.planning.plan import lacks_twin, no_twin, versions
 from desra_core.settings.models import Cycling, Training, Twinning
 from desra_core.training.degradation import degrade
-from desra_core.training.patches import Batch, seal_frozen
+from desra_core.training.patches import Batch, open_array, seal_frozen
 from desra_core.training.plan import RunFolder, check_same
 from desra_core.training.pools import nearest_group, signature
 from desra_core.workspace.matching import Sources
@@ -299,7 +299,7 @@ def draw_degraded(crops: Crops, lr_crops: Crops | None, twinning: Twinning, scal
 def open_crops(plan_data: Path, pool: str) -> tuple[Crops, Crops | None]:
     """Open the crops of a pool, ``training`` or ``held_out``, and those of their LR photos where they have some."""
     lr = plan_data / f"{pool}_lr.npy"
-    return np.load(plan_data / f"{pool}.npy", mmap_mode="r"), np.load(lr, mmap_mode="r") if lr.exists() else None
+    return open_array(plan_data / f"{pool}.npy"), open_array(lr) if lr.exists() else None
 
 
 def _resized(photo: Crops, width: int, height: int, interpolation: int) -> Crops:

@@ -1,8 +1,11 @@
 """Checkpoints of real networks in every usual form, and unusable checkpoints of every kind."""
 
 import os
+import resource
 import threading
 import warnings
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -229,3 +232,85 @@ def test_a_device_that_is_not_there(checkpoint):
         with pytest.raises(UsageError, match=f"device '{device}': cannot be used") as caught:
             load_model(checkpoint("SPAN"), device=device)
         assert "\n" not in str(caught.value)
+
+
+class Reduced:
+    """An object with a given pickle."""
+
+    def __init__(self, *reduced):
+        self.reduced = reduced
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def test_nothing_of_numpy_is_made(network, tmp_path):
+    rebuild = np.zeros(1).__reduce__()[0]
+    beside = {
+        "a dtype that calls its numbers addresses": Reduced(
+            np.dtype, ("i8", False, True), (3, "<", None, None, None, -1, -1, 255)
+        ),
+        "a terabyte": Reduced(rebuild, (np.ndarray, (10**12,), b"b")),
+        "an array": np.arange(3.0),
+        "a scalar": np.float32(1),
+    }
+    for name, value in beside.items():
+        torch.save({"params": network("SPAN").state_dict(), name: value}, tmp_path / "beside.pth")
+        content = checkpoints.load_checkpoint(tmp_path / "beside.pth", "")
+        assert type(content[name]) is checkpoints._LeftOut
+        assert load_model(tmp_path / "beside.pth").architecture == "SPAN"
+
+
+def hostile_contents(weights):
+    """Contents that claim more than their file holds, or that have no end."""
+    one, endless, bomb = torch.zeros(1), {}, {}
+    endless["params"] = endless
+    for _ in range(40):
+        bomb = {"a": bomb, "b": bomb}
+    wide = {name: torch.zeros(1).expand(value.shape) for name, value in weights.items()}
+    return {
+        "holds conv_1.sk.weight in another form": wide,
+        "holds w in another form": {"w": one.expand(10**6, 10**6)},
+        "holds meta in another form": {"meta": torch.zeros(3, device="meta")},
+        "holds sparse in another form": {"sparse": torch.zeros(3, 3).to_sparse()},
+        "holds complex in another form": {"complex": torch.zeros(3, dtype=torch.complex64)},
+        "nests its names without end": endless,
+        "nests its names without end, or": bomb,
+        "nests its names without end, or holds more": {"model." * 2000 + "weight": one},
+        "numbers its layers": {
+            name.replace("body.1.", f"body.{10**9}."): value for name, value in weights.items()
+        } | {f"body.{10**12}.weight": one},
+        "numbers its layers higher": {f"body.{30_000}.weight": one, f"body.{0}.weight": one},
+        "does not fit the architecture that it looks like": {  # its second layer would take 36 GB
+            "body.0.weight": torch.zeros(30_000, 3, 3, 3), "body.0.bias": one, "body.1.weight": one,
+            "body.2.weight": torch.zeros(48, 30, 3, 3), "body.2.bias": one,
+        },
+    }  # fmt: skip
+
+
+def test_a_small_file_takes_little_memory_and_time(network, tmp_path):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for reason, content in hostile_contents(network("SPAN").state_dict()).items():
+        torch.save(content, tmp_path / "odd.pth")
+        assert reason in refusal(tmp_path / "odd.pth"), reason
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+
+
+def test_an_archive_that_unpacks_to_far_more_is_refused(checkpoint, tmp_path):
+    with zipfile.ZipFile(checkpoint("SPAN")) as file:
+        records = {name: file.read(name) for name in file.namelist()}
+    for zeros, refused in ((0, False), (30_000_000, True)):
+        with zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as file:
+            for name, content in records.items():
+                file.writestr(name, content)
+            file.writestr(f"{next(iter(records)).partition('/')[0]}/data/zeros", bytes(zeros))
+        if refused:
+            assert "is not a checkpoint" in refusal(tmp_path / "packed.pth")
+        else:
+            assert load_model(tmp_path / "packed.pth").architecture == "SPAN"
+
+
+def test_pipes_and_devices_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    for path in (tmp_path / "pipe.pth", Path("/dev/zero")):
+        assert "cannot be read (it is a pipe or a device); give a readable file" in refusal(path)
