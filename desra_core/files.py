@@ -103,7 +103,10 @@ def parse_json(data: bytes) -> Any:
         if checksum(body) != found[1].decode():
             raise ValueError("the checksum does not fit")
         data = body + b"}"
-    return json.loads(data)
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("it nests too deeply") from None
 
 
 def write_json(path: Path, document: Any, *, durable: bool = False) -> None:
@@ -115,7 +118,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; None where it is missing or damaged."""
     try:
         return parse_json(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return None
 
 

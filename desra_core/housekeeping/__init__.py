@@ -1,4 +1,5 @@
-"""Measure the files of a workspace, and delete those that no run needs any more.
+"""Measure and check the files of a workspace, and delete those that no run needs any more.
 
-Gives `housekeeping.contents.sizes`, `housekeeping.garbage.find_garbage` and `housekeeping.garbage.sweep`.
+Gives `housekeeping.contents.sizes`, `housekeeping.garbage.find_garbage`, `housekeeping.garbage.sweep`, and
+`housekeeping.verify`.
 """

@@ -172,6 +172,8 @@ class Workspace:
         Raises:
             TransientError: It cannot be deleted, or the run has ended.
         """
+        if not os.path.lexists(path):
+            return
         with self.writing(path):
             scratch = self.scratch()
             try:

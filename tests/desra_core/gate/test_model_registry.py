@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from desra_core.errors import TransientError, UsageError
-from desra_core.files import content_key, digest
+from desra_core.files import content_key, digest, read_document
 from desra_core.gate.model_registry import current_model, history, promote, rollback
 from desra_core.workspace import Workspace
 
@@ -93,6 +93,11 @@ def intercept(patch: pytest.MonkeyPatch, names: Iterable[str], before: Callable[
     return passed
 
 
+def origin(entry: Path) -> dict[str, Any]:
+    """What model.json says, but for the checksum of the history."""
+    return {name: value for name, value in read_document(entry / "model.json").items() if name != "history"}
+
+
 def check_entries(workspace: Workspace) -> None:
     """Check that every folder holds a whole entry, also an entry that nothing refers to."""
     for entry in (workspace.root / "models").glob("0*"):
@@ -137,8 +142,8 @@ def test_the_first_promotion_keeps_the_origin_too(workspace: Workspace) -> None:
     stock, one = checkpoint(workspace, "stock"), checkpoint(workspace, "one")
     assert (models / "0000/model.pth").read_bytes() == stock.read_bytes()
     assert (models / "0001/model.pth").read_bytes() == one.read_bytes()
-    assert json.loads((models / "0000/model.json").read_bytes()) == {"source": str(stock)}
-    assert json.loads((models / "0001/model.json").read_bytes()) == {"made": "one"}
+    assert origin(models / "0000") == {"source": str(stock)}
+    assert origin(models / "0001") == {"made": "one"}
     events = history(workspace)
     assert json.loads((models / "0000/history.json").read_bytes()) == events[:1]
     for event in events:
@@ -224,7 +229,7 @@ def test_rolling_back_goes_further_back_each_time(workspace: Workspace) -> None:
     models = workspace.root / "models"
     assert rollback(workspace) == models / "0003"
     assert current(workspace) == "one"
-    assert json.loads((models / "0003/model.json").read_bytes()) == {"made": "one"}
+    assert origin(models / "0003") == {"made": "one"}
     assert rollback(workspace) == models / "0004"
     assert current(workspace) == "stock"
     before = tree(workspace.root)

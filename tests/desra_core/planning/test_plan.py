@@ -250,7 +250,7 @@ def test_settings_round_trip(lab: Lab) -> None:
     save_settings(workspace, detection, target)
     assert load_settings(workspace) == (detection, target)
     workspace.settings.write_bytes(b"")
-    with pytest.raises(UsageError, match="no workspace with a run in it"):
+    with pytest.raises(UsageError, match=r"settings\.json: is damaged; run the last desra mine or detect again"):
         load_settings(workspace)
 
 

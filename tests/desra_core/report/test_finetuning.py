@@ -404,7 +404,7 @@ def test_a_damaged_current_model_or_history_is_noted(workspace: Workspace, tmp_p
     assert "the finetuned one, entry 1" in text
     (workspace.root / "models" / "0001" / "history.json").write_text("[{}]")
     text = text_of(rendered(workspace))
-    assert "history.json: is no history; restore it from a backup" in text
+    assert "history.json: is not as it was written; restore it from a backup" in text
     assert "current model unknown" in text
 
 

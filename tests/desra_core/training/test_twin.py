@@ -104,7 +104,7 @@ def test_the_best_checkpoint_is_chosen_and_the_rest_is_deleted(twinning: Twinnin
     plan.run.data.mkdir(parents=True)
     (plan.run.data / ".1.unfinished").touch()  # of a killed run
     freeze_photos(plan, 4)
-    assert sorted(path.name for path in plan.run.data.iterdir()) == ["held_out.npy", "training.npy"]
+    assert sorted(path.name for path in plan.run.data.glob("*.npy")) == ["held_out.npy", "training.npy"]
     finetune(plan.run, plan.gan_model, plan.training, "cpu", 1, twinning)
     first = plan.run.model(3).with_suffix(".json")
     write_json(first, read_json(first) | {"loss": 0.0})
