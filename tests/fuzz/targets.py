@@ -336,6 +336,6 @@ TARGETS = {
     "labelme": Target(read_drawn, documents(drawn), ("shapes", "points", "mask", "imageWidth")),
     "coco": Target(read_coco_file, documents(coco), ("images", "annotations", "segmentation", "counts", "bbox")),
     "weights": Target(read_class_weights, class_weights, ("[[class]]", "index", "weight", "interval", "version")),
-    "settings": Target(read_settings, settings),
+    "settings": Target(read_settings, settings, (" = ", "[", "{", "'''", "#")),
     "segmenter": Target(read_config, configs, ("_base_", "[", "(", "lambda")),
 }
