@@ -127,7 +127,7 @@ def test_desra_serve_listens_on_the_loopback_alone(tmp_path: Path, make_photos: 
     config = tmp_path / "serve.toml"
     config.write_text(
         f'photos = "{tmp_path}/photos"\nworkspace = "{tmp_path}/ws"\ngan-model = "{MODELS}/gan.pth"\n'
-        f'mse-model = "{MODELS}/mse.pth"\nport = 0\nworkers = 1\nmemory = "1GB"\nperceptual = "off"\n'
+        f'mse-model = "{MODELS}/mse.pth"\nport = 0\nworkers = 1\nmemory = "3GB"\nperceptual = "off"\n'
     )
     served = Served(tmp_path, config)
     try:

@@ -284,7 +284,7 @@ def class_weights() -> Iterator[bytes]:
 def _commands() -> tuple[Any, ...]:
     found = []
     for kind in SETTINGS.values():
-        app = typer.Typer(pretty_exceptions_enable=False)
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         app.command()(with_flags(lambda settings, machine: None, kind))
         found.append(typer.main.get_command(app))
     return tuple(found)
