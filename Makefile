@@ -24,7 +24,11 @@ WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 # The parts of pip's output that tell how far a long installation is.
 PROGRESS := ^ *(Downloading|Using cached) .*\([0-9]{2,}\.[0-9] MB\)|^ *Building wheel for .*started|^Installing collected packages
 
-.PHONY: help setup demo test test-all lint docs bench gpu browser clean
+# Seconds for each target of make fuzz, and the targets: tests/fuzz/targets.py.
+FUZZ_SECONDS ?= 300
+TARGETS ?= pictures checkpoints pickles labelme coco weights settings segmenter
+
+.PHONY: help setup demo test test-all lint audit fuzz docs bench gpu browser clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,8 +45,19 @@ test: $(STAMP)  ## run the tests, those that are marked slow left out; about six
 test-all: $(STAMP)  ## run all tests; about half an hour on two cores
 	$(RUN) -m pytest -n $(WORKERS) -m "slow or not slow" --timeout 1800
 
-lint: $(STAMP)  ## check rules and format (ruff), types (mypy), spelling (codespell) and sizes of files
+lint: $(STAMP) audit  ## check rules and format (ruff), types (mypy), spelling (codespell), sizes of files, and audit
 	$(VENV)/bin/pre-commit run --all-files --show-diff-on-failure
+
+# Without a network this takes seconds and passes.
+audit: $(STAMP)  ## look for known vulnerabilities of the versions in constraints.txt, where OSV's database can be reached
+	@found=$$($(VENV)/bin/pip-audit --vulnerability-service osv --requirement constraints.txt --no-deps --disable-pip \
+		--timeout 10 --progress-spinner off 2>&1) && echo "audit: no known vulnerabilities" || { \
+		[[ $$found == *ConnectionError* || $$found == *Timeout* ]] || { echo "$$found" >&2; exit 1; }; \
+		echo "audit: nothing was looked up, since OSV's database cannot be reached"; }
+
+fuzz: $(STAMP)  ## give each reader of files made-up files for a while: make fuzz FUZZ_SECONDS=600; finds go to .fuzz
+	$(RUN) -m pip install -q -r tests/fuzz/requirements.txt
+	for target in $(TARGETS); do $(RUN) tests/fuzz/run.py $$target -max_total_time=$(FUZZ_SECONDS) || exit 1; done
 
 bench: $(STAMP)  ## measure speed and memory
 	$(RUN) tests/benchmarks/run.py
@@ -64,7 +79,7 @@ browser:  ## install Debian's Chromium, with which the tests look at pages; need
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
 
 clean:  ## remove .venv, the caches and the demo
-	rm -rf $(VENV) .gpu demo docs/_build build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage
+	rm -rf $(VENV) .gpu .fuzz demo docs/_build build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # There is no stamp while packages are being installed, and an environment without one is made anew: what an

@@ -13,6 +13,7 @@
             └── TooLargeError  the image may succeed where a worker has more memory
 """
 
+import re
 from typing import NamedTuple
 
 
@@ -34,9 +35,8 @@ class DesraError(Exception):
     """
 
     def __init__(self, subject: object, reason: str, remedy: str) -> None:
-        super().__init__(str(subject), reason, remedy)
-        self.subject = str(subject)
-        self.reason = reason
+        self.subject, self.reason = without_password(str(subject)), without_password(reason)
+        super().__init__(self.subject, self.reason, remedy)
         self.remedy = remedy
 
     @property
@@ -100,6 +100,16 @@ def may_pass(error: object) -> bool:
     """
     passing = isinstance(error, TransientError | AbsentError) and not isinstance(error, TooLargeError)
     return passing or not isinstance(error, DesraError)
+
+
+def without_password(text: str) -> str:
+    """Leave user and password out of the addresses in a text: lines are kept in logs, and sent to webhooks.
+
+    Examples:
+        >>> without_password("PREFECT_API_URL=http://me:secret@prefect.example/api")
+        'PREFECT_API_URL=http://prefect.example/api'
+    """
+    return re.sub(r"(\w://)[^\s/]*@", r"\1", text)
 
 
 def printable(text: object) -> str:

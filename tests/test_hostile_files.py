@@ -77,6 +77,7 @@ def lying() -> Files:
     page = Page(SAMPLES[:, :, :1] & 15, 3, 4, colormap=tuple(range(48)))
     page.tags[320] = tuple(range(49))
     yield "palette-of-49", tiff_file(page)
+    yield "png-key", png_file(SAMPLES, 2, 8, chunk(b"tRNS", bytes(3)))
 
 
 def bombs() -> Files:
@@ -138,7 +139,9 @@ FAMILIES = (cut, flipped, lying, bombs, odd)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
-def test_a_file_is_read_or_refused_in_one_line(family: Callable[[], Files]) -> None:
+def test_a_file_is_read_or_refused_in_one_line(
+    family: Callable[[], Files], caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
     files = dict(family())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for name, data in files.items():
@@ -147,6 +150,8 @@ def test_a_file_is_read_or_refused_in_one_line(family: Callable[[], Files]) -> N
         assert "\n" not in line
         assert len(line) < 400
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 800_000  # kB
+    assert caplog.records == [], "the libraries log nothing"
+    assert capfd.readouterr() == ("", "")
 
 
 def test_there_are_hundreds_of_files() -> None:

@@ -166,6 +166,8 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
         names = ", ".join(sorted(map(_key, known)))
         raise UsageError(path, f"has the unknown key {unknown[0]}", f"keys are {names}")
     for name, value in values.items():
+        if any("\0" in text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)):
+            raise UsageError(f"{_key(name)} in {path}", "holds a null character", "no name holds one: mend the file")
         if isinstance(value, str) and getattr(parameters[name], "multiple", False):
             values[name] = [value]
     context.default_map = values

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from desra_core.errors import TransientError, UsageError, printable
+from desra_core.errors import TransientError, UsageError, printable, without_password
 from desra_core.workspace import Workspace
 from tasks.logs import say
 
@@ -136,7 +136,7 @@ def watch_at(workspace: Workspace, url: str) -> str:
     On a terminal, the page ends with ``#`` and the key, a part that browsers never send. Elsewhere stderr may go to a
     file or to the journal, which others may read: there the line has the path of the key file instead of the key.
     """
-    page, path = url.removesuffix("/api"), key_file(workspace)
+    page, path = without_password(url.removesuffix("/api")), key_file(workspace)
     with contextlib.suppress(OSError):
         if os.environ.get(KEY) == (key := path.read_text()):
             return f"{page}{ENTRANCE}#{key}" if sys.stderr.isatty() else f"{page}{ENTRANCE} (key in {path})"

@@ -245,6 +245,9 @@ class Server(processes.Child):
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{host}:{self._port}" for host in connection.HOSTS),
             connection.CONSOLE: "WARNING",  # into the log of the server, even where this process silences Prefect
         }
+        # Prefect would make this file for its owner alone, whatever the umask.
+        if not (memo := self._home / "memo_store.toml").exists():
+            memo.touch()
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
         # The user's environment wins over the settings of retention, but not over those of access and of the log.
         defaults = server_settings(self._history) | _place_of_pages(self._home)

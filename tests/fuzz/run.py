@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 sys.modules["tests"] = ModuleType("tests")  # MMSegmentation installs a package of this name
 sys.modules["tests"].__path__ = [str(ROOT / "tests")]
 
-with atheris.instrument_imports(include=["desra_core", "PIL", "tifffile", "tomllib", "torch._weights_only_unpickler"]):
+with atheris.instrument_imports(include=["desra_core", "deployments", "PIL", "tifffile", "tomllib"]):
     from tests.fuzz.targets import TARGETS, tried
 
 MEMORY = 8 << 30  # bytes of address space, so that a bomb is an error, and no danger to the machine

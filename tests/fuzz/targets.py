@@ -284,7 +284,7 @@ def class_weights() -> Iterator[bytes]:
 def _commands() -> tuple[Any, ...]:
     found = []
     for kind in SETTINGS.values():
-        app = typer.Typer(pretty_exceptions_enable=False)
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         app.command()(with_flags(lambda settings, machine: None, kind))
         found.append(typer.main.get_command(app))
     return tuple(found)
@@ -336,6 +336,6 @@ TARGETS = {
     "labelme": Target(read_drawn, documents(drawn), ("shapes", "points", "mask", "imageWidth")),
     "coco": Target(read_coco_file, documents(coco), ("images", "annotations", "segmentation", "counts", "bbox")),
     "weights": Target(read_class_weights, class_weights, ("[[class]]", "index", "weight", "interval", "version")),
-    "settings": Target(read_settings, settings),
+    "settings": Target(read_settings, settings, (" = ", "[", "{", "'''", "#")),
     "segmenter": Target(read_config, configs, ("_base_", "[", "(", "lambda")),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,6 +26,7 @@ from desra_core.settings.models import (
     Serving,
     SyntheticBenchmarking,
 )
+from tests.conftest import refusal
 
 KINDS: dict[type[BaseModel], dict[str, Any]] = {
     Mining: {"argument": "photos"},
@@ -168,3 +170,27 @@ def test_folders_in_the_home_folder_are_found(home: Path, desra_here) -> None:
     assert (home / "out/evaluation.html").exists()
     assert f"{home}/ws: is no workspace" in desra_here("status", "--workspace=~/ws").stderr
     assert list(home.parent.iterdir()) == [home], "and no folder called ~"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("photos = " + "[" * 3000, "is no TOML"),
+        ("limit = " + "1" * 5000, "is no TOML"),
+        ('photos = "a\\u0000b"', "holds a null character"),
+        ('photos = "~\\u0000"', "holds a null character"),
+        ('weights = "~\\u0000"', "holds a null character"),
+        ('exclude = ["a\\u0000b"]', "holds a null character"),
+        ('segmenter = "labels:a\\u0000b"', "holds a null character"),
+    ],
+)
+def test_a_hostile_file_of_settings_is_refused(text: str, told: str, tmp_path: Path, desra_here) -> None:
+    given = {"photos": '"p"', "gan-model": '"g.pth"', "workspace": f'"{tmp_path}/ws"'} | dict([text.split(" = ")])
+    (tmp_path / "run.toml").write_text("\n".join(f"{key} = {value}" for key, value in given.items()))
+    assert told in refusal(desra_here("mine", "--config", tmp_path / "run.toml"))
+
+
+def test_settings_are_read_from_files_alone(tmp_path: Path, desra_here) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    for path in (tmp_path / "pipe.toml", Path("/dev/zero")):
+        assert "cannot be read (it is a pipe or a device)" in refusal(desra_here("mine", "--config", path))

@@ -126,3 +126,16 @@ def test_a_silent_server_does_not_hold_up_a_command(monkeypatch) -> None:
             connected() as client,
         ):
             client.hello()
+
+
+@pytest.mark.parametrize("address", ["http://me:secret@127.0.0.1:9/api", "https://me:s@cret@[::1]:9/api"])
+def test_the_password_in_an_address_stays_unsaid(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", address)
+    with pytest.raises(UsageError, match="no Prefect server answers") as silent:
+        check_server(address)
+    with pytest.raises(UsageError, match="does not do what it is asked") as asked, connected() as client:
+        client.hello()
+    for text in (str(silent.value), str(asked.value), *silent.value.failure, *asked.value.args):
+        assert "cret" not in text
+        assert "me:" not in text
+    assert "127.0.0.1:9" in str(silent.value) or "[::1]:9" in str(silent.value)

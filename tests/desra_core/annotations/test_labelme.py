@@ -200,6 +200,7 @@ def shape_with(**fields: Any) -> dict[str, Any]:
         (shape_with(shape_type="rotation"), "a rotation of 2 points"),
         (shape_with(points=[[1, 1], [math.nan, 2]]), "whose points are not numbers on the image"),
         (shape_with(points=[[1, 1], [1e30, 2]]), "whose points are not numbers on the image"),
+        (shape_with(shape_type="circle", points=[[1, 1], [10**6, 1]]), "whose points are not numbers on the image"),
         (shape_with(points=[[1, 1], [2]]), "whose points are not numbers on the image"),
         (shape_with(points=[[1, 1], ["a", "b"]]), "whose points are not numbers on the image"),
         (shape_with(points="far"), "whose points are not numbers on the image"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,17 @@ def test_malformed_tables(tmp_path: Path, content: str | bytes, reason: str) -> 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("content", ["a = " + "[" * 3000, "a = " + "1" * 5000, "a", "\ud800"])
+def test_damaged_toml(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(UsageError, match="is damaged or no TOML") as caught:
+        load_weights(str(path))
+    assert "\n" not in str(caught.value)
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    for path in (tmp_path / "nowhere.csv", tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    for path in (tmp_path / "nowhere.csv", tmp_path, tmp_path / "pipe.csv", Path("/dev/zero"), tmp_path / "a\0b.csv"):
         with pytest.raises(UsageError, match="class weights cannot be read"):
             load_weights(str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,13 @@ def test_a_file_in_an_unknown_encoding(tmp_path) -> None:
         ({"images": [IMAGE | {"width": 7.5}]}, "has no width"),
         (document([[1, 1, 2, 2, 3, "x"]]), "holds no mask"),
         (document([1, 1, 2, 2, 3, 3]), "holds no mask"),
+        # pycocotools would take more memory than there is, without end or to a crash
+        ({"images": [IMAGE | {"width": 2**16, "height": 2**16}]}, "has an image of 65536x65536 px"),
+        ({"images": [IMAGE | {"width": 1e30}]}, "x5 px, a.png; mend its width and height"),
+        (
+            document([[0, 0, 60_000, 1] * 100], images=[IMAGE | {"width": 60_000, "height": 60_000}]),
+            "is longer than any",
+        ),
     ],
 )
 def test_damaged_files_are_refused(tmp_path, content, told) -> None:
@@ -256,5 +264,7 @@ def test_damaged_files_are_refused(tmp_path, content, told) -> None:
 
 
 def test_a_missing_file_is_refused(tmp_path) -> None:
-    with pytest.raises(UsageError, match="cannot be read"):
-        read_coco(tmp_path / "none.json")
+    os.mkfifo(tmp_path / "pipe.json")
+    for name in ("none.json", "pipe.json"):
+        with pytest.raises(UsageError, match="cannot be read"):
+            read_coco(tmp_path / name)

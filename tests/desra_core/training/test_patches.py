@@ -358,7 +358,7 @@ def test_a_damaged_file(tmp_path: Path, name: str, damage: str) -> None:
     DAMAGES[damage](tmp_path / f"0001/{name}.npy")
     with pytest.raises(UsageError, match=r"is damaged .*; delete the run's folder and start anew") as caught:
         open_frozen(tmp_path)
-    assert caught.value.subject == str(tmp_path / "0001")
+    assert caught.value.subject == str(tmp_path / f"0001/{name}.npy")
     assert "\n" not in str(caught.value)
 
 
