@@ -43,7 +43,9 @@ def calibrate(calibrating: Calibrating, machine: Machine = Machine(), rescan: bo
         missing, failures = counting.missing(), 0
         if missing:
             with (
-                open_dask(machine, folder=workspace.root, most_pixels=counting.most_pixels) as dask,
+                open_dask(
+                    machine, folder=workspace.root, most_pixels=counting.most_pixels, files=counting.some_files
+                ) as dask,
                 RunProgress("count", sum(missing.values()), 1) as progress,
             ):
                 for number in missing:

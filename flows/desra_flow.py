@@ -29,10 +29,12 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel, ValidationError
 
+from desra_core.detection.detectors import METHODS
 from desra_core.errors import DesraError, UsageError, may_pass, printable
-from desra_core.networks.checkpoints import load_pair
+from desra_core.networks.checkpoints import BICUBIC, load_pair
+from desra_core.networks.segmentation import segmenter_files
 from desra_core.planning.plan import Plan, Prepared, prepare
-from desra_core.settings import CorpusSettings, Machine, Mining, folder_of
+from desra_core.settings import CorpusSettings, Detection, Machine, Mining, folder_of
 from desra_core.settings.models import workspace_of
 from desra_core.workspace import Workspace
 from flows import handed_over
@@ -343,7 +345,7 @@ def opened_dask(settings: CorpusSettings, machine: Machine, plan: Plan) -> Abstr
     openvino = False
     if isinstance(settings, Mining):
         openvino = settings.backend == "openvino"
-        if not (gpus or machine.scheduler or plan.done or runs_by_itself()):
+        if not (gpus or machine.elsewhere or plan.done or runs_by_itself()):
             suggest_bfloat16(settings)
     return open_dask(
         machine,
@@ -352,6 +354,7 @@ def opened_dask(settings: CorpusSettings, machine: Machine, plan: Plan) -> Abstr
         openvino=openvino,
         gpus=gpus,
         most_pixels=largest,
+        files=partial(_files_of, settings, plan),
     )
 
 
@@ -367,6 +370,14 @@ def bfloat16_share(cpu: Path = CPU) -> str | None:
     features = set(cpu.read_text().split()) if cpu.exists() else set()
     shares = {"amx_bf16": "a fifth", "avx512_bf16": "half"}
     return next((share for feature, share in shares.items() if feature in features), None)
+
+
+def _files_of(settings: CorpusSettings, plan: Plan) -> list[Path]:
+    """List files that workers read: models, the user's own detector, and some of the photos, results and labels."""
+    given: list[str | Path] = [settings.gan_model, settings.mse_model] if isinstance(settings, Mining) else []
+    given += [settings.method] if isinstance(settings, Detection) else []
+    files = [Path(name) for name in given if name not in (BICUBIC, *METHODS)]
+    return files + segmenter_files(settings.segmenter) + plan.some_files()
 
 
 def _most_pixels(settings: CorpusSettings, plan: Plan) -> int:

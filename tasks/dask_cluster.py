@@ -1,4 +1,4 @@
-"""Connect a run to Dask workers: those of a given scheduler, those of desra serve, or workers for this run alone.
+"""Connect a run to Dask workers: of a given scheduler or cluster, of desra serve, or workers for this run alone.
 
 This module starts the workers on this machine, for one run or for desra serve, and sets their number, memory and GPUs.
 """
@@ -11,9 +11,12 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -27,6 +30,7 @@ from distributed.core import Status, send_recv
 from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 from distributed.utils import LoopRunner
+from distributed.versions import VersionMismatchWarning
 from pydantic import BaseModel
 from tornado.routing import PathMatches, Rule
 from tornado.web import HTTPError, RequestHandler
@@ -36,6 +40,7 @@ from desra_core.files import write_secret
 from desra_core.settings import Machine
 from desra_core.workspace.products import PRODUCTS
 from tasks import question
+from tasks.cluster_file import Reached, opened_cluster
 from tasks.dask_map import Admission, Dask, Share
 from tasks.logs import configure, say
 
@@ -62,6 +67,8 @@ _CONNECT_SECONDS = 10
 _GIVE_UP_SECONDS = 10
 _RESTART_SECONDS = 60
 _AWAIT_SECONDS = 60
+# Workers that start together come within such a time of each other.
+_NEXT_WORKER_SECONDS = 2
 
 
 class ServedCluster(BaseModel):
@@ -74,6 +81,11 @@ class ServedCluster(BaseModel):
     machine: Machine  # its limits hold also for workers that a run starts for itself
     key: str  # the file with the key of the cluster
     dashboard: str
+
+    @property
+    def security(self) -> Security:
+        """The certificates of a client."""
+        return Security(require_encryption=True, tls_ca_file=self.key, tls_client_cert=self.key)
 
     @classmethod
     def find(cls) -> ServedCluster | None:
@@ -92,49 +104,53 @@ def open_dask(
     device: str | None = None,
     alone: bool = False,
     most_pixels: Callable[[], int] = lambda: 0,
+    files: Callable[[], Iterable[Path]] = tuple,
 ) -> Iterator[Dask]:
-    """Connect to a given scheduler or that of desra serve, or start workers on this machine and stop them at the end.
+    """Connect to a given scheduler or that of desra serve, or start workers for the run and stop them at the end.
 
     Args:
-        machine: Number and memory of the workers; ignored where a scheduler runs elsewhere.
+        machine: Number and memory of the workers; ignored where a scheduler or a cluster is given.
         folder: The folder that workers write to, if they do.
         networks: Whether workers will run networks, and need memory for that beside their images.
         openvino: Whether these networks run by OpenVINO.
         gpus: Number of additional local workers that own one GPU each and declare the resource ``GPU: 1`` per thread.
         device: The one GPU to use, of `visible_gpus`, for one task at a time, which may use all cores.
         alone: Start workers for this run even where desra serve has a cluster.
-        most_pixels: Returns the pixels of the largest image to come; not called where a scheduler runs elsewhere. For
-            large images, fewer workers with more memory each are started. If that image does not fit into a worker of
-            desra serve, the workers of desra serve restart, which frees memory, and the run starts its own workers.
+        most_pixels: Returns the pixels of the largest image to come; not called where a scheduler or cluster is given.
+            For large images, fewer workers with more memory each are started. If that image does not fit into a worker
+            of desra serve, the workers of desra serve restart, which frees memory, and the run starts its own workers.
+        files: Returns files that workers read, some of many; not called where workers are started for this run.
 
     Raises:
-        AbsentError: The scheduler does not answer, or it has no workers, no worker with this version of desra that
-            sees the folder, or fewer GPUs than desra serve has started.
+        AbsentError: The scheduler does not answer, or it has no workers, no worker that `Admission` admits, or fewer
+            GPUs than desra serve has started.
         UsageError: Workers have too little memory.
     """
     configure(machine.log_level, machine.log_format)
     base_bytes = NETWORK_WORKER_BYTES + openvino * OPENVINO_BYTES if networks else WORKER_BYTES
-    pixels = 0 if machine.scheduler else most_pixels()
-    served = None if machine.scheduler or alone else ServedCluster.find()
+    pixels = 0 if machine.elsewhere else most_pixels()
+    served = None if machine.elsewhere or alone else ServedCluster.find()
     if served:  # the limits of desra serve hold where the run sets none
         bounds = {name: getattr(machine, name) or getattr(served.machine, name) for name in ("workers", "memory")}
         machine = machine.model_copy(update=bounds)
-    if address := machine.scheduler or (served.address if served else None):
-        with (
-            contextlib.closing(connected(address, served.key if served else None)) as client,
-            contextlib.closing(Admission(client, folder)) as admission,
-        ):
-            admission.ask()
+    with contextlib.ExitStack() as stack:
+        if reached := _reached(machine, served, stack):
+            client = stack.enter_context(contextlib.closing(connected(reached.address, reached.security)))
+            uses_gpus = networks and machine.device != "cpu"
+            admission = stack.enter_context(contextlib.closing(Admission(client, folder, files, gpu=uses_gpus)))
             if served:
                 executing = client.run(lambda dask_worker: len(dask_worker.state.executing))
                 if any(executing.values()):  # a killed run left this work: the workers serve one run at a time
                     _restart(client)
                 _await_workers(client, served.gpus)
-            dask = _described(address, client, machine, base_bytes, admission, served)
+            if reached.patience is not None:
+                _await_first(client, machine, reached.patience)
+            admission.ask()
+            dask = _described(reached, client, machine, base_bytes, admission, served)
             # They take the largest image, or workers of this run alone could not take a larger one either.
             if not served or dask.max_pixels >= min(pixels, share_of(machine, base_bytes, gpus, pixels).max_pixels):
-                with contextlib.closing(dask):
-                    yield dask
+                stack.enter_context(contextlib.closing(dask))
+                yield dask
                 return
             _restart(client)  # frees memory for the run's own workers, which can take larger images
     share = share_of(machine, base_bytes, gpus, pixels)
@@ -179,20 +195,46 @@ class Opening:
             self._stack.__exit__(*stopped)  # close() would cut what stopped the block from an error of the closing
 
 
+def _reached(machine: Machine, served: ServedCluster | None, stack: contextlib.ExitStack) -> Reached | None:
+    """Find the scheduler of a run that starts no workers of its own; the stack stops a cluster."""
+    if machine.cluster:
+        return stack.enter_context(opened_cluster(machine.cluster))
+    if machine.scheduler:
+        return Reached(machine.scheduler, None, None)
+    return Reached(served.address, served.security, None) if served else None
+
+
 def _described(
-    address: str, client: Client, machine: Machine, base_bytes: int, admission: Admission, served: ServedCluster | None
+    reached: Reached,
+    client: Client,
+    machine: Machine,
+    base_bytes: int,
+    admission: Admission,
+    served: ServedCluster | None,
 ) -> Dask:
     """Describe the workers of a cluster that was started elsewhere or by desra serve; raises as `open_dask`."""
     known = client.scheduler_info(n_workers=-1)["workers"]
-    workers = [worker for name, worker in known.items() if name not in admission.refused]
+    known = {name: worker for name, worker in known.items() if name in admission.admitted}
+    workers = known.values()
     if not workers:
-        raise AbsentError(address, "has no workers", "start some with dask worker")
-    memory = min((worker["memory_limit"] or MEMORY_LIMIT) // worker["nthreads"] for worker in workers)
+        raise AbsentError(reached.address, "has no workers", "start some with dask worker")
+    unlimited = [name for name, worker in known.items() if not worker["memory_limit"]]
+    # Workers without a limit share the memory of their machine.
+    granted = client.run(granted_memory, workers=unlimited) if unlimited else {}
+    hosts = Counter(worker["host"] for worker in workers)
+    memory = min(
+        (worker["memory_limit"] or granted[name] // hosts[worker["host"]]) // worker["nthreads"]
+        for name, worker in known.items()
+    )
     slots = [worker["resources"]["GPU"] for worker in workers if "GPU" in worker["resources"]]
+    most = max((worker["nthreads"] for worker in workers if "GPU" not in worker["resources"]), default=1)
+    if most > 1:
+        share_in_words = f"a worker has {most} threads, each with 1/{most} of its memory; one thread each is safer"
+        say(f"warning: {machine.cluster or reached.address}: {share_in_words}")
     without_gpu = len(workers) - len(slots)
     threads = threads_of(without_gpu + int(sum(slots))) if served else 1
     share = Share(without_gpu, threads, memory, min(slots, default=0), _largest_image(memory, base_bytes))
-    dask = Dask(client, machine, share, gpus=len(slots), admission=admission)
+    dask = Dask(client, machine, share, gpus=len(slots), admission=admission, patience=reached.patience)
     if served:
         dask.dashboard = served.dashboard
     return dask
@@ -201,7 +243,7 @@ def _described(
 def release_served() -> None:
     """Restart the workers of desra serve, if there are any, so that they free their memory, on GPUs too."""
     if served := ServedCluster.find():
-        with connected(served.address, served.key) as client:
+        with connected(served.address, served.security) as client:
             _restart(client)
 
 
@@ -221,6 +263,20 @@ def _await_workers(client: Client, gpus: int) -> None:
         time.sleep(1)
 
 
+def _await_first(client: Client, machine: Machine, patience: float) -> None:
+    """Wait for the first worker of a cluster that was started for this run, and a little for the others."""
+    if not client.nthreads():
+        say(f"waiting for the workers of {machine.cluster}")
+    try:
+        client.wait_for_workers(1, timeout=patience)
+    except TimeoutError:
+        reason = f"none of its workers has come for {timedelta(seconds=patience)}"
+        raise AbsentError(machine.cluster, reason, "look at their logs, or raise wait in the file") from None
+    there = 0
+    while there < (there := len(client.nthreads())):
+        time.sleep(_NEXT_WORKER_SECONDS)
+
+
 def _restart(client: Client) -> None:
     try:
         client.restart(timeout=_RESTART_SECONDS)
@@ -228,12 +284,11 @@ def _restart(client: Client) -> None:
         raise TransientError("the Dask workers", "do not restart", "run again, or start desra serve again") from None
 
 
-def connected(address: str, key: str | None = None) -> Client:
-    """Connect to a scheduler, with Dask's own security settings or with the key file of desra serve.
+def connected(address: str, security: Security | None = None) -> Client:
+    """Connect to a scheduler, with some certificates or with those of Dask's configuration.
 
     Try the connection before a client is made: a client without a connection prints errors when Python ends.
     """
-    security = Security(require_encryption=True, tls_ca_file=key, tls_client_cert=key) if key else None
     runner = LoopRunner()
     runner.start()
     try:
@@ -242,7 +297,9 @@ def connected(address: str, key: str | None = None) -> Client:
         raise _unanswered(address, error) from None
     finally:
         runner.stop()
-    return Client(address, timeout=_CONNECT_SECONDS, security=security)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VersionMismatchWarning)  # `Admission` names workers of other versions
+        return Client(address, timeout=_CONNECT_SECONDS, security=security)
 
 
 async def _try_connection(address: str, security: Security) -> None:
@@ -258,8 +315,8 @@ def _unanswered(address: str, error: Exception) -> UsageError:
     if isinstance(error, ValueError) and not address.startswith("tls://"):
         return UsageError(address, f"is no address of a scheduler ({error})", "give one such as tcp://HOST:8786")
     remedy = (
-        "start it, give tls:// or tcp:// as it has, with certificates in Dask's configuration, or leave --scheduler "
-        "out to compute on this machine"
+        "start it, give tls:// or tcp:// as it has, with certificates in Dask's configuration or in the file of "
+        "--cluster, or leave both out to compute on this machine"
     )
     return AbsentError(address, f"no Dask scheduler answers ({described(error)})", remedy)
 
@@ -328,7 +385,7 @@ def gpus_wanted(networks: bool, machine: Machine) -> int:
     Raises:
         UsageError: ``--device cuda`` on a machine where PyTorch sees no GPU.
     """
-    if not networks or machine.device == "cpu" or machine.scheduler:
+    if not networks or machine.device == "cpu" or machine.elsewhere:
         return 0
     import torch
 

@@ -1,18 +1,20 @@
 """Spread images over the workers of a Dask cluster, or follow one long call on a worker.
 
-Workers that were started elsewhere work only if they have the desra of the run and see the folder that it writes to.
+Workers that were started elsewhere work only if they have the desra of the run, its packages, its files and the folder
+that it writes to.
 
-Only this module, `tasks.dask_cluster` (starts workers, or connects to them), `tasks.lost_workers` and `tasks.question`
-(checks workers that were started elsewhere) know Dask.
+Only this module, `tasks.dask_cluster` (starts workers, or connects to them), `tasks.cluster_file` (starts clusters of
+any kind), `tasks.lost_workers` and `tasks.question` (checks workers that were started elsewhere) know Dask.
 """
 
 import contextlib
 import logging
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -21,9 +23,10 @@ import cloudpickle
 from distributed import Client, Future, KilledWorker, as_completed
 from prefect.runtime import flow_run
 
-from desra_core.errors import AbsentError, DesraError, TooLargeError, TransientError, printable
-from desra_core.files import scratch_in, storage_errors
+from desra_core.errors import AbsentError, DesraError, TooLargeError, TransientError, UsageError, described, printable
+from desra_core.files import content_key, scratch_in, storage_errors
 from desra_core.gpu import is_broken
+from desra_core.planning.plan import PACKAGES
 from desra_core.settings import Machine
 from desra_core.workspace.manifest import ImageRef
 from tasks import question
@@ -38,26 +41,50 @@ Resources = dict[str, float]
 Calls = Sequence[tuple[Any, ...]]
 
 _RETRIES = 2
-# Workers evaluate these with the source of `tasks.question`, since their own desra may be of another version. exec
-# defines the functions of the source and returns None, so that "or" goes on to the call.
+# Workers evaluate these, since their own desra may be of another version. The first two come with the source of
+# `tasks.question`: exec defines its functions and returns None, so that "or" goes on to the call.
 _SOURCE = Path(question.__file__).read_text("utf-8")
-_ASK = "exec(source) or refusal(*question)"
-_WORK = "exec(source) or work(question, function, arguments)"
+_INTRODUCE = "exec(source) or introduce(**question)"
+_ADMIT = "exec(source) or admit(**question)"
+# A worker that was not admitted pauses, else it would take and return all work while other workers are busy.
+_STRANGER = (
+    'lambda *_: __import__("time").sleep(1) or ((__import__("distributed").get_worker().contact_address, "", ""), None)'
+)
+_WORK = (
+    f'getattr(__import__("sys").modules.get("desra_question"), "runs", {{}}).get(run, {_STRANGER})(function, arguments)'
+)
+_ASK_AGAIN_SECONDS = 10
 
 
 class Admission:
-    """Ask the workers of a cluster, at the beginning and before each call, whether they may work for the run.
+    """Ask the workers of a cluster, at the beginning and when they join, whether they may work for the run.
+
+    Before each call, a worker that was admitted looks only whether it still sees the folder.
 
     Args:
         client: The client of the cluster.
         folder: The folder that workers write to, if they do.
+        files: Returns files that workers read.
+        gpu: Whether the run uses the GPUs that workers declare.
     """
 
-    def __init__(self, client: Client, folder: Path | None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        folder: Path | None,
+        files: Callable[[], Iterable[Path]] = tuple,
+        *,
+        gpu: bool = False,
+    ) -> None:
         self._client = client
         self._sign = scratch_in(folder.absolute()) if folder else None
-        self._question = (question.running_code(), str(self._sign) if self._sign else None, uuid4().hex)
-        self.refused: set[str] = set()  # addresses of workers that may not work; a warning was printed for each
+        self._run = uuid4().hex
+        self._seen = {"file": str(self._sign) if self._sign else None, "content": self._run}
+        self._files = cache(files)
+        self._gpu = gpu
+        self.admitted: set[str] = set()  # addresses of the workers that may work
+        self._told: dict[str, str] = {}  # for which reason a worker was refused; a warning was printed
+        self._asked: dict[str, float] = {}  # when each worker was asked last
         self._lock = threading.Lock()
 
     def ask(self) -> None:
@@ -69,32 +96,53 @@ class Admission:
         """
         if self._sign:
             with storage_errors(self._sign.parent):
-                self._sign.write_text(self._question[2])
-        answers = self._refusals(None)
-        failed = {address: answer for address, answer in answers.items() if answer is not None}
-        if failed and failed.keys() == answers.keys():
-            address, (reason, remedy) = next(iter(failed.items()))
+                self._sign.write_text(self._run)
+        refused = self._ask(list(self._client.nthreads()))
+        if refused and not self.admitted:
+            address, (reason, remedy) = next(iter(refused.items()))
             raise AbsentError(address, reason, remedy)
-        for address, (reason, remedy) in failed.items():
-            self.refuse(address, reason, remedy)
+        for address, (reason, remedy) in refused.items():
+            self._warn(address, reason, remedy)
 
     def ask_again(self) -> None:
-        """Ask the refused workers again: a folder may be back, or a new worker may have the same address."""
-        answers = self._refusals([*self._client.nthreads().keys() & self.refused])
-        with self._lock:
-            self.refused -= {address for address, answer in answers.items() if answer is None}
+        """Ask the workers that are not admitted: a folder may be back, or a new worker may have the same address."""
+        self._ask([*self._client.nthreads().keys() - self.admitted])
 
-    def refuse(self, address: str, reason: str, remedy: str) -> None:
-        """Give a worker no more work; print a warning, once."""
+    def returned(self, address: str, reason: str, remedy: str) -> None:
+        """Note that a worker has returned a call, and ask it on another thread, unless that was done just now.
+
+        Args:
+            address: The worker.
+            reason: The reason, which is empty where the worker has not been admitted.
+            remedy: The remedy.
+        """
         with self._lock:
-            known = address in self.refused
-            self.refused.add(address)
+            now = time.monotonic()
+            recently = now - self._asked.get(address, -_ASK_AGAIN_SECONDS) < _ASK_AGAIN_SECONDS
+            if reason or not recently:  # else it has returned the call before it was admitted
+                self.admitted.discard(address)
+            if not recently:
+                self._asked[address] = now
+        if reason:
+            self._warn(address, reason, remedy)
+        if not recently:
+            threading.Thread(target=self._introduce_late, args=[address], daemon=True).start()
+
+    def _introduce_late(self, address: str) -> None:
+        with contextlib.suppress(OSError, AttributeError, RuntimeError, CancelledError):  # the run has ended
+            for refused in self._ask([address]).values():
+                self._warn(address, *refused)
+
+    def _warn(self, address: str, reason: str, remedy: str) -> None:
+        with self._lock:
+            known = self._told.get(address) == reason
+            self._told[address] = reason
         if not known:
             say(f"warning: {address}: {reason}; {remedy}")
 
     def before(self, function: Callable[..., Any], calls: Calls) -> tuple[Callable[..., Any], Calls]:
         """Wrap the calls of a function: each first asks its worker, and returns a `question.Answer`."""
-        asked = {"source": _SOURCE, "question": self._question, "function": cloudpickle.dumps(function)}
+        asked = {"run": self._run, "function": cloudpickle.dumps(function)}
         return eval, [(_WORK, asked | {"arguments": cloudpickle.dumps(call)}) for call in calls]
 
     def close(self) -> None:
@@ -102,15 +150,57 @@ class Admission:
         if self._sign:
             self._sign.unlink(missing_ok=True)
 
-    def _refusals(self, workers: list[str] | None) -> dict[str, tuple[str, str] | None]:
-        """Return reason and remedy of each refusal by address of the worker; None for a worker that may work."""
-        asked = {"source": _SOURCE, "question": self._question}
-        answers = self._client.run(eval, _ASK, asked, workers=workers, on_error="return")
+    def _ask(self, workers: list[str]) -> dict[str, question.Refusal]:
+        """Ask workers and admit them; return reason and remedy of each refusal by address of the worker."""
+        known = self._client.scheduler_info(n_workers=-1)["workers"]
+        with_gpu = [name for name in workers if self._gpu and "GPU" in known.get(name, {}).get("resources", {})]
+        asked = self._seen | {
+            "code": question.running_code(),
+            "versions": question.running_versions(PACKAGES),
+            "files": self._hashes() if workers else {},
+        }
+        answers = self._run_on([name for name in workers if name not in with_gpu], _INTRODUCE, asked | {"gpu": False})
+        answers |= self._run_on(with_gpu, _INTRODUCE, asked | {"gpu": True})
+        refused: dict[str, question.Refusal] = {}
         for address, answer in answers.items():
             if isinstance(answer, Exception):
-                reason = f"this worker cannot be asked ({type(answer).__name__}: {answer})"
-                answers[address] = (reason, "start it again")
-        return dict(answers)
+                refused[address] = f"this worker cannot be asked ({described(answer)})", "start it again"
+            elif answer[0] is not None:
+                refused[address] = answer[0]
+            elif answer[1] is not None and not self._arrives(Path(answer[1])):
+                self._client.run(os.unlink, answer[1], workers=[address], on_error="ignore")
+                reason = f"what this worker writes to {Path(answer[1]).parent} does not arrive here"
+                refused[address] = reason, "have the same folder there under the same path"
+        passed = [address for address in answers if address not in refused]
+        begun = self._run_on(passed, _ADMIT, self._seen | {"run": self._run})
+        with self._lock:
+            for address in (address for address, answer in begun.items() if not isinstance(answer, Exception)):
+                self.admitted.add(address)
+                self._told.pop(address, None)
+        return refused
+
+    def _run_on(self, workers: list[str], expression: str, asked: dict[str, Any]) -> dict[str, Any]:
+        if not workers:
+            return {}
+        sent = {"source": _SOURCE, "question": asked}
+        return dict(self._client.run(eval, expression, sent, workers=workers, on_error="return"))
+
+    def _hashes(self) -> dict[str, str]:
+        """Hash the files that workers read, less those that have gone: they are no fault of a worker."""
+        found = {}
+        for path in self._files():
+            with contextlib.suppress(UsageError):
+                found[str(path)] = content_key(path)
+        return found
+
+    def _arrives(self, written: Path) -> bool:
+        """Check whether a file that a worker has written is here; delete it."""
+        with contextlib.suppress(OSError):
+            arrived = written.read_text() == self._run
+            with contextlib.suppress(OSError):  # it may be another user's
+                written.unlink()
+            return arrived
+        return False
 
 
 class Share(NamedTuple):
@@ -132,10 +222,18 @@ class Dask:
         share: The division of the machine among the workers.
         gpus: Number of workers with a GPU.
         admission: The check of workers that were started elsewhere.
+        patience: For how many seconds work may wait for a worker; by default for a minute.
     """
 
     def __init__(
-        self, client: Client, machine: Machine, share: Share, *, gpus: int, admission: Admission | None = None
+        self,
+        client: Client,
+        machine: Machine,
+        share: Share,
+        *,
+        gpus: int,
+        admission: Admission | None = None,
+        patience: float | None = None,
     ) -> None:
         self.client = client
         self.admission = admission
@@ -146,7 +244,7 @@ class Dask:
         self.gpus = gpus
         self.gpu_slots = share.gpu_threads  # the resource GPU of a worker: a task that takes all of it runs alone
         self.dashboard: str = client.dashboard_link  # address of Dask's own page about the cluster
-        self._watch = Watch(client, self._is_any_able)
+        self._watch = Watch(client, self._is_any_able, patience)
 
     def close(self) -> None:
         """Cancel the work in progress; its images do not count as failures."""
@@ -252,9 +350,9 @@ class Dask:
         resources: Resources,
         **options: Any,
     ) -> Future[Any]:
-        """Submit a call again, to other workers, because a worker has refused it, for example one that joined later."""
+        """Submit a call again, to other workers, because a worker has returned it, such as one that joined later."""
         assert self.admission is not None
-        self.admission.refuse(*refused)
+        self.admission.returned(*refused)
         able = self._able(resources)
         # Work that needs resources must stay on these workers: others that Dask would choose may lack the resource.
         others = {"workers": able or None, "allow_other_workers": bool(able) and not resources}
@@ -262,12 +360,14 @@ class Dask:
 
     def _able(self, resources: Resources) -> list[str]:
         """List the addresses of the workers that may do work which needs these resources."""
-        there = self.client.nthreads().keys() - (self.admission.refused if self.admission else set())
+        there = self.client.nthreads().keys()
+        if self.admission:
+            there &= self.admission.admitted
         known = self.client.scheduler_info(n_workers=-1)["workers"]
         return [name for name in there & known.keys() if resources.keys() <= known[name]["resources"].keys()]
 
     def _is_any_able(self, resources: Resources) -> bool:
-        """Check whether a worker may do work which needs these resources; if none, first ask refused workers again."""
+        """Check whether a worker may do work which needs these resources; if none, first ask the others again."""
         able = self._able(resources)
         if not able and self.admission:
             self.admission.ask_again()

@@ -107,7 +107,7 @@ def train(plan: FinetunePlan | TwinPlan, machine: Machine) -> int:
     """
     from desra_core.training.loop import finetune  # late, because it loads PyTorch
 
-    with _open_worker(machine, plan.run.root) as dask:
+    with _open_worker(machine, plan) as dask:
         device = device_of(machine, dask)
         where = "a GPU" if device == "cuda" else "the CPU"
         precision = settle_precision(plan.run, plan.training, device)
@@ -135,10 +135,13 @@ def _announce(line: str) -> None:
 
 
 @contextlib.contextmanager
-def _open_worker(machine: Machine, folder: Path) -> Iterator[Dask]:
+def _open_worker(machine: Machine, plan: FinetunePlan | TwinPlan) -> Iterator[Dask]:
     """Start a worker with a GPU, or with all cores, that no other finetune uses; or connect to a scheduler."""
-    if machine.scheduler:
-        with open_dask(machine, folder=folder, networks=True) as dask:
+    if machine.elsewhere:
+        perceptual = plan.training.perceptual
+        weights = None if perceptual in ("vgg19", "off") else Path(perceptual)
+        files = [file for file in (plan.gan_model, plan.training.discriminator, weights) if file]
+        with open_dask(machine, folder=plan.run.root, networks=True, files=lambda: files) as dask:
             yield dask
         return
     gpus = visible_gpus()[: gpus_wanted(True, machine)]

@@ -20,6 +20,7 @@ from desra_core.benchmarking.benchmark import judge_image
 from desra_core.calibration.counting import Counting, count_stored
 from desra_core.calibration.summary import weight_sections
 from desra_core.calibration.weights import CalibratedWeights
+from desra_core.detection.detectors import METHODS
 from desra_core.errors import ImageError
 from desra_core.evaluation.table import counted, document_as_markdown
 from desra_core.files import read_document
@@ -29,7 +30,8 @@ from desra_core.gate.judge import enlarge_stage, judge_stage
 from desra_core.gate.model_registry import promote
 from desra_core.housekeeping.verify import Checked, Damage, Verification, verify_image
 from desra_core.images.codec import most_pixels
-from desra_core.networks.segmentation import load_segmenter
+from desra_core.networks.checkpoints import BICUBIC
+from desra_core.networks.segmentation import load_segmenter, segmenter_files
 from desra_core.planning.plan import target_of
 from desra_core.report import write_report
 from desra_core.report.finetuning import verdict_markdown
@@ -64,13 +66,14 @@ def each_image(
     name: str,
     prepare: Callable[[Dask, str], Steps],
     rounds: Iterable[tuple[str, Sequence[tuple[ImageRef, Any]]]],
-    images: Iterable[ImageRef],
+    images: Sequence[ImageRef],
     machine: Machine,
     *,
     networks: bool,
     openvino: bool = False,
     scale: int = 1,
     folder: Path,
+    models: Sequence[Path] = (),
 ) -> Iterator[tuple[ImageRef, Any]]:
     """Run a function on images, on all workers, round by round, and show the progress.
 
@@ -85,6 +88,7 @@ def each_image(
         openvino: Whether these run by OpenVINO.
         scale: The factor by which networks enlarge photos.
         folder: The folder that the function writes to.
+        models: The files of networks and detectors that the function reads.
 
     Yields:
         Each image with its result or its `ImageError`, in the order of completion.
@@ -98,6 +102,7 @@ def each_image(
         openvino=openvino,
         gpus=gpus,
         most_pixels=lambda: most_pixels(files) * scale**2,
+        files=lambda: [*models, *(file for image in (*images[:1], *images[-1:]) for file in image.files)],
     ) as dask:
         device = device_of(machine, dask) if networks else "cpu"
         steps = prepare(dask, device)
@@ -177,8 +182,19 @@ def run_detectors(benchmark: AnyBenchmark, machine: Machine) -> None:
         return Steps(partial(judge_image, benchmark=shared, device=device, max_pixels=dask.max_pixels))
 
     folder, networks = benchmark.workspace.root, benchmark.runs_networks
-    images = (image for image, _ in work)
-    for _ in each_image("benchmark", judging, [("", work)], images, machine, networks=networks, folder=folder):
+    models = segmenter_files(benchmark.settings.segmenter)
+    models += [Path(method.spec) for method in benchmark.methods if method.spec not in METHODS]
+    results = each_image(
+        "benchmark",
+        judging,
+        [("", work)],
+        [image for image, _ in work],
+        machine,
+        networks=networks,
+        folder=folder,
+        models=models,
+    )
+    for _ in results:
         pass  # workers store the results
 
 
@@ -207,7 +223,7 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
         facts = [f"{candidates}, judged on {counted(len(comparison.images), 'held-out image')}"]
         title = f"**desra compare** of `{comparison.before}` and its finetuned models"
         show_overview(title, facts, dask)
-        models = replace(comparison, marked=[], clean=[])  # workers need only the models
+        compared = replace(comparison, marked=[], clean=[])  # workers need only the models
         job = StageJob(
             settings=comparison.corpus,
             target=comparison.target,
@@ -219,10 +235,12 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
             max_pixels=dask.max_pixels,
         )
         return Steps(
-            partial(judge_stage, workspace=workspace, models=models, job=replace(job, device="cpu")),
-            on_gpu=partial(enlarge_stage, workspace=workspace, models=models, job=job),
+            partial(judge_stage, workspace=workspace, models=compared, job=replace(job, device="cpu")),
+            on_gpu=partial(enlarge_stage, workspace=workspace, models=compared, job=job),
         )
 
+    given = [comparison.before, comparison.mse_model, comparison.lpips, *(each.model for each in comparison.candidates)]
+    models = [Path(model) for model in given if model and model != BICUBIC]
     rounds = ((f"judging {each.title}", comparison.by_networks(each.missing)) for each in comparison.rounds())
     results = each_image(
         "judge",
@@ -234,6 +252,7 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
         openvino=comparison.engine.startswith("openvino"),
         scale=comparison.scale,
         folder=workspace.root,
+        models=models + segmenter_files(comparison.corpus.segmenter),
     )
     return len({image.id for image, result in results if isinstance(result, ImageError)})
 

@@ -27,11 +27,15 @@ class Watch:
     Args:
         client: The client of the cluster.
         is_any_able: Returns whether a worker has the given resources now.
+        patience: For how many seconds work may wait for a worker; by default for a minute.
     """
 
-    def __init__(self, client: Client, is_any_able: Callable[[dict[str, float]], bool]) -> None:
+    def __init__(
+        self, client: Client, is_any_able: Callable[[dict[str, float]], bool], patience: float | None = None
+    ) -> None:
         self._client = client
         self._is_any_able = is_any_able
+        self._patience = patience
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._live: list[tuple[int, list[Future[Any]]]] = []  # each thread, and the futures that it waits for
@@ -59,7 +63,7 @@ class Watch:
 
     @contextlib.contextmanager
     def over(self, futures: list[Future[Any]], resources: dict[str, float]) -> Iterator[None]:
-        """Watch futures during the block; give up all of them when no worker has been able to compute any for a minute.
+        """Watch futures during the block; give up all of them when no worker has been able to compute any for so long.
 
         Args:
             futures: The futures that this thread waits for. The caller may add to this list during the block.
@@ -76,7 +80,7 @@ class Watch:
 
         def watch() -> None:
             failed_checks = 0
-            while not ended.wait(LOST_SECONDS / 2):
+            while not ended.wait((self._patience or LOST_SECONDS) / 2):
                 found = False
                 with contextlib.suppress(OSError, AttributeError):  # the scheduler has gone, or the client is closed
                     found = self._is_any_able(resources)

@@ -50,7 +50,9 @@ ARROWS = {
 }
 MODULES = {"errors", "files", "gpu", "third_party"}
 DASK = {"dask", "distributed"}
-TALK_TO_DASK = tuple(Path("tasks") / f"{name}.py" for name in ("dask_cluster", "dask_map", "lost_workers", "question"))
+TALK_TO_DASK = tuple(
+    Path("tasks") / f"{name}.py" for name in ("cluster_file", "dask_cluster", "dask_map", "lost_workers", "question")
+)
 
 
 def imported(path: Path) -> set[str]:

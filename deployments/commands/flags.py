@@ -74,6 +74,10 @@ def with_flags(
 
         where = _validated(Machine, machine, named)
         configure(where.log_level, where.log_format)
+        if where.cluster:
+            from tasks.cluster_file import read_cluster_file  # late, because it loads Dask
+
+            read_cluster_file(where.cluster)
         settings = _validated(kind, given, named)
         carry(workspace=str(folder_of(settings)))
         run(settings, where, **form)

@@ -40,7 +40,7 @@ JOB_TEMPLATE = Path(__file__).with_name("work_pool.json")
 WORKER = "desra serve on "
 
 # The machine settings that enter a run's parameters; the others are for the cluster that desra serve starts.
-_OF_A_RUN = {"scheduler", "device", "tile", "log_level", "log_format"}
+_OF_A_RUN = {"scheduler", "cluster", "device", "tile", "log_level", "log_format"}
 
 INTERRUPTED = "Interrupted"
 

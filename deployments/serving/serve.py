@@ -197,10 +197,11 @@ def _open_cluster(serving: Serving, machine: Machine) -> Iterator[StandingCluste
     """Check the given Dask scheduler, or start a cluster on this machine."""
     from tasks.dask_cluster import gpus_wanted, open_dask, standing_cluster
 
-    if machine.scheduler:
-        with open_dask(machine, folder=serving.workspace, networks=True):  # fails now rather than in the first run
-            pass
-        yield None
+    if machine.elsewhere:
+        if machine.scheduler:
+            with open_dask(machine, folder=serving.workspace, networks=True):  # fails now rather than in the first run
+                pass
+        yield None  # each run starts the cluster of a file, which its command has checked
         return
     dashboard = serving.port and serving.port + 2
     key = Workspace(serving.workspace).prefect_home / "dask.pem"

@@ -151,6 +151,11 @@ class Counting:
         self.images = len(rows["id"].unique())
         self.shards: list[int] = sorted(rows["shard"].unique().to_pylist())
 
+    def some_files(self) -> list[Path]:
+        """List the files of the first and the last of the images, and the first mask of the exclusion."""
+        files = [path for image in image_refs(self._rows.take([0, -1 % self._rows.num_rows])) for path in image.files]
+        return files + [mask.path for mask in list(self._exclusion.values())[:1]]
+
     @property
     def human_masks(self) -> int:
         """The number of images with a human mask; the pixels that the human mask marks are not counted."""

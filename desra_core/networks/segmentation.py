@@ -61,6 +61,21 @@ def segmenter_key(spec: str) -> str:
     return f"mmseg:{configs.hexdigest()},{content_key(checkpoint)}"
 
 
+def segmenter_files(spec: str) -> list[Path]:
+    """List the files of a segmenter: its configs and its checkpoint; none for another origin of labels.
+
+    Args:
+        spec: As for `segmenter_key`, or ``none`` or ``labels:DIR``.
+
+    Raises:
+        UsageError: As `segmenter_key`.
+    """
+    if not spec.startswith("mmseg:"):
+        return []
+    config, checkpoint = _files(spec)
+    return [*_config_chain(config), checkpoint]
+
+
 def load_segmenter(spec: str, device: str) -> Segmenter:
     """Load a segmenter, once per process for the same files and device.
 

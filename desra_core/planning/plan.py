@@ -46,7 +46,7 @@ MASK_VERSION = 1
 
 _KINDS: dict[str, type[CorpusSettings]] = {kind.verb: kind for kind in (Detection, Mining)}
 # Packages on whose versions results depend.
-_PACKAGES = (
+PACKAGES = (
     "torch", "openvino", "spandrel", "mmsegmentation", "numpy", "opencv-python", "pillow", "tifffile", "imagecodecs",
 )  # fmt: skip
 
@@ -205,7 +205,7 @@ def save_settings(workspace: Workspace, settings: CorpusSettings, target: Target
         "settings": settings.model_dump(mode="json"),
         "reference": describe_reference(settings),
         "target": asdict(target),
-        "versions": versions(_PACKAGES),
+        "versions": versions(PACKAGES),
     }
     workspace.publish(workspace.settings, as_json(document))
 
@@ -456,6 +456,11 @@ class Plan:
         """Read the pixel count of the largest pending photo, or GAN result where results are files, from its header."""
         role = "lr" if self.target.super_resolves else "gan_sr"
         return most_pixels(role_files(self._pending([f"{role}_path"]), role))
+
+    def some_files(self) -> list[Path]:
+        """List the photos, results and labels of the first and the last pending image."""
+        rows = self._pending(self._rows.column_names)
+        return [path for image in image_refs(rows.take([0, -1 % rows.num_rows])) for path in image.files]
 
     def rows(self, shard: int) -> pa.Table:
         """Get the manifest rows of one shard that are part of the run, finished ones included."""

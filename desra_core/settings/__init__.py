@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -110,6 +111,9 @@ class Machine(Frozen):
     scheduler: str | None = Field(
         None, pattern=r"^\w+://.+", description="Address of a running Dask scheduler, like tcp://host:8786."
     )
+    cluster: Path | None = Field(
+        None, description="YAML file of a Dask cluster to start for the run, such as one of SLURM or of SSH hosts."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where networks run.")
     tile: int = Field(
         256, ge=32, description="Side of the similarity's tiles in pixels. Any value gives the same result."
@@ -120,6 +124,18 @@ class Machine(Frozen):
     log_format: Literal["text", "json"] = Field(
         "text", description="Form of the log on stderr: text for readers, or json, an object per line, for programs."
     )
+
+    @field_validator("cluster")
+    @classmethod
+    def _without_scheduler(cls, cluster: Path | None, info: ValidationInfo) -> Path | None:
+        if cluster and info.data.get("scheduler"):
+            raise ValueError("--scheduler is given, too")
+        return cluster
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the workers are those of a given scheduler or cluster."""
+        return bool(self.scheduler or self.cluster)
 
 
 class CorpusSettings(Frozen):

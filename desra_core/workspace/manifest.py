@@ -67,6 +67,11 @@ class ImageRef:
         assert file is not None
         return file.path
 
+    @property
+    def files(self) -> list[Path]:
+        """All files of the image."""
+        return [file.path for file in (self.mse_sr, self.gan_sr, self.lr, self.labels) if file]
+
 
 class Corpus(NamedTuple):
     """The manifest after a scan, and how the scan changed it."""

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import cloudpickle
@@ -21,6 +22,7 @@ from desra_core.errors import AbsentError, TransientError, UsageError
 from desra_core.settings import Machine
 from tasks import lost_workers
 from tasks.dask_cluster import open_dask
+from tasks.dask_map import device_of
 from tests.conftest import refusal
 from tests.served import until
 from tests.tasks.jobs import images
@@ -53,10 +55,16 @@ class Elsewhere:
             )  # fmt: skip
 
     def worker(
-        self, name: str, kind: list[str] = WORKER, before: tuple[str, ...] = (), gpus: int = 0, **environment: str
+        self,
+        name: str,
+        kind: list[str] = WORKER,
+        before: tuple[str, ...] = (),
+        gpus: int = 0,
+        memory: str = "1GB",
+        **environment: str,
     ) -> str:
         """Start a worker; returns its address."""
-        options = [self.address, "--nthreads", 1, "--memory-limit", "1GB", "--no-dashboard", "--no-nanny",
+        options = [self.address, "--nthreads", 1, "--memory-limit", memory, "--no-dashboard", "--no-nanny",
                    "--host", "127.0.0.1", "--name", name, "--resources", f"GPU={gpus}" if gpus else ""]  # fmt: skip
         self._start(name, [*kind, *options], before, **environment)
         return str(until(lambda: self.addresses().get(name)))
@@ -159,6 +167,8 @@ def test_a_worker_of_another_version_gets_no_work(elsewhere, other, tmp_path, ca
 @pytest.mark.slow
 def test_a_worker_that_joins_later_is_asked_too(elsewhere, other, tmp_path, capfd) -> None:
     elsewhere.worker("good")
+    workspace = tmp_path / "ws"
+    workspace.mkdir()
     results: list[object] = []
 
     def patient(image, about) -> str:
@@ -167,7 +177,7 @@ def test_a_worker_that_joins_later_is_asked_too(elsewhere, other, tmp_path, capf
         return who(image, about)
 
     work = [(image, str(tmp_path)) for image, _ in names(30)]
-    with open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path) as dask:
+    with open_dask(Machine(scheduler=elsewhere.address), folder=workspace) as dask:
 
         def run() -> None:
             results.extend(dask.map(*job(patient), work))
@@ -175,12 +185,16 @@ def test_a_worker_that_joins_later_is_asked_too(elsewhere, other, tmp_path, capf
         thread = threading.Thread(target=run)
         thread.start()
         old = elsewhere.worker("old", **other)
+        read_only = mounted('mount --bind "$1" "$1" && mount -o remount,bind,ro "$1"', workspace)
+        unable = elsewhere.worker("read-only", before=read_only)
         said: list[str] = []
-        until(lambda: said.extend(warnings(capfd)) or said)
+        until(lambda: said.extend(warnings(capfd)) or len(said) >= 2)
         later = elsewhere.worker("later")
         (tmp_path / "go on").touch()
         thread.join()
-    assert [line.startswith(f"warning: {old}: this worker has desra 0") for line in said] == [True]
+    for address, why in ((old, "this worker has desra 0"), (unable, f"this worker cannot write to {workspace}, where")):
+        assert [line for line in said if line.startswith(f"warning: {address}: {why}")]
+    assert len(said) == 2
     assert {result for _, result in results} <= {"good", "later"}
     assert len(results) == 30
     assert later in elsewhere.addresses().values()
@@ -210,7 +224,7 @@ def test_refused_workers_are_asked_again(one_and_two, tmp_path, monkeypatch) -> 
     monkeypatch.setattr(lost_workers, "LOST_SECONDS", 0.2)
     with open_dask(Machine(scheduler=one_and_two.address), folder=tmp_path) as dask:
         for address in one_and_two.addresses().values():
-            dask.admission.refuse(address, "fails", "wait")
+            dask.admission.returned(address, "fails", "wait")
         work = job(lambda image, about: time.sleep(1))
         assert [result for _, result in dask.map(*work, names(1))] == [None]
 
@@ -235,16 +249,64 @@ def test_work_that_is_passed_on_late_is_cancelled_too(elsewhere, tmp_path, monke
     assert "the Dask workers have gone" in str(result)
 
 
+def mounted(commands: str, *folders: Path) -> tuple[str, ...]:
+    """The beginning of a command that runs where these mounts were made; they name the folders $1, $2 and $3."""
+    before = ("unshare", "--mount", "--user", "--map-root-user", "sh", "-c",
+              f'{commands} && shift {len(folders)} && exec "$@"', "sh", *map(str, folders))  # fmt: skip
+    if subprocess.run([*before, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no such mounts of one's own here")
+    return before
+
+
 @pytest.fixture
 def away(tmp_path: Path) -> tuple[Path, tuple[str, ...]]:
     """A workspace, and the beginning of a command that runs where another, empty folder is in its place."""
     workspace = tmp_path / "ws"
     workspace.mkdir()
-    before = ("unshare", "--mount", "--user", "--map-root-user", "sh", "-c",
-              'mount -t tmpfs none "$0" && exec "$@"', str(workspace))  # fmt: skip
-    if subprocess.run([*before, "true"], check=False, capture_output=True).returncode:
-        pytest.skip("no mounts of one's own here")
-    return workspace, before
+    return workspace, mounted('mount -t tmpfs none "$1"', workspace)
+
+
+def test_a_worker_that_could_lose_or_change_results_gets_no_work(elsewhere, tmp_path, capfd) -> None:
+    """Each for its own reason, and one that lacks nothing does all the work."""
+    workspace, photos, others = tmp_path / "ws", tmp_path / "photos", tmp_path / "others"
+    for folder in (workspace, photos, others):
+        folder.mkdir()
+    (photos / "a.png").write_bytes(b"a photo")
+    (others / "a.png").write_bytes(b"another")
+    numpy = tmp_path / "site" / "numpy-1.0.dist-info"
+    numpy.mkdir(parents=True)
+    (numpy / "METADATA").write_text("Name: numpy\nVersion: 1.0\n")
+    layer = 'mount -t tmpfs none "$2" && mkdir "$2/new" "$2/work" && mount -t overlay none -o '
+    layer += 'lowerdir="$1",upperdir="$2/new",workdir="$2/work" "$1"'
+    read_only = mounted('mount --bind "$1" "$1" && mount -o remount,bind,ro "$1"', workspace)
+    same_paths = "have photos and models there under the same paths"
+    install = "install the same there, and start it again"
+    told = {
+        elsewhere.worker("read-only", before=read_only): f"this worker cannot write to {workspace}, where the results "
+        "go; give it write access there",
+        elsewhere.worker("layered", before=mounted(layer, workspace, others)): "what this worker writes to "
+        f"{workspace} does not arrive here; have the same folder there under the same path",
+        elsewhere.worker("other photos", before=mounted('mount --bind "$1" "$2"', others, photos)): "this worker sees "
+        f"another file as {photos / 'a.png'}; {same_paths}",
+        elsewhere.worker("no photos", before=mounted('mount -t tmpfs none "$1"', photos)): "this worker cannot read "
+        f"{photos / 'a.png'} (No such file or directory); {same_paths}",
+        elsewhere.worker("numpy", PYTHONPATH=str(numpy.parent)): "this worker has numpy 1.0, this run "
+        f"{version('numpy')}; {install}",
+        elsewhere.worker("gpu", gpus=1, CUDA_VISIBLE_DEVICES=""): "this worker declares a GPU, but its PyTorch sees "
+        "none; see desra doctor there, or start it without --resources GPU",
+    }
+    machine = Machine(scheduler=elsewhere.address)
+    how = {"folder": workspace, "networks": True, "files": lambda: [photos / "a.png", photos / "vanished.png"]}
+    with pytest.raises(AbsentError) as refused, open_dask(machine, **how):
+        pass
+    assert str(refused.value).removeprefix(f"{refused.value.subject}: ") == told[refused.value.subject]
+    elsewhere.worker("good", memory="3GB")
+    with open_dask(machine, **how) as dask:
+        assert sorted(warnings(capfd)) == sorted(f"warning: {address}: {why}" for address, why in told.items())
+        assert (dask.workers, dask.gpus, device_of(machine, dask)) == (1, 0, "cpu")
+        assert {result for _, result in dask.map(*job(), names(30))} == {"good"}
+    assert warnings(capfd) == []
+    assert list(workspace.iterdir()) == []
 
 
 def test_a_worker_that_does_not_see_the_workspace_gets_no_work(

@@ -77,7 +77,7 @@ def test_other_users_of_the_machine_are_kept_out(cluster, monkeypatch) -> None:
             for stranger, plain in ((None, address.replace("tls://", "tcp://")), (Security.temporary(), address)):
                 with pytest.raises((OSError, TypeError)):
                     knock(plain, stranger)
-    with connected(cluster.served.address, str(key)) as owner:
+    with connected(cluster.served.address, cluster.served.security) as owner:
         assert owner.submit(os.getpid).result() != os.getpid()
 
 
@@ -102,7 +102,7 @@ def test_the_dashboard_is_at_a_secret_address(cluster, tmp_path) -> None:
 def test_the_tasks_of_a_killed_run_are_stopped(cluster, tmp_path) -> None:
     first = worker_of(Machine())
     begun = tmp_path / "begun"
-    with connected(cluster.served.address, cluster.served.key) as killed:
+    with connected(cluster.served.address, cluster.served.security) as killed:
         left = killed.submit(lambda: (begun.touch(), time.sleep(60)))
         until(begun.exists)
         assert worker_of(Machine()) != first
@@ -168,7 +168,7 @@ def test_its_workers_have_the_code_that_they_started_with(monkeypatch, tmp_path)
 
 @pytest.mark.slow
 def test_a_worker_that_has_ended_for_good_is_replaced(cluster) -> None:
-    with connected(cluster.served.address, cluster.served.key) as client:
+    with connected(cluster.served.address, cluster.served.security) as client:
         client.retire_workers(list(client.scheduler_info(n_workers=-1)["workers"]))
         for _ in range(600):
             cluster.keep_up()
