@@ -25,6 +25,8 @@ KEY = "PREFECT_API_AUTH_STRING"
 UNREACHED = "Failed to reach API at"  # the text of the RuntimeError that Prefect raises for a silent server
 # The environment variable with the lowest level of the lines that Prefect and Dask print.
 CONSOLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
+# The environment variable with the pid of the run for which a server was started.
+RUN = "DESRA_SERVER_RUN"
 # Set when a command has restarted itself after it lost its Prefect server; a command does so only once.
 AGAIN = "DESRA_BEGUN_AGAIN"
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +26,7 @@ from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, R
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from deployments.serving.connection import ENTRANCE, HOSTS
+from deployments.serving.connection import ENTRANCE, HOSTS, RUN
 from deployments.serving.metrics import metrics_text
 from desra_core.errors import UsageError
 from desra_core.files import write_secret
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 _END_SECONDS = 2
+_LOOK_SECONDS = 1.0
 
 _PAGE = Path(__file__).with_name("enter.html")
 
@@ -45,10 +48,22 @@ def create_app() -> FastAPI:
     def enter(_: Request) -> HTMLResponse:
         return HTMLResponse(_PAGE.read_text(), headers={"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
 
+    if run := os.environ.get(RUN):
+        threading.Thread(target=_end_with, args=[int(run)], name="parent", daemon=True).start()
     app = create_prefect(final=True)
     app.router.routes.insert(0, Route(ENTRANCE, enter))  # before the UI, which answers every other path
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)
     return app
+
+
+def _end_with(run: int) -> None:
+    """End this process once the run that has started it is gone.
+
+    The next run may be on another host, which shares the database but cannot end a process here.
+    """
+    while os.getppid() == run:
+        time.sleep(_LOOK_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)  # a server that ends as asked waits for its clients; SQLite bears a kill
 
 
 def report_secret(workspace: Workspace) -> Path:

@@ -6,6 +6,7 @@ A locked file in the workspace names the process of desra serve, its mark, and i
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import time
 import uuid
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple, Self
 import psutil
 
 from desra_core.errors import LockedError, UsageError
-from desra_core.files import holder, locked, read_document
+from desra_core.files import holder, locked, read_document, this_machine
 from desra_core.workspace import Workspace
 from tasks.logs import say
 
@@ -179,7 +180,8 @@ class Service:
     def __init__(self, file: Path) -> None:
         self._file = file
         self.mark = new_mark()
-        self._note: dict[str, Any] = {"pid": os.getpid(), "token": self.mark[MARK]}
+        me = {"pid": os.getpid(), "host": socket.gethostname(), "machine": this_machine()}
+        self._note: dict[str, Any] = me | {"token": self.mark[MARK]}
         self._file.write_text(json.dumps(self._note))
 
     def announce(self, served: Served, history: timedelta) -> None:
@@ -211,9 +213,17 @@ def serving_alone(workspace: Workspace) -> Iterator[Service]:
 
 
 def served_at(workspace: Workspace) -> Served | None:
-    """Find the Prefect server of the desra serve of a workspace, which must be locked; None without desra serve."""
+    """Find the Prefect server of the desra serve of a workspace, which must be locked; None without desra serve.
+
+    Raises:
+        UsageError: It is on another machine, where it answers to that machine alone.
+    """
     note = _who_serves(workspace) or {}
-    return Served(note["url"], bool(note.get("own"))) if "url" in note else None
+    served = Served(note["url"], bool(note.get("own"))) if "url" in note else None
+    if served and served.own and note.get("machine", here := this_machine()) != here:
+        reason = f"is served by desra serve on {note.get('host')}, whose Prefect server answers only there"
+        raise UsageError(workspace.root, reason, "run on that host, or stop it first")
+    return served
 
 
 def history_of(workspace: Workspace) -> timedelta | None:

@@ -106,7 +106,7 @@ class Server(processes.Child):
         workspace: The workspace.
         port: The port to listen on; 0 for any free port.
         history: How long to keep runs.
-        mark: The environment by which the process is known.
+        mark: The environment by which the process is known; None for a server that ends with this process.
         meanwhile: Called while the server starts for the first time.
 
     Raises:
@@ -127,7 +127,7 @@ class Server(processes.Child):
         super().__init__(workspace.prefect_home / "server.log")
         self._workspace, self._home = workspace, workspace.prefect_home
         self._history = history
-        self._mark = mark or processes.new_mark()
+        self._mark = mark or processes.new_mark() | {connection.RUN: str(os.getpid())}
         self._key = f"desra:{secrets.token_urlsafe(32)}"
         self._while_it_starts: Callable[[], object] | None = meanwhile  # None once it was called
         self._log_start = 0

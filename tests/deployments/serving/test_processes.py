@@ -135,7 +135,7 @@ def end(process: subprocess.Popen) -> None:
         process.stdout.close()
 
 
-def test_one_process_serves_and_others_find_its_server(workspace) -> None:
+def test_one_process_serves_and_others_find_its_server(workspace, monkeypatch) -> None:
     assert served_at(workspace) is history_of(workspace) is None
     with serving_alone(workspace) as own:
         assert served_at(workspace) is None  # it has not said where yet
@@ -148,6 +148,10 @@ def test_one_process_serves_and_others_find_its_server(workspace) -> None:
         ):
             pass
         assert served_at(workspace) == served
+        with monkeypatch.context() as patch:
+            patch.setattr(processes, "this_machine", lambda: "another")
+            with pytest.raises(UsageError, match=r"is served by desra serve on .+; run on that host, or stop it first"):
+                served_at(workspace)
     assert served_at(workspace) is None
     assert history_of(workspace) == timedelta(days=700)  # a run by hand meanwhile is not to shorten it
     with (

@@ -10,6 +10,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from prefect import flow
 from prefect.settings import (
@@ -333,6 +335,56 @@ def test_a_run_whose_server_is_killed_is_done_nevertheless(
     assert lost == 1 if moment == "for good" else lost <= 1, told
     assert len(list(workspace.masks.rglob("*.png"))) == 16
     assert pid_of(workspace) is None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("trouble", ["stands still for a minute", "loses its database"])
+def test_a_run_whose_server_has_trouble_is_done_nevertheless(
+    trouble, environment, standing_workers, make_pairs, tmp_path
+) -> None:
+    """The run says so at most once, and ends as its work has ended."""
+    make_pairs(tmp_path, 16)
+    workspace = Workspace(tmp_path / "ws")
+    workspace.create()
+    said = tmp_path / "said"
+    with said.open("wb") as stderr:
+        run = subprocess.Popen(run_of(tmp_path, workspace.root), env=os.environ | standing_workers, stderr=stderr)
+        until(lambda: run.poll() is not None or any(workspace.masks.rglob("*.png")))
+        server = until(lambda: pid_of(workspace))
+        if trouble == "loses its database":
+            for path in workspace.prefect_home.glob("prefect.db*"):
+                path.unlink()
+        else:
+            os.kill(server, signal.SIGSTOP)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                run.wait(60)
+            os.kill(server, signal.SIGCONT)
+        assert run.wait() == 0, said.read_text()
+    told = said.read_text()
+    assert "Traceback" not in told
+    assert "ERROR" not in told
+    assert told.count("the Prefect server does not answer; the work goes on") <= 1, told
+    assert len(list(workspace.masks.rglob("*.png"))) == 16
+    assert pid_of(workspace) is None
+
+
+@pytest.mark.slow
+def test_a_server_ends_with_a_run_that_is_killed(environment, tmp_path) -> None:
+    """On another host, where the next run may be, nobody could end it."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom deployments.serving.server import HISTORY, Server\n"
+        "from desra_core.workspace import Workspace\n"
+        "Server(Workspace(Path(sys.argv[1])), history=HISTORY).start()\nprint('up', flush=True)\nsys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "ws")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "up\n"
+        server = pid_of(Workspace(tmp_path / "ws"))
+        assert server is not None
+        run.kill()
+    until(lambda: not psutil.pid_exists(server))
 
 
 def test_a_port_is_free_as_soon_as_its_server_has_ended(workspace) -> None:
