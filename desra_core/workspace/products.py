@@ -26,6 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from desra_core.detection.agreement import Agreement
 from desra_core.detection.detectors import DEFAULT
 from desra_core.errors import ImageError
 from desra_core.files import fingerprint, paths_in, reading_errors
@@ -233,6 +234,8 @@ class Record:
     remedy: str | None = None
     transient: bool = False
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # computing time by stage
+    # How the two results agree: see `desra_core.detection.agreement`. None where that was not measured.
+    agreement: dict[str, float | None] | None = None
     # Keys of the products `FURTHER`, by name; on disk, each of these keys has its own column.
     further: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -265,6 +268,7 @@ _TYPES = {
     "artifact_pixels": pa.int64(),
     "regions": pa.list_(pa.struct(REGION_FIELDS)),
     "seconds": pa.map_(pa.string(), pa.float64()),
+    "agreement": pa.struct([pa.field(name, pa.float64()) for name in Agreement._fields]),
 }
 _FURTHER_COLUMNS = {product.column: product.name for product in FURTHER}
 SCHEMA = pa.schema(
