@@ -46,7 +46,7 @@ _LEAST_SIDE = 32  # of a part in which anything is measured
 _NOT_ZERO = 1e-4
 
 
-class Agreement(NamedTuple):
+class PairAgreement(NamedTuple):
     """How two results of one photo agree in their middle, each in 0..255; None where it could not be measured.
 
     Attributes:
@@ -73,7 +73,7 @@ class Agreement(NamedTuple):
     shift_y: float | None
 
 
-def measure_agreement(mse_sr: Pixels, gan_sr: Pixels, lr: Pixels | None = None) -> Agreement | None:
+def measure_agreement(mse_sr: Pixels, gan_sr: Pixels, lr: Pixels | None = None) -> PairAgreement | None:
     """Measure how two results of a photo agree, in the middle of the image.
 
     Args:
@@ -112,7 +112,7 @@ def measure_agreement(mse_sr: Pixels, gan_sr: Pixels, lr: Pixels | None = None) 
     mse_grey, gan_grey = _luminance(mse), _luminance(gan)
     fine = [_texture(grey) for grey in (mse_grey, gan_grey)]
     shift_x, shift_y = _shift(mse_grey, gan_grey)
-    return Agreement(
+    return PairAgreement(
         contrast=_rounded(contrast),
         mse_contrast=_rounded(contrasts[0]),
         gan_contrast=_rounded(contrasts[1]),
@@ -130,7 +130,7 @@ def strangers(columns: Columns) -> Flags:
     """Flag the images whose two results do not show the same photo.
 
     Args:
-        columns: The fields of `Agreement`, NaN where there is no value; one value per image.
+        columns: The fields of `PairAgreement`, NaN where there is no value; one value per image.
     """
     least = np.minimum(columns["contrast"], np.minimum(columns["mse_contrast"], columns["gan_contrast"]))
     flags: Flags = (least >= CONTRAST) & (columns["correlation"] < CORRELATION)
@@ -141,7 +141,7 @@ def find_doubts(columns: Columns, mse: str, gan: str) -> list[DesraError]:
     """Judge the agreement of many pairs.
 
     Args:
-        columns: The fields of `Agreement`, NaN where there is no value; one value per image.
+        columns: The fields of `PairAgreement`, NaN where there is no value; one value per image.
         mse, gan: The models, or the folders of the results, in the words for people.
 
     Returns:

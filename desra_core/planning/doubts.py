@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.detection.agreement import CONTRAST, FIRST, Agreement, Columns, find_doubts, strangers
+from desra_core.detection.agreement import CONTRAST, FIRST, Columns, PairAgreement, find_doubts, strangers
 from desra_core.errors import DesraError, UsageError
 from desra_core.networks.super_resolution import NOT_FINITE
 from desra_core.settings import CorpusSettings, Detection, Mining
@@ -101,7 +101,7 @@ class FirstPairs:
         if not self._is_enough:
             return []
         self._is_judged = True
-        columns = {name: np.array([pair[name] for pair in self._pairs], np.float64) for name in Agreement._fields}
+        columns = {name: np.array([pair[name] for pair in self._pairs], np.float64) for name in PairAgreement._fields}
         doubts = find_doubts(columns, *self._names)
         for doubt in doubts:
             if isinstance(doubt, UsageError):
@@ -117,7 +117,7 @@ def _compared(records: pa.Table, ids: pa.Array, target: Target) -> pa.Array:
 
 
 def _columns(pairs: pa.ChunkedArray) -> Columns:
-    """Turn a column of records into the fields of `Agreement`, NaN where they are null."""
+    """Turn a column of records into the fields of `PairAgreement`, NaN where they are null."""
     whole = pairs.combine_chunks()
-    found = {name: pc.fill_null(pc.struct_field(whole, name), np.nan) for name in Agreement._fields}
+    found = {name: pc.fill_null(pc.struct_field(whole, name), np.nan) for name in PairAgreement._fields}
     return {name: values.to_numpy(zero_copy_only=False).astype(np.float64) for name, values in found.items()}

@@ -26,7 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.detection.agreement import Agreement
+from desra_core.detection.agreement import PairAgreement
 from desra_core.detection.detectors import DEFAULT
 from desra_core.errors import ImageError
 from desra_core.files import fingerprint, paths_in, reading_errors
@@ -268,7 +268,7 @@ _TYPES = {
     "artifact_pixels": pa.int64(),
     "regions": pa.list_(pa.struct(REGION_FIELDS)),
     "seconds": pa.map_(pa.string(), pa.float64()),
-    "agreement": pa.struct([pa.field(name, pa.float64()) for name in Agreement._fields]),
+    "agreement": pa.struct([pa.field(name, pa.float64()) for name in PairAgreement._fields]),
 }
 _FURTHER_COLUMNS = {product.column: product.name for product in FURTHER}
 SCHEMA = pa.schema(

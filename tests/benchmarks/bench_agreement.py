@@ -12,7 +12,7 @@ import numpy as np
 from markdown import Cell, print_table
 
 from desra_core import load_pair, read_image, super_resolve, variance_similarity
-from desra_core.detection.agreement import CONTRAST, Agreement, find_doubts, measure_agreement
+from desra_core.detection.agreement import CONTRAST, PairAgreement, find_doubts, measure_agreement
 from desra_core.images.codec import Pixels
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -83,7 +83,7 @@ def judged(pairs: list[Pair]) -> list[Cell]:
     """Summarise the agreement of some pairs."""
     found = [measure_agreement(mse_sr, gan_sr, lr) for lr, mse_sr, gan_sr in pairs]
     columns = {
-        name: np.array([getattr(each, name) for each in found if each], np.float64) for name in Agreement._fields
+        name: np.array([getattr(each, name) for each in found if each], np.float64) for name in PairAgreement._fields
     }
     told = {name: values[columns["contrast"] >= CONTRAST] for name, values in columns.items()}
     shift = np.hypot(np.nanmedian(told["shift_x"]), np.nanmedian(told["shift_y"]))

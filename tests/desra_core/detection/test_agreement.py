@@ -17,8 +17,8 @@ from desra_core.detection.agreement import (
     FIRST,
     LEAST,
     SHIFT,
-    Agreement,
     Columns,
+    PairAgreement,
     find_doubts,
     measure_agreement,
     strangers,
@@ -46,9 +46,9 @@ def enlarged(photos: Iterable[Pixels], mse: Path | str, gan: Path | str) -> list
     return [Pair(lr, *(super_resolve(model, lr).pixels for model in models)) for lr in photos]
 
 
-def columns_of(pairs: Iterable[Agreement | None]) -> Columns:
+def columns_of(pairs: Iterable[PairAgreement | None]) -> Columns:
     found = [pair for pair in pairs if pair is not None]
-    return {name: np.array([getattr(pair, name) for pair in found], np.float64) for name in Agreement._fields}
+    return {name: np.array([getattr(pair, name) for pair in found], np.float64) for name in PairAgreement._fields}
 
 
 def measured(pairs: Iterable[Pair], *, lr: bool = True) -> Columns:

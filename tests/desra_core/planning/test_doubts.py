@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from desra_core import load_pair, super_resolve
-from desra_core.detection.agreement import FIRST, Agreement, measure_agreement
+from desra_core.detection.agreement import FIRST, PairAgreement, measure_agreement
 from desra_core.errors import DesraError, UsageError
 from desra_core.images.codec import Pixels, encode_png
 from desra_core.planning.doubts import FirstPairs, stored_doubts
@@ -91,7 +91,7 @@ def test_what_cannot_be_ends_the_run(results, empty):
     pairs = first_pairs(empty)
     assert pairs.add(records_of(black[: FIRST - 1])) == []
     with pytest.raises(UsageError, match="has practically one colour in 16 of 16 images; copy or train it again"):
-        pairs.add(records_of(black[FIRST - 1 :]))
+        pairs.add(records_of(black[FIRST - 1 : FIRST]))
 
 
 def test_a_model_whose_values_are_never_finite_ends_the_run(results, tmp_path):
@@ -159,6 +159,6 @@ def test_records_of_before_say_nothing(results, tmp_path):
 def test_the_column_holds_what_was_measured(results, tmp_path):
     workspace = process(detection(tmp_path, results[:3]))
     expected = [measure_agreement(mse_sr, gan_sr) for _, mse_sr, gan_sr in results[:3]]
-    stored = [Agreement(**row) for row in read_records(workspace)["agreement"].to_pylist()]
+    stored = [PairAgreement(**row) for row in read_records(workspace)["agreement"].to_pylist()]
     assert sorted(stored, key=str) == sorted((each for each in expected if each), key=str)
     assert SCHEMA.field("agreement").nullable
