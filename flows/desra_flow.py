@@ -331,7 +331,11 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
             with RunProgress(settings.verb, plan.pending, len(stages)) as progress:
                 run = Run(workspace, plan, stages, dask, progress, metrics)
                 try:
-                    broken = progress.follow([process_shard.submit(shard, run) for shard in plan.shards])
+                    run.judge()
+                    shards = [] if run.refusal else plan.shards
+                    broken = progress.follow([process_shard.submit(shard, run) for shard in shards])
+                    if run.refusal:
+                        raise run.refusal
                 finally:
                     metrics.write()
         task_runs = len(plan.shards) * (1 + len(stages)) + 1

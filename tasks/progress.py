@@ -131,6 +131,10 @@ class RunProgress:
         elif lines == SHOWN_FAILURES + 1:
             self._print("more failures: see desra status --failures", style="red")
 
+    def warn(self, line: str) -> None:
+        """Print a warning, above the bar where there is one."""
+        self._print(f"warning: {line}", style="yellow")
+
     @property
     def failures(self) -> tuple[int, list[TransientError]]:
         """Return the number of failed images, and the errors of those worth a retry."""

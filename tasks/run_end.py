@@ -17,6 +17,7 @@ from desra_core.annotations.export import count_human_masks
 from desra_core.errors import DesraError, TransientError, printable
 from desra_core.evaluation.table import counted
 from desra_core.images.scanning import kinds_in_words
+from desra_core.planning.doubts import stored_doubts
 from desra_core.planning.plan import Plan, Prepared, load_settings, publish_tables, settings_document, worst_regions
 from desra_core.report import write_report
 from desra_core.report.document import stage_name
@@ -190,11 +191,12 @@ def end_corpus_run(
     update(workspace, {(f"desra_artifact_{what}", ()): count for what, count in counts.items()})
     line = line_of(images=plan.images, pending=plan.pending, failed=failed, regions=regions, failures=failures.num_rows)
     broken = f"{counted(len(broken_shards), 'shard')} could not finish: the next run goes on there"
-    show_outcome(workspace, line, [broken] if broken_shards else [])
+    doubts = [printable(doubt) for doubt in stored_doubts(workspace, *load_settings(workspace))]
+    show_outcome(workspace, line, [*([broken] if broken_shards else []), *doubts])
     return Summary(
         in_one_line=line,
         task_runs=task_runs,
-        to_look_at=bool(failed or broken_shards),
+        to_look_at=bool(failed or broken_shards or doubts),
         problem=problem_of(broken_shards, worth_a_retry),
         broken_shards=broken_shards,
     )

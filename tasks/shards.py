@@ -1,6 +1,8 @@
 """One Prefect task per shard, which calls a cached task per stage."""
 
 import logging
+import threading
+from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -12,9 +14,10 @@ from prefect.context import TaskRunContext
 from prefect.runtime import flow_run
 
 from desra_core.detection.class_weights import Weights
-from desra_core.errors import ImageError
+from desra_core.errors import ImageError, UsageError, printable
 from desra_core.evaluation.table import counted
 from desra_core.files import fingerprint
+from desra_core.planning.doubts import FirstPairs
 from desra_core.planning.plan import Plan, assess
 from desra_core.settings import CorpusSettings, Machine
 from desra_core.stages import Stage, StageJob, failure, run_stage
@@ -59,6 +62,27 @@ class Run:
         self.dask = dask
         self.progress = progress
         self.metrics = metrics
+        self.refusal: UsageError | None = None  # why no more images are computed
+        self._pairs = FirstPairs(workspace, stages[0].job.settings, plan.target, plan.ids)
+        self._lock = threading.Lock()
+
+    def judge(self, records: Sequence[Record] = ()) -> None:
+        """Add compared images to the first pairs of the run; once there are enough, judge these, and warn of doubts.
+
+        Where to go on would be in vain, ``refusal`` says why.
+
+        Args:
+            records: Records of images that have been through the stage that compares the results.
+        """
+        with self._lock:
+            try:
+                doubts = self._pairs.add(records)
+            except UsageError as error:
+                self.refusal = error
+                return
+        for line in map(printable, doubts):
+            get_run_logger().warning("%s", line)
+            self.progress.warn(line)
 
 
 class Shard:
@@ -131,6 +155,10 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
                 record, error = result, result.error if result.failed else None
                 seconds = record.seconds[spec.name]
             shard.update(record, spec.name)
+            if spec.job.key == run.plan.target.similarity_key:  # the stage that compares the results
+                run.judge([record])
+            if run.refusal:
+                break
             run.metrics.count(
                 spec.name, seconds, names=len(image.names), failed=error is not None, last=stages_left == 1
             )
@@ -147,6 +175,8 @@ def process_shard(number: int, run: Run) -> Counts:
     """Take a shard through all stages, then gather its records; keep the products that exist."""
     shard = Shard(run, number)
     for index, spec in enumerate(run.stages):
+        if run.refusal:
+            break
         shard.work = shard.pending(spec.name)
         passed = shard.images.keys() - shard.failed - {image.id for image, _ in shard.work}
         run.progress.passed(sum(len(shard.images[key].names) for key in passed))

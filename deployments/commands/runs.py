@@ -22,6 +22,7 @@ from desra_core.annotations.export import count_human_masks
 from desra_core.errors import DesraError, UsageError, printable
 from desra_core.evaluation.table import counted
 from desra_core.images.scanning import kinds_in_words
+from desra_core.planning.doubts import stored_doubts
 from desra_core.planning.plan import (
     Prepared,
     images_of_several_pages,
@@ -240,6 +241,8 @@ def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]
     show_people(count_human_masks(workspace, before.target.gan_sr_key))
     if reference := settings_document(workspace).get("reference"):
         typer.echo(f"against  {printable(reference)}")
+    for doubt in stored_doubts(workspace, settings, before.target):
+        typer.echo(f"doubt    {printable(doubt)}")
     typer.echo(f"masks    {workspace.masks}\nregions  {workspace.regions}")
     if before.target.super_resolves:
         typer.echo(f"dataset  {workspace.dataset_manifest.parent}")

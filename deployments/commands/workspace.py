@@ -21,6 +21,7 @@ from desra_core.gate.model_registry import current_model, history, rollback
 from desra_core.housekeeping.contents import UNKNOWN, sizes
 from desra_core.housekeeping.garbage import find_garbage, sweep
 from desra_core.images.scanning import kinds_in_words
+from desra_core.planning.doubts import stored_doubts
 from desra_core.planning.plan import load_settings, make_plan, settings_document
 from desra_core.settings import Machine
 from desra_core.settings.models import Verifying
@@ -47,10 +48,11 @@ def status(
     """Count the images that are done, pending and failed, from the workspace alone.
 
     --json prints one object: workspace, run (who holds the workspace, or null), model (of the promoted one its path,
-    and the kind and time of the event that made it current; or null), reference, images, vanished, done, pending,
-    retried (of the pending ones those that failed and will be tried again), failed, passed_over (files of other kinds,
-    by kind), failures (of the failed and retried ones: name, stage, subject, reason, remedy) and size (with --sizes:
-    bytes and files of the whole, and by_kind of each part; else null).
+    and the kind and time of the event that made it current; or null), reference, doubts (why its two models may be no
+    pair, a line each), images, vanished, done, pending, retried (of the pending ones those that failed and will be
+    tried again), failed, passed_over (files of other kinds, by kind), failures (of the failed and retried ones: name,
+    stage, subject, reason, remedy) and size (with --sizes: bytes and files of the whole, and by_kind of each part; else
+    null).
     """
     place = Workspace(workspace.absolute())
     settings, target = load_settings(place)
@@ -67,6 +69,7 @@ def status(
         "run": place.owner(),
         "model": {"path": model} | {name: history(place)[-1][name] for name in ("kind", "time")} if model else None,
         "reference": settings_document(place).get("reference"),
+        "doubts": [printable(doubt) for doubt in stored_doubts(place, settings, target)],
         "images": plan.images + unscanned.num_rows,
         "vanished": manifest.num_rows - int(pc.sum(manifest["present"]).as_py() or 0),
         "done": plan.done,
@@ -333,6 +336,8 @@ def _show_status(found: Mapping[str, Any]) -> None:
         typer.echo(f"model      {model['path']}, current by {model['kind']} {model['time']}")
     if found["reference"]:
         typer.echo(f"reference  {printable(found['reference'])}")
+    for doubt in found["doubts"]:
+        typer.echo(f"doubt      {doubt}")
     typer.echo(f"images     {found['images']}{also}")
     typer.echo(f"done       {found['done']}")
     typer.echo(f"pending    {found['pending']}{retried}")

@@ -6,6 +6,7 @@ torch is imported where it is used.
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import re
 import struct
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from cachetools import LRUCache, cached
 
 from desra_core.errors import TransientError, UsageError, described
@@ -279,23 +281,58 @@ def _no_device(device: str, error: Exception) -> UsageError:
 
 
 def _try_out(model: Model) -> None:
-    """Run the network on a small image, which shows whether it can be run and enlarges by its scale."""
+    """Run the network on a small picture, to see whether it can be run, enlarges by its scale and sees anything."""
     import torch
 
     side = model.traits.rounded_up(max(16, model.traits.minimum))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            shape = tuple(model(torch.zeros((1, 3, side, side), device=model.device)).shape)
+            result = model(torch.from_numpy(trial_picture(side)).to(model.device))
     except LOAD_ERRORS as error:
         if is_broken(error):
             raise
         if is_unusable(error):
             raise _no_device(model.device, error) from None
         raise UsageError(model.path, f"cannot be run ({model.architecture}: {described(error)})", _REMEDY) from None
-    if shape != (1, 3, side * model.scale, side * model.scale):
+    if tuple(result.shape) != (1, 3, side * model.scale, side * model.scale):
         reason = f"does not enlarge images by {model.scale} ({model.architecture})"
         raise UsageError(model.path, reason, _REMEDY)
+    values = result.float().cpu().numpy()
+    if not np.isfinite(values).all():
+        raise UsageError(model.path, "gives values that are not finite", "copy or train it again, or use float32")
+    if (values.max((2, 3)) == values.min((2, 3))).all():
+        raise UsageError(model.path, "gives one colour for any picture", "copy or train it again")
+
+
+def trial_picture(side: int) -> npt.NDArray[np.float32]:
+    """Make a picture to try networks on, ``(1, 3, side, side)`` in 0..1: from dark to bright, with noise."""
+    ramp = np.linspace(0, 1, side)
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, (3, side, side))
+    picture = np.stack([np.add.outer(0 * ramp, ramp), np.add.outer(ramp, ramp) / 2, np.add.outer(ramp, 0 * ramp)])
+    return np.clip(picture + noise, 0, 1)[None].astype(np.float32)
+
+
+def check_pair(mse: Model, gan: Model) -> None:
+    """Check that a GAN model does something else than its reference, and than to repeat pixels.
+
+    Args:
+        mse, gan: From `load_pair`.
+
+    Raises:
+        UsageError: It gives the very results of the reference, or the pixels of a picture as they are.
+    """
+    import torch
+
+    traits = [mse.traits, gan.traits]
+    least = max(16, *(each.minimum for each in traits))
+    side = math.lcm(*(each.multiple for each in traits))
+    picture = torch.from_numpy(trial_picture(-(-least // side) * side)).to(gan.device)
+    result = gan(picture)
+    if torch.equal(result, mse(picture)):
+        raise UsageError(gan.path, f"gives the very results of {mse.path}", "give the GAN model and its MSE twin")
+    if torch.equal(result, picture.repeat_interleave(gan.scale, 2).repeat_interleave(gan.scale, 3)):
+        raise UsageError(gan.path, "gives back the pixels of a picture as they are", "copy or train it again")
 
 
 def read_weights(path: Path) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from desra_core.images.codec import LUMINANCE, Pixels, check_picture
 from desra_core.images.parts import Window, windows
 from desra_core.networks.checkpoints import Model
 
+# The reason of the error about a network whose values are not finite.
+NOT_FINITE = "gives values that are not finite"
+
 
 class Enlarged(NamedTuple):
     """An enlarged photo.
@@ -110,7 +113,7 @@ def _infer(sr: Pixels, source: Pixels, model: Model, batch: list[Window]) -> Non
         values = scaled.expand(-1, -1, -1, 3).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
         results = model(values)
         if not bool(results.isfinite().all()):
-            raise UsageError(model.path, "gives values that are not finite", "copy or train it again, or use float32")
+            raise UsageError(model.path, NOT_FINITE, "copy or train it again, or use float32")
         for (part, kept), result in zip(batch, results, strict=True):
             top, left = (kept.y - part.y) * scale, (kept.x - part.x) * scale
             target = sr[kept.y * scale : (kept.y + kept.height) * scale, kept.x * scale : (kept.x + kept.width) * scale]

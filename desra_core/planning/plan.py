@@ -27,7 +27,7 @@ from desra_core.detection.detectors import DEFAULT, NEEDED_INPUTS, AppliedDetect
 from desra_core.errors import Failure, UsageError
 from desra_core.files import as_json, content_key, fingerprint, read_document
 from desra_core.images.codec import most_pixels
-from desra_core.networks.checkpoints import BICUBIC, load_pair
+from desra_core.networks.checkpoints import BICUBIC, check_pair, load_pair
 from desra_core.networks.segmentation import segmenter_key, try_segmenter
 from desra_core.planning.reference import describe_reference, is_twin_of
 from desra_core.settings import CorpusSettings, Detection, Mining, detector_of, min_area_pixels
@@ -67,9 +67,9 @@ _TABLE_COLUMNS = [
     "id", "height", "width", "artifact_pixels", "regions", "mask_key", "failed_stage", "subject", "reason", "remedy",
 ]  # fmt: skip
 
+_UNPLANNED = ("icc_profile", "further_pages", "tile", "regions", "seconds", "checksums", "agreement")
 # The columns of the records that decide whether there is anything to do.
-_BESIDES = {"icc_profile", "further_pages", "tile", "regions", "seconds", "checksums"}
-COLUMNS = [name for name in SCHEMA.names if name not in _BESIDES]
+COLUMNS = [name for name in SCHEMA.names if name not in _UNPLANNED]
 
 
 def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
@@ -234,12 +234,12 @@ def check_models(workspace: Workspace, settings: CorpusSettings, target: Target)
     """Check that models can be loaded and run, unless the latest run used them.
 
     Raises:
-        UsageError: A model cannot be loaded or run, or the scales of the MSE and the GAN model differ.
+        UsageError: A model cannot be loaded or run or sees nothing, their scales differ, or they give the same results.
     """
     before = settings_document(workspace).get("target", {})
     keys = {"mse_sr_key": target.mse_sr_key, "gan_sr_key": target.gan_sr_key}
     if isinstance(settings, Mining) and not keys.items() <= before.items():
-        load_pair(settings.mse_model, settings.gan_model, engine=settings.engine)
+        check_pair(*load_pair(settings.mse_model, settings.gan_model, engine=settings.engine))
     if target.segments and before.get("segmentation_key") != target.segmentation_key:
         try_segmenter(settings.segmenter)
 
@@ -446,6 +446,11 @@ class Plan:
         """List the shards without anything to do, sorted."""
         every: list[int] = np.unique(self._rows["shard"].to_numpy()).tolist()
         return [number for number in every if number not in self.shards]
+
+    @property
+    def ids(self) -> pa.Array:
+        """The ids of the images of the run, one per name."""
+        return self._rows["id"].combine_chunks()
 
     @property
     def done(self) -> int:

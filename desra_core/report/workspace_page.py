@@ -17,12 +17,13 @@ from desra_core.detection.class_weights import load_weights, weighted_scores
 from desra_core.detection.detectors import METHODS, TIMES, AppliedDetector, DetectorInputs, applied
 from desra_core.detection.mask import valid
 from desra_core.detection.similarity import TILE
-from desra_core.errors import ImageError, UsageError
+from desra_core.errors import ImageError, UsageError, printable
 from desra_core.evaluation.table import counted
 from desra_core.files import check_names, replace_file
 from desra_core.images.codec import Labels
 from desra_core.images.parts import RGB, fitted
 from desra_core.images.scanning import kinds_in_words
+from desra_core.planning.doubts import stored_doubts
 from desra_core.report import charts, document
 from desra_core.report.document import Cell, cells_within, hex_colour, make_cell, render_page, shortened, stage_name
 from desra_core.report.finetuning import read_finetuning
@@ -231,6 +232,7 @@ def _notes(results: WorkspaceResults, summary: CorpusSummary) -> list[str]:
         )
     if summary.marked and not results.workspace.regions.exists():
         notes.append("The region table is missing: the run was cut off before it wrote one. Run it again.")
+    notes += [f"{printable(doubt)}." for doubt in stored_doubts(results.workspace, results.settings, results.target)]
     if results.vanished:
         vanished = counted(results.vanished, "image that is", "images that are")
         notes.append(f"{vanished} no longer in the folders: left out.")

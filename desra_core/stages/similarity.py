@@ -1,9 +1,11 @@
 """Similarity: compare a pair of results, and prove most images clean before anything else is computed."""
 
+import contextlib
 from dataclasses import replace
 
 import numpy as np
 
+from desra_core.detection.agreement import measure_agreement
 from desra_core.detection.detectors import DetectorInputs, Scores
 from desra_core.errors import ImageError
 from desra_core.images.codec import Pixels
@@ -30,22 +32,34 @@ def similarity_stage(image: ImageRef, record: Record, workspace: Workspace, job:
 
 
 def compare(
-    image: ImageRef, mse_sr: Pixels, gan_sr: Pixels, record: Record, workspace: Workspace, job: StageJob
+    image: ImageRef,
+    mse_sr: Pixels,
+    gan_sr: Pixels,
+    record: Record,
+    workspace: Workspace,
+    job: StageJob,
+    photo: Pixels | None = None,
 ) -> Record:
     """Score a pair ``(H, W, C)``, check whether it is clean, and store the similarity (minus the scores) where needed.
+
+    The photo, ``(h, w, C)``, is read again where it is needed and not given.
 
     Raises:
         ImageError: The image is too small, lacks an input of the detector, or makes the detector fail.
     """
     height, width = gan_sr.shape[:2]
     detector, target = job.detector, job.target
-    lr = labels = None
-    if "lr" in detector.inputs and image.lr:
-        lr = read_photo(image.lr, job.max_pixels).pixels
+    lr, labels = photo, None
+    if lr is None and image.lr:
+        # Beside results in files, the photo only makes the agreement clearer, unless the detector needs it.
+        is_needed = "lr" in detector.inputs or target.super_resolves
+        with contextlib.nullcontext() if is_needed else contextlib.suppress(ImageError):
+            lr = read_photo(image.lr, job.max_pixels).pixels
+    agreement = measure_agreement(mse_sr, gan_sr, lr)
     if "labels" in detector.inputs:
         sized = replace(record, height=height, width=width)
         labels = read_labels(image, sized, workspace, target.segmentation_key, job.max_pixels)
-    inputs = DetectorInputs(mse_sr, gan_sr, lr, labels)
+    inputs = DetectorInputs(mse_sr, gan_sr, lr if "lr" in detector.inputs else None, labels)
     scores = detector.score(image.path, inputs, job.settings.window, job.tile, job.threads)
     suspect = is_suspect(scores, job, (height, width))
     kept = suspect or target.keep != "artifacts"
@@ -63,6 +77,7 @@ def compare(
         segmentation_key=record.segmentation_key,
         labels_kept=record.labels_kept,
         seconds=record.seconds,
+        agreement=agreement and agreement._asdict(),
         further=record.further,
     )
     return made if suspect else proven_clean(made, job)

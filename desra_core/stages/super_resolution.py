@@ -41,9 +41,10 @@ def super_resolution_stage(image: ImageRef, record: Record, workspace: Workspace
     keys = {"mse_sr": target.mse_sr_key, "gan_sr": target.gan_sr_key}
     found = {role: find_array(workspace, image.id, role, key=key) for role, key in keys.items()}
     stored = {role: array for role, array in found.items() if array is not None}
-    inferred, record = _inferred(image, record, job, {role: keys[role] for role in keys if role not in stored})
+    lacking = {role: keys[role] for role in keys if role not in stored}
+    inferred, photo, record = _inferred(image, record, job, lacking)
     pair = stored | inferred
-    made = compare(image, pair["mse_sr"], pair["gan_sr"], record, workspace, job)
+    made = compare(image, pair["mse_sr"], pair["gan_sr"], record, workspace, job, photo)
     pair_needed = made.artifact_pixels is None or target.keep == "all"  # None: it may have artifacts
     for role, is_needed in (("mse_sr", pair_needed or target.keep_mse), ("gan_sr", pair_needed or bool(later))):
         if is_needed and role in inferred:
@@ -53,10 +54,13 @@ def super_resolution_stage(image: ImageRef, record: Record, workspace: Workspace
 
 def _inferred(
     image: ImageRef, record: Record, job: StageJob, keys: dict[str, str | None]
-) -> tuple[dict[str, Pixels], Record]:
-    """Infer the results of these keys; the record gets the seconds and the smallest tile of the pair."""
+) -> tuple[dict[str, Pixels], Pixels | None, Record]:
+    """Infer the results of these keys; returns the photo too, None where nothing had to be inferred.
+
+    The record gets the seconds and the smallest tile of the pair.
+    """
     if not keys:
-        return {}, replace(record, seconds=record.seconds | {"inference": 0.0})
+        return {}, None, replace(record, seconds=record.seconds | {"inference": 0.0})
     mining = job.settings
     assert isinstance(mining, Mining)
     assert image.lr is not None
@@ -79,13 +83,14 @@ def _inferred(
             raise ImageError(image.path, reason, error.remedy) from None
         seconds += time.perf_counter() - started
         tiles.append(tile)
-    return results, replace(
+    record = replace(
         record,
         icc_profile=photo.has_icc_profile,
         further_pages=photo.further_pages,
         tile=min((tile for tile in tiles if tile), default=None),
         seconds=record.seconds | {"inference": round(seconds, 4)},
     )
+    return results, photo.pixels, record
 
 
 def _is_known_clean(image: ImageRef, record: Record, workspace: Workspace, job: StageJob, later: list[Product]) -> bool:

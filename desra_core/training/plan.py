@@ -190,13 +190,16 @@ def most_samples(training: Training) -> int:
 
 def check_networks(gan_model: Path, training: Training) -> int:
     """Load the networks of a finetune and return the parent's scale (raises `UsageError`, before anything starts)."""
+    from desra_core.networks.checkpoints import load_model
     from desra_core.training.networks import PerceptualLoss, load_discriminator, load_generator
 
     if training.gan_weight:
         load_discriminator(training.discriminator, training.discriminator_features)
     if training.perceptual != "off":
         PerceptualLoss(training.perceptual)
-    return load_generator(gan_model).scale
+    scale = load_generator(gan_model).scale
+    load_model(gan_model)  # tries it out
+    return scale
 
 
 def begin(plan: FinetunePlan, scale: int) -> tuple[int, list[ImageError]]:

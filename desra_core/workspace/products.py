@@ -25,6 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from desra_core.detection.agreement import PairAgreement
 from desra_core.detection.detectors import DEFAULT
 from desra_core.errors import ImageError
 from desra_core.files import as_json, fingerprint, parse_json, paths_in, reading_errors
@@ -235,6 +236,8 @@ class Record:
     # The `checksum` of each published picture: ``masks``, and the kinds of the dataset as ``dataset/KIND``. Empty in
     # records from before they were taken. Arrays have their own.
     checksums: dict[str, str] = dataclasses.field(default_factory=dict)
+    # How the two results agree: see `desra_core.detection.agreement`. None where that was not measured.
+    agreement: dict[str, float | None] | None = None
     # Keys of the products `FURTHER`, by name; on disk, each of these keys has its own column.
     further: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -268,6 +271,7 @@ _TYPES = {
     "regions": pa.list_(pa.struct(REGION_FIELDS)),
     "seconds": pa.map_(pa.string(), pa.float64()),
     "checksums": pa.map_(pa.string(), pa.string()),
+    "agreement": pa.struct([pa.field(name, pa.float64()) for name in PairAgreement._fields]),
 }
 _MAPS = ("seconds", "checksums")
 _FURTHER_COLUMNS = {product.column: product.name for product in FURTHER}

@@ -15,6 +15,7 @@ TITLES = {
     "similarity": "Similarity and fidelity against OpenCV's and scikit-image's float64 filters",
     "orchestration": "Orchestration and commits per image",
     "inference": "Super-resolution against the plain loop, and its share of desra mine",
+    "agreement": "Real pairs of results, and wrong ones",
     "windows": "Windows, precision and memory of trained networks",
     "memory": "Peak memory for a 16 MP pair",
     "detect": "The whole of desra detect",
