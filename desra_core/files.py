@@ -376,7 +376,8 @@ def locked(
             with _touched(file) if "machine" in note else contextlib.nullcontext():
                 yield None
         finally:
-            if read_document(path) == json.loads(json.dumps(note)):  # else another machine has taken the lock over
+            # Else another machine has taken the lock over. On SMB, no one can read a file that is locked.
+            if read_json(path) in (None, json.loads(json.dumps(note))):
                 file.truncate(0)
 
 

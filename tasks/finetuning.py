@@ -187,7 +187,7 @@ def training_slot(devices: Sequence[str], on_wait: Callable[[str], None]) -> Ite
 @task(task_run_name="losses", cache_policy=NO_CACHE)
 def show_losses(plan: FinetunePlan, images: int, iterations: int, workspace: Workspace) -> str:
     """Show in the UI the losses and how the run ended; return a line about the end."""
-    rows = read_json(plan.run.losses) or []
+    rows = plan.run.read_losses()
     step = max(1, len(rows) // _SHOWN_LOSSES)
     shown = [{name: round(value, 5) for name, value in row.items()} for row in rows[::step]]
     line = f"{counted(iterations, 'iteration')} on {counted(images, 'image')}"

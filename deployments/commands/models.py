@@ -10,7 +10,7 @@ from deployments.commands import runs
 from deployments.serving.server import ServerLostError, end_leftover_server
 from desra_core.errors import printable
 from desra_core.evaluation.table import as_text, counted
-from desra_core.files import read_document, read_json
+from desra_core.files import read_document
 from desra_core.gate import comparison as gate
 from desra_core.gate.comparison import Comparison, comparing_of, plan_comparison
 from desra_core.gate.criteria import Verdict, score_rows
@@ -186,7 +186,7 @@ def _compare_command(settings: Finetuning, output: Path) -> str:
 
 
 def _show_finetune(run: RunFolder, iterations: int) -> None:
-    document, losses = read_document(run.document), read_json(run.losses) or []
+    document, losses = read_document(run.document), run.read_losses()
     models = run.models()
     last = int(models[-1].stem.rpartition("_")[2]) if models else 0
     early = ", and stopped early: the pixel loss had stopped falling" if last < iterations else ""

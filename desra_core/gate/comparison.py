@@ -195,7 +195,7 @@ def decide_and_publish(comparison: Comparison) -> Verdict:
         "after": str(comparison.settings.after),
         "pictures": _pictures(workspace, comparison, best) if best else [],
         "finetune": read_json(run.document),
-        "losses": read_json(run.losses) or [],
+        "losses": run.read_losses(),
         "images": [image.names[0] for image in rounds.images],
         "key": comparison.key,
         "mask_key": comparison.target.mask_key,

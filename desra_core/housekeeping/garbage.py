@@ -304,7 +304,7 @@ def _old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[I
                 yield item(workspace, entry.path, "finetunes", _UNFINISHED)
             elif not known:
                 yield item(workspace, entry.path, UNKNOWN)
-        for path in (run.data, run.state) if key not in whole and _has_ended(run) else ():
+        for path in (run.data, run.state) if key not in whole and run.has_ended() else ():
             if path.exists():
                 yield item(workspace, path, "finetunes", "states of superseded finetunes")
     if not notes:
@@ -373,19 +373,10 @@ def _stays_whole(run: RunFolder, model: str | None) -> bool:
     if _is_running(run) or any(not known and not _is_scratch(entry) for entry, known in _parts(run)):
         return True
     document = read_document(run.document)
-    if not document or _has_ended(run):
+    if not document or run.has_ended():
         return False
     parent = document.get("parent")
     return model is None or (isinstance(parent, dict) and parent.get("key") == model)
-
-
-def _has_ended(run: RunFolder) -> bool:
-    """Check whether a finetune has done what it was last asked to do."""
-    training = read_document(run.document).get("training")
-    if not isinstance(training, dict):
-        return False
-    asked: Any = read_document(run.progress).get("iterations", training.get("iterations", 1))
-    return run.reached(asked, training.get("patience", 1))
 
 
 def _is_running(run: RunFolder) -> bool:

@@ -8,6 +8,7 @@ To mark a file is to delete it: then the next run lacks it, and makes it again. 
 """
 
 import contextlib
+import io
 import os
 import zipfile
 import zlib
@@ -25,6 +26,7 @@ from desra_core.gate.model_registry import damaged_entries
 from desra_core.housekeeping import contents
 from desra_core.images.codec import decode
 from desra_core.training.patches import check_frozen
+from desra_core.training.plan import RunFolder
 from desra_core.workspace import DATASET, Workspace, check_parquet
 from desra_core.workspace.arrays import check_array
 from desra_core.workspace.human_masks import all_human_masks
@@ -46,7 +48,7 @@ _REMEDIES = {
 
 
 class Damage(NamedTuple):
-    """A file or array that is not as it was written; ``remedy`` is None where the next run can make it again."""
+    """A file or array that is not as it was written; ``remedy`` is None where desra can make it again."""
 
     path: Path
     reason: str
@@ -55,7 +57,7 @@ class Damage(NamedTuple):
     @property
     def error(self) -> UsageError:
         """The damage as an error of one line."""
-        return UsageError(self.path, self.reason, self.remedy or "the next run makes it again")
+        return UsageError(self.path, self.reason, self.remedy or "desra can make it again")
 
 
 class Checked(NamedTuple):
@@ -211,25 +213,26 @@ def _documents(root: Path) -> Iterator[Path]:
 
 def _checked(path: Path, remedy: str | None = None) -> Checked:
     """Check a table, a document or a checkpoint by what is inside of it."""
-    size = 0
+    size, reason = 0, None
     try:
-        size = path.stat().st_size
+        data = read_bytes(path)
+        size = len(data)
         if path.suffix == ".parquet":
-            with pa.OSFile(os.fspath(path)) as file:
-                sealed = check_parquet(file)
-                pq.read_table(file, page_checksum_verification=True).validate(full=True)
-            reason = None if sealed else "has lost its checksum"
+            file = pa.BufferReader(data)
+            reason = None if check_parquet(file) else "has lost its checksum"
+            pq.read_table(file, page_checksum_verification=True).validate(full=True)
         elif path.suffix == ".pth":
-            with zipfile.ZipFile(path) as archive:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 reason = "is damaged" if archive.testzip() else None
         else:
-            parse_json(read_bytes(path))
-            reason = None
+            parse_json(data)
             if path.name == "checksums.json" and path.parent.name == "data":
                 check_frozen(path.parent)
     except UsageError as error:
         path, reason = Path(error.subject), error.reason
-    except (pa.ArrowException, OSError, ValueError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+    except TransientError as error:
+        reason, remedy = error.reason, error.remedy
+    except (pa.ArrowException, ValueError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
         reason = f"is damaged ({' '.join(str(error).split())})"
     return Checked(1, size, (Damage(path, reason, remedy),) if reason else ())
 
@@ -242,8 +245,10 @@ def _training(path: Path) -> Path | None:
 def _remedy(workspace: Workspace, path: Path) -> str | None:
     """Say what to do about a damaged file that no run can make again; None where the next run can."""
     first = path.relative_to(workspace.root).parts[0]
-    if path.name == "run.json":
-        return f"{_COPY}, or delete {path.parent} to train again"
+    training = _training(path)
+    kept = path.name == "run.json" or (path.parent.name != "data" and training and RunFolder(training).has_ended())
+    if training and kept:
+        return f"{_COPY}, or delete {training} to train again"
     trained = workspace.twin.with_suffix(".training") / "run" / "models"
     if path.parent == workspace.twin.parent and not any(trained.glob("*")):
         return f"{_COPY}, or delete {path.parent} to train another one"

@@ -380,7 +380,7 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
         # are made after the map, except the labels: only the mask is computed from them.
         with_map = np.logical_and.reduce([has_map, *(has_later[name] for name in has_later if name != "segmentation")])
         has_arrays = standing.clean | ~map_was_kept | with_map
-    has_arrays = np.where(always_whole, has_all & has_pair, has_arrays)
+    has_arrays = np.where(always_whole, has_all & has_pair, has_arrays & (has_pair | ~whole))
     has_pictures = (held.pictures == np.where(whole, len(DATASET), 0)) | (not target.super_resolves)
     done = standing.current & held.masks & has_arrays & has_pictures & ~standing.failed
     pending = ~done & ~standing.failed_for_good

@@ -59,11 +59,14 @@ def _inferred(
 
     The record gets the seconds and the smallest tile of the pair.
     """
-    if not keys:
-        return {}, None, replace(record, seconds=record.seconds | {"inference": 0.0})
     mining = job.settings
     assert isinstance(mining, Mining)
     assert image.lr is not None
+    if not keys:
+        if record.further_pages is None:  # the record was lost, but not the results
+            photo = read_photo(image.lr, job.max_pixels)
+            record = replace(record, icc_profile=photo.has_icc_profile, further_pages=photo.further_pages)
+        return {}, None, replace(record, seconds=record.seconds | {"inference": 0.0})
     models = load_pair(mining.mse_model, mining.gan_model, job.device, mining.engine)
     photo = read_photo(image.lr, job.max_pixels // models[0].scale ** 2)
     found_keys = result_keys(mining.mse_model, mining.gan_model, mining.engine)

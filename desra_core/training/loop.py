@@ -270,7 +270,7 @@ class Trainer:
                 random["cuda_rng"] = torch.cuda.get_rng_state(self._device)
             moving = {name: part.state_dict() for name, part in self._with_state().items()}
             save_torch(self._run.state, self.state | random | moving)
-            write_json(self._run.losses, self.state["losses"])
+            write_json(self._run.losses, {"losses": self.state["losses"]})
             self._saved = time.monotonic()
         if time.monotonic() - self._written > PROGRESS_SECONDS:
             self.write_progress()

@@ -88,6 +88,20 @@ class RunFolder:
                 files.sweep(folder)
             yield
 
+    def read_losses(self) -> list[dict[str, Any]]:
+        """Read the means of the losses; none where there is no such file yet."""
+        found = read_json(self.losses)
+        rows: list[dict[str, Any]] = found["losses"] if isinstance(found, dict) else found  # a list in an older desra
+        return rows or []
+
+    def has_ended(self) -> bool:
+        """Check whether the training has done what it was last asked to do."""
+        training = read_document(self.document).get("training")
+        if not isinstance(training, dict):
+            return False
+        asked: Any = read_document(self.progress).get("iterations", training.get("iterations", 1))
+        return self.reached(asked, training.get("patience", 1))
+
     def reached(self, iterations: int, patience: int) -> bool:
         """Check whether the model of the last iteration is saved, or the run stopped early."""
         progress = read_document(self.progress)

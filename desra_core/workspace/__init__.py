@@ -36,7 +36,7 @@ from desra_core.files import (
     holder,
     locked,
     paths_in,
-    read_document,
+    read_json,
     reading_errors,
     replace_file,
     storage_errors,
@@ -377,8 +377,10 @@ class Workspace:
                 for leftover in paths_in(self.tmp, "*"):
                     self._take_away(leftover)
                 held = stack.enter_context(replace(self, fence=None)._fenced(fence))
-                # Two machines that do not see each other's locks may have begun at once: the later note counts.
-                if (now := read_document(self.lock)).get("fence") != fence:
+                # Two machines that do not see each other's locks may have begun at once: the later note counts. On SMB,
+                # where locks hold on all machines, no one can read a file that is locked.
+                now = read_json(self.lock)
+                if isinstance(now, dict) and now.get("fence") != fence:
                     raise LockedError(self.root, f"is in use by {_owner(now)}", "wait until it has ended")
                 held._bring_up()
                 yield held

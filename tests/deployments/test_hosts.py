@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
+import psutil
 import pytest
 
 from desra_core.settings import Mining
@@ -270,6 +271,58 @@ def test_a_host_that_is_cut_off_and_comes_back(network: Network, corpus: Path, a
     network["cpu1"].cut_off()
     time.sleep(2 * TTL)
     network["cpu1"].bring_back()
+    assert run.end() == 0, run.output()
+    assert results(tmp_path / "ws") == alone()
+
+
+def test_a_host_that_dies_and_one_that_joins(network: Network, corpus: Path, alone, tmp_path: Path) -> None:
+    run = Run(network, "driver", corpus, tmp_path / "ws")
+    run.wait_for(2)
+    network["cpu1"].cut_off()  # first, so that nobody hears of its end
+    network["cpu1"].kill()
+    network.start_worker("cpu3")
+    assert run.end() == 0, run.output()
+    assert results(tmp_path / "ws") == alone()
+    assert network["cpu3"].done()
+
+
+def test_a_scheduler_that_is_killed(network: Network, corpus: Path, alone, tmp_path: Path) -> None:
+    """Its images are named, or the run ends with a line; with another scheduler, the same command does the rest."""
+    run = Run(network, "driver", corpus, tmp_path / "ws")
+    run.wait_for(2)
+    network["scheduler"].kill()
+    assert run.end() in (1, 2)
+    said = run.output()
+    assert "Traceback" not in said
+    assert "run again" in said or "Dask" in said, said
+    network.make_ready()
+    again = Run(network, "driver", corpus, tmp_path / "ws")
+    assert again.end() == 0, again.output()
+    assert results(tmp_path / "ws") == alone()
+
+
+def test_a_driver_that_is_killed_and_started_on_another_host(
+    network: Network, corpus: Path, alone, tmp_path: Path
+) -> None:
+    run = Run(network, "driver", corpus, tmp_path / "ws")
+    run.wait_for(2)
+    left = psutil.Process(run.process.pid).children(recursive=True)
+    run.process.kill()
+    run.process.wait()
+    _, alive = psutil.wait_procs(left, timeout=60)
+    assert not alive, "its Prefect server would go on writing the database that the next run opens"
+    again = Run(network, "cpu2", corpus, tmp_path / "ws")
+    assert again.end() == 0, again.output()
+    assert results(tmp_path / "ws") == alone()
+
+
+def test_a_worker_that_stands_still_within_a_run(network: Network, corpus: Path, alone, tmp_path: Path) -> None:
+    worker = network["cpu1"].worker
+    run = Run(network, "driver", corpus, tmp_path / "ws")
+    run.wait_for(2)
+    os.kill(worker.pid, signal.SIGSTOP)
+    time.sleep(2 * TTL)
+    os.kill(worker.pid, signal.SIGCONT)
     assert run.end() == 0, run.output()
     assert results(tmp_path / "ws") == alone()
 

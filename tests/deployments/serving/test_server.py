@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +22,7 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import httpx
 import psutil
 import pytest
@@ -367,6 +371,94 @@ def test_a_run_whose_server_has_trouble_is_done_nevertheless(
     assert told.count("the Prefect server does not answer; the work goes on") <= 1, told
     assert len(list(workspace.masks.rglob("*.png"))) == 16
     assert pid_of(workspace) is None
+
+
+class Postgres:
+    """A PostgreSQL server of this test alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        # PostgreSQL refuses to run as root.
+        self._user = {"user": "postgres", "group": "postgres"} if os.getuid() == 0 else {}
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self._port = probe.getsockname()[1]
+        self.url = f"postgresql+asyncpg://desra@127.0.0.1:{self._port}/postgres"
+        self._run("initdb", "--username=desra", "--auth=trust", "--no-sync").wait()
+
+    def _run(self, *arguments: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*arguments, "-D", str(self._folder / "data")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            cwd=self._folder, **self._user,
+        )  # fmt: skip
+
+    def start(self) -> None:
+        places = ("-p", str(self._port), "-c", f"unix_socket_directories={self._folder}", "-c", "fsync=off")
+        self._server = self._run("postgres", *places, "-c", "listen_addresses=127.0.0.1")
+        until(lambda: self._server.poll() is not None or self.rows("SELECT 1") == [(1,)])
+
+    def stop(self) -> None:
+        self._server.send_signal(signal.SIGINT)
+        self._server.wait()
+
+    def rows(self, query: str) -> list[tuple[Any, ...]] | None:
+        """Return the rows of a query; None where the server does not answer."""
+
+        async def asked() -> list[tuple[Any, ...]]:
+            connection = await asyncpg.connect(self.url.replace("+asyncpg", ""))
+            try:
+                return [tuple(row) for row in await connection.fetch(query)]
+            finally:
+                await connection.close()
+
+        with contextlib.suppress(OSError, asyncpg.PostgresError):
+            return asyncio.run(asked())
+        return None
+
+
+@pytest.fixture
+def postgres() -> Iterator[Postgres]:
+    if not (shutil.which("postgres") and shutil.which("initdb")):
+        pytest.skip("no PostgreSQL is installed here")
+    folder = Path(tempfile.mkdtemp(prefix="desra-postgres-"))  # whose user may not enter the folder of the test
+    if os.getuid() == 0:
+        try:
+            shutil.chown(folder, "postgres", "postgres")
+        except LookupError:
+            pytest.skip("PostgreSQL refuses to run as root, and there is no user postgres")
+    database = Postgres(folder)
+    database.start()
+    yield database
+    database.stop()
+    shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_run_whose_database_is_away_for_a_while_is_done_nevertheless(
+    postgres, environment, standing_workers, make_pairs, tmp_path
+) -> None:
+    make_pairs(tmp_path, 16)
+    workspace = Workspace(tmp_path / "ws")
+    workspace.create()
+    said = tmp_path / "said"
+    settings = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": postgres.url}
+    with said.open("wb") as stderr:
+        command = run_of(tmp_path, workspace.root)
+        run = subprocess.Popen(command, env=os.environ | standing_workers | settings, stderr=stderr)
+        until(lambda: run.poll() is not None or any(workspace.masks.rglob("*.png")))
+        postgres.stop()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run.wait(20)
+        postgres.start()
+        assert run.wait() == 0, said.read_text()
+    told = said.read_text()
+    assert "Traceback" not in told
+    assert "ERROR" not in told
+    assert told.count("the Prefect server does not answer; the work goes on") <= 1, told
+    assert len(list(workspace.masks.rglob("*.png"))) == 16
+    assert pid_of(workspace) is None
+    assert not (workspace.prefect_home / "prefect.db").exists()
+    assert postgres.rows("SELECT count(*) > 0 FROM flow_run") == [(True,)]
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import pytest
 
 from desra_core.annotations.corrections import Correction, publish_corrections, undo_import
 from desra_core.errors import LostError, TransientError, UsageError
+from desra_core.files import write_json
 from desra_core.gate.model_registry import promote
 from desra_core.housekeeping.verify import Checked, Verification, mark, verify_documents, verify_image
 from desra_core.images.codec import decode_mask, encode_mask
@@ -208,6 +209,11 @@ def test_damage_in_a_training_is_found_and_trained_again(corpus: Corpus) -> None
             flipped(path, 0.4 if path.suffix == ".npy" else place_of_weights(path))
             found = verified(workspace)
             assert [damage.path for damage in found.damaged] == [path]
+            if path.suffix == ".pth":  # a training that has ended is not begun anew
+                (damage,) = found.damaged
+                assert damage.remedy == f"bring it back from a copy, or delete {run.root} to train again"
+                write_json(run.progress, {"iterations": 8})
+                found = verified(workspace)
             if path.suffix == ".npy":
                 with pytest.raises(UsageError, match=r"is damaged or missing: it is not as it was written; delete"):
                     check_frozen(run.data)

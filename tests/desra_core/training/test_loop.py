@@ -97,7 +97,7 @@ def test_a_finetune(
         assert 0 < distance(saved["params_ema"], parent) < 0.1 * distance(saved["params"], parent)
         assert load_model(path).scale == 4
         assert path.with_suffix(".discriminator.pth").exists() == (losses != "l1")
-    assert read_json(run.losses) == []
+    assert run.read_losses() == []
     assert read_json(run.progress) == {
         "iteration": 6, "iterations": 6, "warmed": 3 * (losses != "l1"), "warmup": 3 * (losses != "l1"),
         "worse": content(run.state)["worse"], "losses": {},
@@ -161,7 +161,7 @@ def test_a_discriminator_that_was_saved_is_taken_up(
 
 def test_the_loss_falls(run: RunFolder, go: Callable[..., int]) -> None:
     go(run, gan_weight=0, iterations=40, learning_rate=1e-3, batch=4, checkpoint_every=40)
-    rows = read_json(run.losses)
+    rows = run.read_losses()
     assert [row["iteration"] for row in rows] == [10, 20, 30, 40]
     assert rows[-1]["pixel"] < 0.8 * rows[0]["pixel"]
 
@@ -236,7 +236,7 @@ def simulated(rows: list[dict[str, float]], patience: int) -> int:
 def test_a_run_ends_when_its_loss_no_longer_falls(run: RunFolder, go: Callable[..., int]) -> None:
     still = {"gan_weight": 0, "learning_rate": 1e-9, "checkpoint_every": 10, "iterations": 200}
     ended = go(run, **still, patience=2)
-    rows = read_json(run.losses)
+    rows = run.read_losses()
     assert ended == simulated(rows, 2)
     assert ended < 200
     assert run.models()[-1] == run.model(ended)
@@ -245,7 +245,7 @@ def test_a_run_ends_when_its_loss_no_longer_falls(run: RunFolder, go: Callable[.
     assert go(run, **still, patience=2) == ended
     assert {path: path.stat().st_mtime_ns for path in (*run.models(), run.state)} == before
     further = go(run, **still, patience=3)
-    rows = read_json(run.losses)
+    rows = run.read_losses()
     assert further == simulated(rows, 3) > ended
 
 
@@ -560,7 +560,7 @@ def test_a_full_disk(
     ballast.unlink()
     go(run, iterations=12)
     assert_same(everything(run), everything(undisturbed))
-    assert read_json(run.losses) == read_json(undisturbed.losses)
+    assert run.read_losses() == undisturbed.read_losses()
 
 
 def test_the_files_of_a_run(run: RunFolder, go: Callable[..., int]) -> None:
