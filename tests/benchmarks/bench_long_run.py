@@ -57,16 +57,16 @@ def run() -> None:
         folder = Path(name)
         write_tiny_pairs(folder, count, SIDE)
         started = time.perf_counter()
-        samples = _watched(folder)
+        samples = _watched(folder, count)
         seconds = time.perf_counter() - started
-    if path := os.environ.get("SAMPLES"):
-        Path(path).write_text(json.dumps(samples))
+        if path := os.environ.get("SAMPLES"):
+            Path(path).write_text(json.dumps(samples))
     print(f"{count:,} pairs of {SIDE} px in {seconds:.0f} s, {count / seconds:.0f} images/s.\n")
     _print(samples, count)
 
 
-def _watched(folder: Path) -> list[Sample]:
-    """Run the command to its end; returns the samples with the number of ``images`` that were finished by then."""
+def _watched(folder: Path, count: int) -> list[Sample]:
+    """Run the command; returns the samples until its last image, with the ``seconds`` and ``images`` done by then."""
     (folder / "tmp").mkdir()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
     command = [sys.executable, "-m", "deployments.cli", "detect", "--mse-sr", str(folder / "mse_sr"),
@@ -77,12 +77,13 @@ def _watched(folder: Path) -> list[Sample]:
         (folder / "said").open("wb") as said,
         subprocess.Popen(command, env=environment | {"TMPDIR": str(folder / "tmp")}, stdout=said, stderr=said) as desra,
     ):
-        driver = psutil.Process(desra.pid)
+        driver, began = psutil.Process(desra.pid), time.monotonic()
         while desra.poll() is None:
             with contextlib.suppress(psutil.Error, OSError, sqlite3.Error):
                 images = [int(number) for number in PROGRESS.findall((folder / "said").read_bytes())]
-                if images:
-                    samples.append({"images": images[-1]} | _sample(driver, folder))
+                if images and images[-1] < count:
+                    seconds = time.monotonic() - began
+                    samples.append({"seconds": seconds, "images": images[-1]} | _sample(driver, folder))
             time.sleep(EVERY)
     assert desra.returncode == 0, (folder / "said").read_text()[-2000:]
     return samples

@@ -129,7 +129,7 @@ def kill_server(stage: Stage, scene: Scene, rng: random.Random) -> Damage:
     """SIGKILL the Prefect server of the run."""
 
     def fault(pid: int, damage: Damage) -> None:
-        servers = [process for process in family_of(pid) if _is(process, "uvicorn")]
+        servers = _started(pid, "uvicorn")
         damage.late = not servers
         for server in servers:
             server.kill()
@@ -265,8 +265,8 @@ def kill_served(stage: Stage, scene: Scene, rng: random.Random, *, whole: bool) 
     config = stage.place / "serve.toml"
     given = {"photos": stage.photos, "workspace": stage.workspace, "mse-model": MODELS / "mse.pth",
              "gan-model": MODELS / "gan.pth", "mine-at": "never", "cycle-at": "never", "finetune-after": 0, "port": 0,
-             "workers": 1, "shard-size": 4, "min-area": "2000"}  # fmt: skip
-    lines = [f"{key} = {value if isinstance(value, int) else json.dumps(str(value))}" for key, value in given.items()]
+             "keep-mse": False, "workers": 1, "shard-size": 4, "min-area": "2000"}  # fmt: skip
+    lines = [f"{key} = {json.dumps(value if isinstance(value, int) else str(value))}" for key, value in given.items()]
     config.write_text("\n".join(lines))
     pattern = rng.choice(scene.moments[1:])
     count, pause = rng.randint(1, stage.count(scene.end, pattern)), rng.choice((0.0, rng.uniform(0, 1.0)))
@@ -340,7 +340,7 @@ def _ended(damage: Damage, reason: str) -> Damage:
 
 
 def _signal_worker(pid: int, damage: Damage, rng: random.Random, number: int) -> psutil.Process | None:
-    workers = [process for process in family_of(pid) if _is(process, "spawn_main")]
+    workers = _started(pid, "spawn_main")
     damage.late = not workers
     if not workers:
         return None
@@ -350,10 +350,17 @@ def _signal_worker(pid: int, damage: Damage, rng: random.Random, number: int) ->
     return worker
 
 
-def _is(process: psutil.Process, word: str) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return any(word in part for part in process.cmdline())
-    return False
+def _started(pid: int, word: str) -> list[psutil.Process]:
+    """Wait until a command has started a process with a word in its arguments; return all of these."""
+    while alive(pid):
+        found = []
+        for process in family_of(pid):
+            with contextlib.suppress(psutil.Error):
+                found += [process] if any(word in part for part in process.cmdline()) else []
+        if found:
+            return found
+        time.sleep(0.01)
+    return []
 
 
 def _for_a_while(pid: int, rng: random.Random, undo: Callable[[], object]) -> None:
@@ -368,7 +375,8 @@ def _for_a_while(pid: int, rng: random.Random, undo: Callable[[], object]) -> No
 @contextlib.contextmanager
 def _mounted(place: Path) -> Iterator[None]:
     """Mount a small disk in a place; its content stays when it is unmounted."""
-    place.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", place], check=True)
     try:
         yield

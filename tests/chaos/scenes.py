@@ -21,6 +21,7 @@ import cv2
 import psutil
 import torch
 
+from deployments.serving.connection import CONSOLE
 from desra_core.errors import DesraError
 from desra_core.files import digest, read_document
 from desra_core.workspace import Workspace
@@ -93,8 +94,9 @@ class Stage:
         self.stored = folder / "stored"
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
-        # The lock of other trainings on this machine is elsewhere.
-        self.environment = environment | {"TMPDIR": str(self.temporary)}
+        # Other trainings on this machine have their lock elsewhere. No command can silence a Prefect that the fork
+        # server has imported already.
+        self.environment = environment | {"TMPDIR": str(self.temporary), CONSOLE: "CRITICAL"}
         self._standing = standing
         self._forks = ForkServer(self.environment)
         self._wanted: dict[str, Outputs] = {}
@@ -147,7 +149,7 @@ class Stage:
 
         What nobody disturbs has the standing workers; trainings have workers of their own in any case.
         """
-        ready = meanwhile is None and arguments[0] in ("mine", "detect")
+        ready = meanwhile is None and arguments[0] in ("mine", "detect", "verify")
         environment = self._standing if ready else {}
         meanwhile = meanwhile or (lambda _: None)
         done = self._forks.run(*map(str, arguments), environment=environment, meanwhile=meanwhile)
@@ -207,15 +209,14 @@ class Stage:
         (self.workspace / "dataset" if stored == "pairs" else self.workspace).rename(self.stored / stored)
 
     def _correct(self) -> None:
-        """Draw a rectangle instead of the regions of an image with artifacts, and one into a clean image."""
+        """Draw a rectangle instead of the regions of one image, and nothing instead of those of another."""
         exported = self.place / "exported"
-        self.succeed(["export", "--workspace", self.workspace, "--format", "labelme", "--all", "--output", exported])
-        documents = {path: json.loads(path.read_bytes()) for path in sorted(exported.rglob("*.json"))}
-        for marked in (True, False):
-            path = next(path for path, document in documents.items() if bool(document["shapes"]) == marked)
-            corners = [[40.0, 30.0], [140.0, 100.0]]
-            shape = {"label": "artifact", "shape_type": "rectangle", "points": corners, "group_id": None, "flags": {}}
-            path.write_text(json.dumps(documents[path] | {"shapes": [shape]}))
+        self.succeed(["export", "--workspace", self.workspace, "--format", "labelme", "--output", exported])
+        corners = [[40.0, 30.0], [140.0, 100.0]]
+        drawn = {"label": "artifact", "shape_type": "rectangle", "points": corners, "group_id": None, "flags": {}}
+        files = [path for path in sorted(exported.rglob("*.json")) if "shapes" in json.loads(path.read_bytes())]
+        for path, shapes in zip(files, ([drawn], []), strict=False):
+            path.write_text(json.dumps(json.loads(path.read_bytes()) | {"shapes": shapes}))
         self.succeed(["import", "labelme", exported, "--workspace", self.workspace])
 
     def _cut_off(self, arguments: list[object], pattern: str, count: int) -> None:
