@@ -39,8 +39,9 @@ PARTS = {
 }  # fmt: skip
 CHANGED = "photo02"
 COMMON = ("--shard-size", 4, "--min-area", 2000)
+# At this rate artifacts are left, so that another turn of a cycle has something to train on.
 FINETUNE = ("--preset", "cpu", "--iterations", 12, "--checkpoint-every", 4, "--patch", 64, "--batch", 2, "--images", 3,
-            "--discriminator-features", 4, "--warmup", 2)  # fmt: skip
+            "--discriminator-features", 4, "--warmup", 2, "--learning-rate", 1e-5)  # fmt: skip
 OPEN_GATE = ("--min-removal", 0, "--max-detail-loss", 1)
 PATIENCE = 1200.0  # seconds: a command that takes longer hangs
 
