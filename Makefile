@@ -28,7 +28,7 @@ PROGRESS := ^ *(Downloading|Using cached) .*\([0-9]{2,}\.[0-9] MB\)|^ *Building 
 FUZZ_SECONDS ?= 300
 TARGETS ?= pictures checkpoints pickles labelme coco weights settings segmenter
 
-.PHONY: help setup demo test test-all lint audit fuzz docs bench gpu browser clean
+.PHONY: help setup demo test test-all chaos lint audit fuzz docs bench gpu browser clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,11 @@ test: $(STAMP)  ## run the tests, those that are marked slow left out; about six
 
 test-all: $(STAMP)  ## run all tests; about half an hour on two cores
 	$(RUN) -m pytest -n $(WORKERS) -m "slow or not slow" --timeout 1800
+
+SEED ?= 0
+FAULTS ?= 200
+chaos: $(STAMP)  ## disturb runs by FAULTS=200 random faults of SEED=0, or repeat ONLY=17; an hour on two cores
+	SEED=$(SEED) FAULTS=$(FAULTS) ONLY="$(ONLY)" $(RUN) -m pytest -s -m slow tests/chaos -k many
 
 lint: $(STAMP) audit  ## check rules and format (ruff), types (mypy), spelling (codespell), sizes of files, and audit
 	$(VENV)/bin/pre-commit run --all-files --show-diff-on-failure

@@ -414,6 +414,8 @@ def _local_cluster(
         "distributed.nanny.pre-spawn-environ": environment,
         # Else Dask gives up a worker that is away 15 s after any of its deaths, though its nanny starts it again.
         "distributed.deploy.lost-worker-timeout": "1 day",
+        # Samples of each worker's stack, which only Dask's profile page shows, take 50 MB a worker after 17 minutes.
+        "distributed.worker.profile.enabled": False,
         "distributed.dashboard.link": f"{{scheme}}://{{host}}:{{port}}/{hidden}/status",
     }
     with (

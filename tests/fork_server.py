@@ -15,8 +15,11 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Any
 
 PATIENCE = 1200
 
@@ -33,17 +36,31 @@ class ForkServer:
         with ours:
             self._asking, self._answers = ours.makefile("w"), ours.makefile("r")
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end, or kill it after some minutes."""
+    def run(
+        self,
+        *arguments: str,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        meanwhile: Callable[[int], object] = lambda _: None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end, or kill it after some minutes.
+
+        Args:
+            arguments: The command.
+            environment: Variables beside those of the server.
+            meanwhile: Called with the id of the command's process.
+        """
         with TemporaryDirectory() as folder:
             output = {name: f"{folder}/{name}" for name in ("stdout", "stderr")}
-            self._asking.write(json.dumps({"arguments": arguments, "folder": os.getcwd()} | output) + "\n")
+            asked = {"arguments": arguments, "environment": dict(environment), "folder": os.getcwd()}
+            self._asking.write(json.dumps(asked | output) + "\n")
             self._asking.flush()
-            killer = threading.Timer(PATIENCE, os.kill, (int(self._answers.readline()), signal.SIGKILL))
+            pid = int(self._answers.readline())
+            killer = threading.Timer(PATIENCE, os.kill, (pid, signal.SIGKILL))
             killer.start()
+            meanwhile(pid)
             code = int(self._answers.readline())
             killer.cancel()
-            stdout, stderr = (Path(path).read_text() for path in output.values())
+            stdout, stderr = (Path(path).read_text(errors="replace") for path in output.values())
         return subprocess.CompletedProcess(list(arguments), code, stdout, stderr)
 
     def close(self) -> None:
@@ -65,11 +82,12 @@ def serve(asked: socket.socket) -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
 
 
-def begin(command: dict[str, str]) -> None:
+def begin(command: dict[str, Any]) -> None:
     """Turn a fork into the process of a command."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, name in enumerate(("stdout", "stderr"), start=1):
         os.dup2(os.open(command[name], os.O_WRONLY | os.O_CREAT, 0o600), number)
+    os.environ.update(command["environment"])
     os.chdir(command["folder"])
     sys.argv = ["desra", *command["arguments"]]
     sys.orig_argv = [sys.executable, "-m", "deployments.cli", *command["arguments"]]

@@ -63,7 +63,7 @@ def _run_many(detection: Detection, url: str, runs: int) -> None:
 
     machine, workspace = Machine(workers=WORKERS), Workspace(detection.workspace)
     rows = []
-    _, empty = _database(workspace)
+    _, empty = database_of(workspace)
     key = workspace.prefect_home / "dask.pem"
     with standing_cluster(machine, gpus=0, key=key) as cluster, patch.dict(os.environ, cluster.environment):
         for number in range(1, runs + 1):
@@ -95,7 +95,7 @@ def _no_ops(number: int, settings: Detection, target: Target, *_: object) -> "li
 def _row(workspace: Workspace, url: str, runs: int, seconds: float, empty: int) -> dict[str, str]:
     slowest = {question: max(_answer(url, *QUESTIONS[question]) for _ in range(3)) for question in QUESTIONS}
     worst = max(slowest, key=lambda question: slowest[question])
-    task_runs, size = _database(workspace)
+    task_runs, size = database_of(workspace)
     return {
         "runs": str(runs),
         "task runs": str(task_runs),
@@ -107,7 +107,7 @@ def _row(workspace: Workspace, url: str, runs: int, seconds: float, empty: int) 
     }
 
 
-def _database(workspace: Workspace) -> tuple[int, int]:
+def database_of(workspace: Workspace) -> tuple[int, int]:
     """Task runs in the server's database, and the bytes of its pages."""
     with closing(sqlite3.connect(f"file:{workspace.prefect_home / 'prefect.db'}?mode=ro", uri=True)) as database:
         return tuple(

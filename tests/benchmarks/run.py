@@ -24,6 +24,7 @@ TITLES = {
     "scale": "How time and memory grow with names and megapixels",
     "planning": "From the command to the first stage, with 100,000 photos",
     "many_runs": "A hundred runs of a thousand images on one Prefect server",
+    "long_run": "What grows in a single run of 100,000 images",
 }
 
 

@@ -34,6 +34,13 @@ def test_memory_bounds_the_image_size(dask: Dask) -> None:
     assert (dask.max_pixels, dask.workers, dask.gpus) == (11_250_000, 2, 0)
 
 
+def test_workers_keep_no_samples_of_their_stacks(dask: Dask) -> None:
+    """Else they grow for the first 1000 seconds, and the memory for images is not theirs."""
+    repeated = dask.client.run(lambda dask_worker: set(dask_worker.periodic_callbacks))
+    assert len(repeated) == 2
+    assert all("heartbeat" in names and "profile" not in names for names in repeated.values())
+
+
 def moment(image: ImageRef, outcome: Record) -> Record:
     return Record(image.id, mask_key=str(time.monotonic_ns()))
 

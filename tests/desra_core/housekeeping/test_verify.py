@@ -110,6 +110,25 @@ def test_a_damaged_table_is_named_and_made_again(corpus: Corpus, position: float
     assert verified(workspace).damaged == ()
 
 
+def test_results_that_were_deleted_are_made_again(corpus: Corpus) -> None:
+    """Those of photos with artifacts, by which the gate judges and later settings make masks."""
+    workspace = corpus.run()
+    before = {path.relative_to(workspace.root) for path in workspace.maps.glob("*/*/*")}
+    for role in ("mse_sr", "gan_sr"):
+        shutil.rmtree(next(workspace.maps.glob(f"*/*/{role}")))
+    corpus.run()
+    assert {path.relative_to(workspace.root) for path in workspace.maps.glob("*/*/*")} == before
+    assert verified(workspace).damaged == ()
+
+
+def test_records_that_are_made_again_say_the_same(corpus: Corpus) -> None:
+    workspace = corpus.run()
+    before = read_records(workspace).drop_columns(["seconds"])
+    workspace.shard_records(0).unlink()
+    corpus.run()
+    assert read_records(workspace).drop_columns(["seconds"]).equals(before)
+
+
 def test_single_bits_of_tables_never_read_as_other_rows(corpus: Corpus) -> None:
     workspace = corpus.run()
     table = read_records(workspace)
