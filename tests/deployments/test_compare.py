@@ -92,7 +92,7 @@ def test_a_finetune_is_judged_by_images_that_it_has_not_seen(place, copied, comp
     assert {pools[ids[name]] for name in document["images"]} == {"held_out"}
     seen = {image["name"] for image in json.loads(place.run.document.read_bytes())["images"]}
     assert seen.isdisjoint(document["images"])
-    assert document["finetune"] == json.loads(place.run.document.read_bytes())
+    assert document["finetune"] == read_document(place.run.document)
     assert document["before"] == {"path": str(place.gan), "key": content_key(place.gan)}
     best = document["best"]
     assert best["key"] == content_key(Path(best["path"]))

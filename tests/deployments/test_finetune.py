@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from deployments.commands.flags import with_flags
 from desra_core import load_model
 from desra_core.errors import UsageError
-from desra_core.files import content_key
+from desra_core.files import content_key, read_document
 from desra_core.settings import Detection, Machine, Mining
 from desra_core.settings.models import Finetuning
 from desra_core.third_party import mend_torchvision
@@ -88,7 +88,7 @@ def finetuned(mined, desra) -> SimpleNamespace:
 def test_a_finetune_leaves_models_losses_and_pictures(mined, finetuned, undisturbed) -> None:
     run = RunFolder(finetuned.output)
     assert finetuned.run.returncode == 0, finetuned.run.stderr
-    document = json.loads(run.document.read_bytes())
+    document = read_document(run.document)
     count = len(document["images"])
     assert f"{count} images to train on, fewer than the 50 asked for" in finetuned.run.stderr
     assert f"8 iterations on {count} images\n" in finetuned.run.stdout
@@ -105,7 +105,7 @@ def test_a_finetune_leaves_models_losses_and_pictures(mined, finetuned, undistur
             assert kind.keys() == parent.keys()
             assert any(not torch.equal(kind[name], parent[name]) for name in kind)
         assert load_model(path).scale == 4
-        record = json.loads(path.with_suffix(".json").read_bytes())
+        record = read_document(path.with_suffix(".json"))
         assert record.pop("loss") > 0
         assert record == document | {"iteration": number}
     assert document["parent"] == {"path": str(mined.gan), "key": content_key(mined.gan)}
@@ -328,7 +328,7 @@ def test_unusable_inputs_cost_one_line_and_no_server(mined, desra_here, monkeypa
     assert {path.name for path in tmp_path.iterdir()} <= {"span.pth", "unknown.pth", "text.pth", "full", "torch"}
     assert not (mined.photos / "lock").exists()
     assert {path for path, time in everything(mined.ws).items() if before.get(path) != time} <= {
-        str(mined.ws), str(mined.ws / "split.parquet"), str(mined.ws / "lock")
+        str(mined.ws), str(mined.ws / "split.parquet"), str(mined.ws / "lock"), str(mined.ws / "tmp")
     }  # fmt: skip
 
 

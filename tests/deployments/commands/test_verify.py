@@ -20,7 +20,7 @@ def test_damage_is_named_and_mended(desra, make_pairs, tmp_path) -> None:
         path.write_bytes(b"x" if stranger else path.read_bytes()[:-1])
     found = desra(*verify)
     assert found.returncode == 1
-    assert f"damaged: {mask}: is not as it was written; the next run makes it again" in found.stderr
+    assert f"damaged: {mask}: is not as it was written; desra can make it again" in found.stderr
     assert "unknown: masks/note.txt" in found.stderr
     assert f"next     desra verify --repair --workspace {workspace}" in found.stdout
 
