@@ -420,7 +420,7 @@ def _local_cluster(
     }
     with (
         dask_config.set(configured),
-        SpecCluster(
+        _started(
             workers=_local_workers(share, gpus, tls),
             scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1"} | dashboard | tls},
             silence_logs=logging.CRITICAL,
@@ -434,6 +434,17 @@ def _local_cluster(
         client.register_worker_callbacks(question.prepare_worker)
         client.run(_import_stages, networks, wait=False, on_error="ignore")
         yield cluster, client
+
+
+def _started(**options: Any) -> SpecCluster:
+    """Start a cluster on this machine; raise `TransientError` where a worker ends while it starts."""
+    try:
+        return SpecCluster(**options)
+    except RuntimeError as error:
+        reason = f"do not start ({described(error)})"
+        raise TransientError(
+            "the Dask workers", reason, "run again; if it stays, raise --memory or see dmesg"
+        ) from None
 
 
 async def _import_stages(networks: bool) -> None:

@@ -87,7 +87,7 @@ def result_of(stage: Stage, kind: Kind, rng: random.Random) -> Result:
     if named:
         lies = [name for name in lies if not belongs(name, damage.path, stage)]
     if "Traceback" in said:
-        wrong.append("a traceback: " + said[said.index("Traceback") :][-600:])
+        wrong.append("a traceback: " + said[said.index("Traceback") :][:2000])
     if different and not (named and not lies):
         wrong.append(f"neither equal nor named: {', '.join(different[:4])} and {len(different)} in all; {said[-500:]}")
     elif codes and codes[-1] != 0 and not named:

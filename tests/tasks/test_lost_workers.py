@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import cloudpickle
+import psutil
 import pytest
 
 from desra_core.errors import ImageError, TransientError
@@ -73,6 +74,25 @@ def test_a_run_whose_workers_have_gone_ends(tmp_path: Path, monkeypatch: pytest.
         assert "the Dask workers have gone" in str(result)
         with pytest.raises(TransientError, match="the Dask workers have gone; start some and run again"):
             follow(doomed, tmp_path / "calls", "well")
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_one_line() -> None:
+    before = set(psutil.Process().children(recursive=True))
+
+    def kill() -> None:
+        while True:
+            for process in set(psutil.Process().children(recursive=True)) - before:
+                if any("spawn_main" in part for part in process.cmdline()):
+                    process.kill()
+                    return
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    told = "the Dask workers: do not start .*; run again; if it stays, raise --memory or see dmesg"
+    with pytest.raises(TransientError, match=told), open_dask(Machine(workers=1, memory="1GB")):
+        pass
+    killer.join()
 
 
 def test_a_worker_has_time_to_start_again(monkeypatch: pytest.MonkeyPatch) -> None:
