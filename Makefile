@@ -43,12 +43,12 @@ test: $(STAMP)  ## run the tests, those that are marked slow left out; about six
 	$(RUN) -m pytest -n $(WORKERS)
 
 test-all: $(STAMP)  ## run all tests; about half an hour on two cores
-	$(RUN) -m pytest -n $(WORKERS) -m "slow or not slow" --timeout 1800
+	$(RUN) -m pytest -n $(WORKERS) -m "not faults" --timeout 1800
 
 SEED ?= 0
 FAULTS ?= 200
-chaos: $(STAMP)  ## disturb runs by FAULTS=200 random faults of SEED=0, or repeat ONLY=17; an hour on two cores
-	SEED=$(SEED) FAULTS=$(FAULTS) ONLY="$(ONLY)" $(RUN) -m pytest -s -m slow tests/chaos -k many
+chaos: $(STAMP)  ## disturb runs by FAULTS=200 random faults of SEED=0, and hosts; or repeat ONLY=17; two hours on two cores
+	SEED=$(SEED) FAULTS=$(FAULTS) ONLY="$(ONLY)" $(RUN) -m pytest -s -m faults $(if $(ONLY),-k many)
 
 lint: $(STAMP) audit  ## check rules and format (ruff), types (mypy), spelling (codespell), sizes of files, and audit
 	$(VENV)/bin/pre-commit run --all-files --show-diff-on-failure

@@ -48,6 +48,7 @@ CLASSES = {
 
 
 BIT, LOSS = "one bit turned", "file deleted, cut off or emptied"
+_REMOUNTS = 20
 LOSSES = ("deleted", "cut off", "emptied")
 
 
@@ -182,7 +183,9 @@ def make_read_only(stage: Stage, scene: Scene, rng: random.Random) -> Damage:
 
     def fault(pid: int, damage: Damage) -> None:
         subprocess.run(["mount", "--bind", stage.workspace, stage.workspace], check=True)
-        subprocess.run(["mount", "-o", "remount,bind,ro", stage.workspace], check=True)
+        remount = ["mount", "-o", "remount,bind,ro", stage.workspace]
+        # It is refused while a file is being written.
+        damage.late = not any(not subprocess.run(remount, check=False).returncode for _ in range(_REMOUNTS))
         _for_a_while(pid, rng, partial(unmount, stage.workspace))
 
     damage = disturb(stage, scene, rng, fault)

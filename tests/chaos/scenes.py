@@ -101,7 +101,6 @@ class Stage:
         self._standing = standing
         self._forks = ForkServer(self.environment)
         self._wanted: dict[str, Outputs] = {}
-        self.verifies = " verify " in self.run(["--help"]).said
         over = ["--workspace", self.workspace]
         models = ["--mse-model", MODELS / "mse.pth", "--gan-model", MODELS / "gan.pth"]
         mine = ["mine", self.photos, *models, *over, *COMMON, "--workers", 2]

@@ -24,7 +24,7 @@ from tests.conftest import desra_command, photo
 from tests.in_process import process
 from tests.served import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 PHOTOS = 16
 THRESHOLD, OTHER_THRESHOLD = 0.7, 0.3
@@ -254,6 +254,7 @@ class Run:
         return self.process.wait(timeout=600)
 
 
+@pytest.mark.slow
 def test_several_hosts_end_as_one(network: Network, corpus: Path, alone, tmp_path: Path) -> None:
     """One of them declares a GPU; the run is told to compute on CPUs."""
     network.start_worker("gpu1", "--resources", "GPU=1")
@@ -264,6 +265,7 @@ def test_several_hosts_end_as_one(network: Network, corpus: Path, alone, tmp_pat
     assert all(network[name].done() > known for name, known in before.items())
 
 
+@pytest.mark.faults
 def test_a_host_that_is_cut_off_and_comes_back(network: Network, corpus: Path, alone, tmp_path: Path) -> None:
     """What it goes on with meanwhile, another host has done by then: it reaches the disk, but not the scheduler."""
     run = Run(network, "driver", corpus, tmp_path / "ws")
@@ -275,6 +277,7 @@ def test_a_host_that_is_cut_off_and_comes_back(network: Network, corpus: Path, a
     assert results(tmp_path / "ws") == alone()
 
 
+@pytest.mark.faults
 def test_a_host_that_dies_and_one_that_joins(network: Network, corpus: Path, alone, tmp_path: Path) -> None:
     run = Run(network, "driver", corpus, tmp_path / "ws")
     run.wait_for(2)
@@ -286,6 +289,7 @@ def test_a_host_that_dies_and_one_that_joins(network: Network, corpus: Path, alo
     assert network["cpu3"].done()
 
 
+@pytest.mark.faults
 def test_a_scheduler_that_is_killed(network: Network, corpus: Path, alone, tmp_path: Path) -> None:
     """Its images are named, or the run ends with a line; with another scheduler, the same command does the rest."""
     run = Run(network, "driver", corpus, tmp_path / "ws")
@@ -301,6 +305,7 @@ def test_a_scheduler_that_is_killed(network: Network, corpus: Path, alone, tmp_p
     assert results(tmp_path / "ws") == alone()
 
 
+@pytest.mark.faults
 def test_a_driver_that_is_killed_and_started_on_another_host(
     network: Network, corpus: Path, alone, tmp_path: Path
 ) -> None:
@@ -316,6 +321,7 @@ def test_a_driver_that_is_killed_and_started_on_another_host(
     assert results(tmp_path / "ws") == alone()
 
 
+@pytest.mark.faults
 def test_a_worker_that_stands_still_within_a_run(network: Network, corpus: Path, alone, tmp_path: Path) -> None:
     worker = network["cpu1"].worker
     run = Run(network, "driver", corpus, tmp_path / "ws")
@@ -327,6 +333,7 @@ def test_a_worker_that_stands_still_within_a_run(network: Network, corpus: Path,
     assert results(tmp_path / "ws") == alone()
 
 
+@pytest.mark.faults
 def test_a_worker_that_wakes_after_a_later_run(network: Network, corpus: Path, alone, tmp_path: Path) -> None:
     """The later run has made its image under other settings, and the worker is in the middle of the older ones."""
     host = network["cpu1"]

@@ -282,6 +282,7 @@ def test_the_form_in_a_browser(client, prefect_environment, tmp_path) -> None:
 
         def fill_in(label: str, value: str) -> None:
             page.evaluate(_FILL_IN % {"label": json.dumps(label), "value": json.dumps(value)})
+            time.sleep(1)  # before that, the form would send what was there
 
         shows("Submit")
         for field in Finetuning.model_fields.values():

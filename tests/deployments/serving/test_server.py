@@ -432,7 +432,7 @@ def postgres() -> Iterator[Postgres]:
     shutil.rmtree(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.timeout(1200)
 def test_a_run_whose_database_is_away_for_a_while_is_done_nevertheless(
     postgres, environment, standing_workers, make_pairs, tmp_path
