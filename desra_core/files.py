@@ -274,7 +274,7 @@ def read_checked(path: Path, expected: str | None) -> bytes:
 
 def damaged(path: Path) -> LostError:
     """Make the error for a file of a workspace that is not as it was written."""
-    return LostError(path, "is not as it was written", "desra verify --repair finds and mends all such files")
+    return LostError(path, "is not as it was written", "find and mend all such files with desra verify --repair")
 
 
 def hash_file(path: Path) -> str:

@@ -319,9 +319,12 @@ def _check_scales(
         if candidate.key in loaded_before:
             continue
         assert candidate.model is not None
-        scale = load_model(candidate.model).scale
+        assert candidate.source is not None
+        try:
+            scale = load_model(candidate.model).scale
+        except UsageError as error:
+            raise UsageError(candidate.source, error.reason, error.remedy) from None
         if scale != old.scale:
-            assert candidate.source is not None
             reason = f"enlarges by {scale}, but {before} by {old.scale}"
             raise UsageError(candidate.source, reason, "compare models of one scale")
     return old.scale

@@ -42,7 +42,7 @@ def test_a_calibration_lacks_the_images_that_cannot_be_compared_or_counted(
     stand_ins = {
         "corpus_of": SimpleNamespace(workspace=tmp_path / "ws"),
         "detect": found,
-        "plan_counting": SimpleNamespace(missing=lambda: {0: 3}, most_pixels=None),
+        "plan_counting": SimpleNamespace(missing=lambda: {0: 3}, most_pixels=None, some_files=None),
         "open_dask": contextlib.nullcontext(),
         "RunProgress": contextlib.nullcontext(),
         "count_shard": uncounted,

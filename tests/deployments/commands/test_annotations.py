@@ -196,4 +196,7 @@ def test_an_unreadable_image_is_left_out(desra_here: Desra, mined, workspace, tm
     assert run.returncode == 1
     assert run.stdout.startswith("1 image with 1 region exported, 1 left out\n")
     (line,) = [line for line in run.stderr.splitlines() if line.startswith("failed: ")]
-    assert f"{mined.names[1]}.png: is not as it was written; desra verify --repair" in line
+    assert (
+        f"{mined.names[1]}.png: is not as it was written; find and mend all such files with desra verify --repair"
+        in line
+    )

@@ -215,7 +215,7 @@ def test_a_finetune_leaves_a_damaged_picture_out(corpus: Corpus, capsys: pytest.
     assert len(chosen) > 1
     sample = next(iter(chosen.values()))
     flipped(sample.results[0], 0.5)
-    with pytest.raises(LostError, match=r"is not as it was written; desra verify --repair"):
+    with pytest.raises(LostError, match=r"is not as it was written; find and mend all"):
         read_sample(sample, 4)
 
 

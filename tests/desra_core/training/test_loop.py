@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 import signal
@@ -540,7 +539,7 @@ def undisturbed(
 
 
 @pytest.mark.parametrize(("free", "subject"), [
-    (0, "tensorboard"), (400_000, "models/iteration_000006.pth"), (1_500_000, "state.pth"),
+    (0, ""), (400_000, "models/iteration_000006.pth"), (1_500_000, "state.pth"),
 ])  # fmt: skip
 def test_a_full_disk(
     small_disk: Path, go: Callable[..., int], prepared: Prepared, undisturbed: RunFolder, free: int, subject: str
@@ -567,7 +566,7 @@ def test_the_files_of_a_run(run: RunFolder, go: Callable[..., int]) -> None:
     go(run, iterations=10, checkpoint_every=10, keep_weight=0.1)
     names = {path.name for path in run.root.iterdir()}
     assert names == {"data", "state.pth", "losses.json", "progress.json", "models", "tensorboard", "lock"}
-    (row,) = json.loads(run.losses.read_text())
+    (row,) = run.read_losses()
     assert list(row) == ["iteration", "pixel", "keep", "gan", "discriminator_real", "discriminator_fake"]
     assert read_json(run.progress)["losses"] == row
     assert all(np.isfinite(list(row.values())))
