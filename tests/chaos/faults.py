@@ -188,8 +188,10 @@ def make_read_only(stage: Stage, scene: Scene, rng: random.Random) -> Damage:
         damage.late = not any(not subprocess.run(remount, check=False).returncode for _ in range(_REMOUNTS))
         _for_a_while(pid, rng, partial(unmount, stage.workspace))
 
-    damage = disturb(stage, scene, rng, fault)
-    unmount(stage.workspace)
+    try:
+        damage = disturb(stage, scene, rng, fault)
+    finally:
+        unmount(stage.workspace)
     return _ended(damage, "Read-only file system")
 
 
