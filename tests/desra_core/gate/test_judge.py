@@ -12,7 +12,7 @@ import cv2
 import pytest
 import torch
 
-from desra_core.errors import ImageError, TransientError
+from desra_core.errors import ImageError, TransientError, UsageError
 from desra_core.gate import judge as judging
 from desra_core.gate.comparison import Comparison, plan_comparison
 from desra_core.gate.criteria import Judgement
