@@ -268,13 +268,8 @@ def read_checked(path: Path, expected: str | None) -> bytes:
     """
     data = read_bytes(path)
     if expected is not None and checksum(data) != expected:
-        raise damaged(path)
+        raise LostError(path, "is not as it was written", "find and mend all such files with desra verify --repair")
     return data
-
-
-def damaged(path: Path) -> LostError:
-    """Make the error for a file of a workspace that is not as it was written."""
-    return LostError(path, "is not as it was written", "find and mend all such files with desra verify --repair")
 
 
 def hash_file(path: Path) -> str:

@@ -7,7 +7,6 @@ TensorBoard's files and pictures in reports have none.
 To mark a file is to delete it: then the next run lacks it, and makes it again. What no run can make again stays.
 """
 
-import contextlib
 import io
 import os
 import zipfile
@@ -93,7 +92,8 @@ class Verification:
 
     def __init__(self, workspace: Workspace, damaged: Collection[Path]) -> None:
         self.workspace = workspace
-        shards = [one for one in finished_shards(workspace) if workspace.shard_records(one) not in damaged]
+        finished = finished_shards(workspace)
+        shards = [one for one in finished if workspace.shard_records(one) not in damaged]
         if workspace.manifest in damaged:
             self._rows = MANIFEST.empty_table()
             self.unchecked = sum(pq.read_metadata(workspace.shard_records(one)).num_rows for one in shards)
@@ -101,7 +101,7 @@ class Verification:
             rows = read_manifest(workspace)
             known = pc.is_in(rows["shard"], pa.array(shards, pa.int32()))
             self._rows = rows.filter(known).combine_chunks()
-            lost = pc.is_in(rows["shard"], pa.array({*finished_shards(workspace)} - {*shards}, pa.int32()))
+            lost = pc.is_in(rows["shard"], pa.array({*finished} - {*shards}, pa.int32()))
             self.unchecked = pc.count_distinct(rows["id"].filter(lost)).as_py()
         self.images: int = pc.count_distinct(self._rows["id"]).as_py()
         self.shards: list[int] = sorted(self._rows["shard"].unique().to_pylist())
@@ -244,7 +244,6 @@ def _training(path: Path) -> Path | None:
 
 def _remedy(workspace: Workspace, path: Path) -> str | None:
     """Say what to do about a damaged file that no run can make again; None where the next run can."""
-    first = path.relative_to(workspace.root).parts[0]
     training = _training(path)
     kept = path.name == "run.json" or (path.parent.name != "data" and training and RunFolder(training).has_ended())
     if training and kept:
@@ -252,6 +251,4 @@ def _remedy(workspace: Workspace, path: Path) -> str | None:
     trained = workspace.twin.with_suffix(".training") / "run" / "models"
     if path.parent == workspace.twin.parent and not any(trained.glob("*")):
         return f"{_COPY}, or delete {path.parent} to train another one"
-    with contextlib.suppress(KeyError):
-        return _REMEDIES[first]
-    return None
+    return _REMEDIES.get(path.relative_to(workspace.root).parts[0])

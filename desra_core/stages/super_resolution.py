@@ -55,7 +55,7 @@ def super_resolution_stage(image: ImageRef, record: Record, workspace: Workspace
 def _inferred(
     image: ImageRef, record: Record, job: StageJob, keys: dict[str, str | None]
 ) -> tuple[dict[str, Pixels], Pixels | None, Record]:
-    """Infer the results of these keys; returns the photo too, None where nothing had to be inferred.
+    """Infer the results of these keys; returns the photo too, None where it had not to be read.
 
     The record gets the seconds and the smallest tile of the pair.
     """
@@ -63,10 +63,12 @@ def _inferred(
     assert isinstance(mining, Mining)
     assert image.lr is not None
     if not keys:
+        pixels = None
         if record.further_pages is None:  # the record was lost, but not the results
             photo = read_photo(image.lr, job.max_pixels)
+            pixels = photo.pixels
             record = replace(record, icc_profile=photo.has_icc_profile, further_pages=photo.further_pages)
-        return {}, None, replace(record, seconds=record.seconds | {"inference": 0.0})
+        return {}, pixels, replace(record, seconds=record.seconds | {"inference": 0.0})
     models = load_pair(mining.mse_model, mining.gan_model, job.device, mining.engine)
     photo = read_photo(image.lr, job.max_pixels // models[0].scale ** 2)
     found_keys = result_keys(mining.mse_model, mining.gan_model, mining.engine)
