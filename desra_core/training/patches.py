@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -146,12 +145,9 @@ def open_frozen(folder: Path) -> list[TrainingPair]:
 def open_array(path: Path) -> npt.NDArray[Any]:
     """Open the array in a file, of which parts can be read without the rest (raises `UsageError`)."""
     try:
-        array = np.load(path, mmap_mode="r")
-    except (EOFError, OSError, ValueError, BadZipFile) as error:
+        return np.lib.format.open_memmap(path, mode="r")
+    except (EOFError, OSError, ValueError) as error:
         raise UsageError(path, f"is damaged ({error})", _ANEW) from None
-    if not isinstance(array, np.ndarray):
-        raise UsageError(path, "holds several arrays instead of one", _ANEW)
-    return array
 
 
 def draw_batch(pairs: Sequence[TrainingPair], training: Training, scale: int, seed: Sequence[int]) -> Batch:

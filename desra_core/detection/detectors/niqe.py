@@ -79,9 +79,9 @@ def _library() -> tuple[Any, npt.NDArray[np.float64], npt.NDArray[np.float64], n
     """Load basicsr's module, and of natural images the mean, the inverse covariance and the window."""
     third_party.mend_basicsr()
     niqe = import_module("basicsr.metrics.niqe")
-    statistics = np.load(Path(niqe.__file__ or "").with_name("niqe_pris_params.npz"))
-    inverse = np.linalg.pinv(statistics["cov_pris_param"])
-    return niqe, statistics["mu_pris_param"].ravel(), inverse, statistics["gaussian_window"]
+    with np.load(Path(niqe.__file__ or "").with_name("niqe_pris_params.npz")) as statistics:
+        inverse = np.linalg.pinv(statistics["cov_pris_param"])
+        return niqe, statistics["mu_pris_param"].ravel(), inverse, statistics["gaussian_window"]
 
 
 detector = NIQE()
