@@ -187,6 +187,17 @@ def cycle() -> None:
     """
 
 
+@_command(DELETE, "commands.runs:run_deliver", argument="photos")
+def deliver() -> None:
+    """Upscale photos and write the pictures, with what is still an artifact replaced by the MSE model's result.
+
+    Writes a picture per photo to OUTPUT, in its colour profile and with its metadata, and the table
+    OUTPUT/delivered.parquet. Mines photos that have no mask first, as desra mine with the settings of WORKSPACE's
+    latest run and its current model. The same command again goes on where it was cut off, and writes only what has
+    changed.
+    """
+
+
 _own_flags(DELETE, roll_back, "rollback")
 _own_flags(JUDGE, evaluate)
 

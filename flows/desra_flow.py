@@ -36,6 +36,7 @@ from desra_core.networks.segmentation import segmenter_files
 from desra_core.planning.plan import Plan, Prepared, prepare
 from desra_core.settings import CorpusSettings, Detection, Machine, Mining, folder_of
 from desra_core.settings.models import workspace_of
+from desra_core.stages import CleanFunction
 from desra_core.workspace import Workspace
 from flows import handed_over
 from tasks.dask_cluster import USUAL_PIXELS, Opening, gpus_wanted, open_dask
@@ -307,13 +308,16 @@ def opened_workspace(root: Path) -> Workspace:
     return workspace
 
 
-def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) -> Summary:
+def process_corpus(
+    settings: CorpusSettings, machine: Machine, *, rescan: bool, on_clean: CleanFunction | None = None
+) -> Summary:
     """Plan a run, take its shards through the stages and publish the results: the body of a flow.
 
     Args:
         settings: Settings of the run.
         machine: Where and how wide to compute.
         rescan: Look for new and changed files first.
+        on_clean: As of `desra_core.stages.StageJob`.
     """
     workspace = opened_workspace(settings.workspace)
     with workspace.locked() as workspace:
@@ -327,7 +331,7 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
             return end_corpus_run(workspace, plan, 1)
         with handed_over(settings, Opening) or opened_dask(settings, machine, plan) as dask:
             show_corpus(settings, prepared, dask)
-            stages = stages_of(settings, plan.target, prepared.weights, machine, dask)
+            stages = stages_of(settings, plan.target, prepared.weights, machine, dask, on_clean)
             with RunProgress(settings.verb, plan.pending, len(stages)) as progress:
                 run = Run(workspace, plan, stages, dask, progress, metrics)
                 try:

@@ -1,4 +1,4 @@
-"""The tasks of a benchmark, of the gate and of a calibration: judge or count image by image, publish, promote."""
+"""The tasks of a benchmark, the gate, a calibration, a delivery and a verification: image by image, then publish."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +20,8 @@ from desra_core.benchmarking.benchmark import judge_image
 from desra_core.calibration.counting import Counting, count_stored
 from desra_core.calibration.summary import weight_sections
 from desra_core.calibration.weights import CalibratedWeights
+from desra_core.delivery.picture import deliver_image
+from desra_core.delivery.plan import Deliveries, Pictures
 from desra_core.detection.detectors import METHODS
 from desra_core.errors import ImageError
 from desra_core.evaluation.table import counted, document_as_markdown
@@ -314,6 +316,30 @@ def count_shard(number: int, counting: Counting, dask: Dask, progress: RunProgre
     finally:
         counting.add(number, results)
     return failures
+
+
+@task(task_run_name="deliver-{number:05d}", cache_policy=NO_CACHE)
+def deliver_shard(number: int, deliveries: Deliveries, job: StageJob, dask: Dask, progress: RunProgress) -> int:
+    """Write the pictures that a shard lacks; return the number of images that could not be delivered."""
+    failures = 0
+    gpu: Resources = {"GPU": 1} if job.device == "cuda" else {}
+    with deliveries.workspace.fenced() as workspace:
+        function = partial(deliver_image, workspace=workspace, job=job, delivering=deliveries.settings)
+        for _, result in dask.map("deliver", function, gpu, deliveries.work(number)):
+            if isinstance(result, ImageError):
+                failures += 1
+                progress.failed(result, 1, 1)
+            else:
+                progress.passed(1, finished=1)
+            progress.show()
+    deliveries.gather(number)
+    return failures
+
+
+@task(task_run_name="pictures", cache_policy=NO_CACHE)
+def publish_deliveries(deliveries: Deliveries) -> Pictures:
+    """Write the table of the pictures to the output folder, and count them."""
+    return deliveries.publish()
 
 
 @task(task_run_name="verify-{number:05d}", cache_policy=NO_CACHE)

@@ -20,7 +20,7 @@ from desra_core.files import fingerprint
 from desra_core.planning.doubts import FirstPairs
 from desra_core.planning.plan import Plan, assess
 from desra_core.settings import CorpusSettings, Machine
-from desra_core.stages import Stage, StageJob, failure, run_stage
+from desra_core.stages import CleanFunction, Stage, StageJob, failure, run_stage
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
 from desra_core.workspace.products import PRODUCTS, Record, Target, gather_shard, read_shard, stages_for, to_table
@@ -192,9 +192,16 @@ def process_shard(number: int, run: Run) -> Counts:
 
 
 def stages_of(
-    settings: CorpusSettings, target: Target, weights: Weights, machine: Machine, dask: Dask
+    settings: CorpusSettings,
+    target: Target,
+    weights: Weights,
+    machine: Machine,
+    dask: Dask,
+    on_clean: CleanFunction | None = None,
 ) -> list[StageSpec]:
     """Make the stages that compute the products of a run, and load their networks on a worker to try them.
+
+    ``on_clean`` is as of `StageJob`.
 
     Raises:
         UsageError: A model or the segmenter cannot be loaded, or there is no GPU for ``--device cuda``
@@ -205,7 +212,7 @@ def stages_of(
     for product in stages_for(target):
         module = import_module(f"desra_core.stages.{product.name}")
         key = product.key(target) or ""
-        job = StageJob(settings, target, weights, key, device, machine.tile, dask.threads, dask.max_pixels)
+        job = StageJob(settings, target, weights, key, device, machine.tile, dask.threads, dask.max_pixels, on_clean)
         resources: Resources = {"GPU": 1} if product.gpu and device == "cuda" else {}
         if product.gpu:
             function, *arguments = module.network(job)

@@ -1,10 +1,11 @@
-"""``desra mine`` and ``detect``, and the steps that they share with other commands: plan, serve, run, report."""
+"""``desra mine``, ``detect`` and ``deliver``, and the steps that other commands share: plan, serve, run, report."""
 
 import contextlib
 import json
 import logging
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pydantic_core import to_jsonable_python
 from deployments.serving.connection import CONSOLE, UNREACHED, wait_for_task_runs, watch_at
 from deployments.serving.server import ServerLostError, check_temporary, end_leftover_server, prefect_server
 from desra_core.annotations.export import count_human_masks
+from desra_core.delivery.plan import TABLE, corpus_of, plan_deliveries
 from desra_core.errors import DesraError, UsageError, printable
 from desra_core.evaluation.table import counted
 from desra_core.images.scanning import kinds_in_words
@@ -32,10 +34,11 @@ from desra_core.planning.plan import (
     worst_regions,
 )
 from desra_core.settings import CorpusSettings, Machine, detector_of
+from desra_core.settings.models import Delivering
 from desra_core.workspace import Workspace
 from desra_core.workspace.matching import with_twins_summed_up
 from flows import handing_over
-from tasks.logs import SHOWN_FAILURES, NowAndThen, carry, say, say_each
+from tasks.logs import SHOWN_FAILURES, NowAndThen, say, say_each
 
 _SHOWN_REGIONS = 10
 _SHOWN_PAGED = 5
@@ -52,22 +55,44 @@ def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
         broken: tuple[str, ...] = ()
         if prepared.plan.pending:
             with contextlib.ExitStack() as stack:
-                carry(workspace=str(workspace.root))
-
-                def start_workers() -> None:
-                    from flows.desra_flow import opened_dask
-                    from tasks.dask_cluster import Opening
-
-                    opening = Opening(lambda: opened_dask(settings, machine, prepared.plan))
-                    stack.push(opening)
-                    stack.enter_context(handing_over((settings, opening)))
-
+                start_workers = partial(_start_workers, stack, settings, machine, prepared)
                 plan = settings, prepared
                 ended = run_flow(workspace, settings, machine, plan, meanwhile=start_workers, rescan=False)
                 broken = ended.broken_shards
         else:
             renew_results(prepared)
         return sum_up(prepared, settings, broken)
+
+
+def run_deliver(delivering: Delivering, machine: Machine) -> int:
+    """Deliver what is lacking, print how it went, and return the exit code."""
+    corpus = corpus_of(delivering)
+    with Workspace(corpus.workspace).opened() as workspace:
+        end_leftover_server(workspace)
+        prepared = prepare_corpus(corpus)
+        pending, failed, broken = prepared.plan.pending, 0, ()
+        if pending or plan_deliveries(delivering, corpus).missing():
+            with contextlib.ExitStack() as stack:
+                plan = corpus, prepared
+                start_workers = partial(_start_workers, stack, corpus, machine, prepared) if pending else lambda: None
+                ended = run_flow(workspace, delivering, machine, plan, meanwhile=start_workers, rescan=False)
+                failed, broken = ended.failures, ended.found.broken_shards
+        else:
+            renew_results(prepared)
+        pictures = plan_deliveries(delivering, corpus).publish()
+        code = sum_up(prepared, corpus, broken)
+    typer.echo(f"pictures {delivering.output} ({pictures})\ntable    {delivering.output / TABLE}")
+    return max(code, int(failed > 0))
+
+
+def _start_workers(stack: contextlib.ExitStack, settings: CorpusSettings, machine: Machine, prepared: Prepared) -> None:
+    """Start the workers of a run over a corpus while the Prefect server starts; the stack stops them."""
+    from flows.desra_flow import opened_dask
+    from tasks.dask_cluster import Opening
+
+    opening = Opening(lambda: opened_dask(settings, machine, prepared.plan))
+    stack.push(opening)
+    stack.enter_context(handing_over((settings, opening)))
 
 
 def existing_workspace(root: Path) -> Workspace:

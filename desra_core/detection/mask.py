@@ -116,10 +116,7 @@ def score_mask(
         reason = f"are of shape {labels.shape}, but the image of {shape}"
         raise ArgumentError("labels", reason, "give labels of its size")
     frame = (shape[0] - scores.shape[0]) // 2
-    suspect: npt.NDArray[Any] = np.empty(scores.shape, np.uint8)
-    for rows in row_strips(scores.shape):
-        classes = None if labels is None else valid(labels, frame)[rows]
-        suspect[rows] = weighted_scores(scores[rows], classes, weights) > threshold
+    suspect: npt.NDArray[Any] = suspects(scores, frame, threshold=threshold, labels=labels, weights=weights)
     # OpenCV's default border ignores the outside when eroding and adds nothing when dilating.
     suspect = cv2.erode(suspect, _KERNEL)
     if not suspect.any():
@@ -129,6 +126,22 @@ def score_mask(
     kept = stats[:, cv2.CC_STAT_AREA] > min_area
     kept[0] = False
     return np.pad(kept[components], frame)
+
+
+def suspects(
+    scores: npt.NDArray[np.floating[Any]],
+    frame: int,
+    *,
+    threshold: float,
+    labels: Labels | None = None,
+    weights: npt.NDArray[np.float64] | None = None,
+) -> npt.NDArray[np.uint8]:
+    """Mark the suspect pixels as 1: the first step to a mask. Parameters are as for `score_mask`; no frame is added."""
+    suspect = np.empty(scores.shape, np.uint8)
+    for rows in row_strips(scores.shape):
+        classes = None if labels is None else valid(labels, frame)[rows]
+        suspect[rows] = weighted_scores(scores[rows], classes, weights) > threshold
+    return suspect
 
 
 def valid(image: npt.NDArray[Any], frame: int) -> npt.NDArray[Any]:
@@ -152,6 +165,16 @@ def assemble_pseudo_gt(mse_sr: Pixels, gan_sr: Pixels, mask: Mask) -> Pixels:
         >>> assemble_pseudo_gt(mse_sr, gan_sr, np.array([[True, False]])).ravel().tolist()
         [7, 9]
     """
+    mse_sr, gan_sr = alike(mse_sr, gan_sr, mask)
+    return np.where(mask if mse_sr.ndim == 2 else mask[:, :, np.newaxis], mse_sr, gan_sr)
+
+
+def alike(mse_sr: Pixels, gan_sr: Pixels, mask: Mask) -> tuple[Pixels, Pixels]:
+    """Bring two results to the same channels, and the MSE result to the depth of the GAN result.
+
+    Raises:
+        ArgumentError: The arrays are not of one image.
+    """
     sizes_fit = mse_sr.shape[:2] == gan_sr.shape[:2] == mask.shape and mse_sr.ndim == gan_sr.ndim
     if not sizes_fit or len({1, *mse_sr.shape[2:], *gan_sr.shape[2:]}) > 2:
         reason = f"is of shape {mse_sr.shape}, but gan_sr of {gan_sr.shape} and the mask of {mask.shape}"
@@ -159,7 +182,8 @@ def assemble_pseudo_gt(mse_sr: Pixels, gan_sr: Pixels, mask: Mask) -> Pixels:
     if mse_sr.dtype != gan_sr.dtype:
         levels = grey_levels(mse_sr) * (257 if gan_sr.dtype == np.uint16 else 1)
         mse_sr = np.rint(levels).astype(gan_sr.dtype)  # type: ignore[assignment]
-    return np.where(mask if mse_sr.ndim == 2 else mask[:, :, np.newaxis], mse_sr, gan_sr)
+    shape = np.broadcast_shapes(mse_sr.shape, gan_sr.shape)
+    return np.broadcast_to(mse_sr, shape), np.broadcast_to(gan_sr, shape)  # type: ignore[return-value]
 
 
 def _filled(binary: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

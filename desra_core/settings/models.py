@@ -19,8 +19,18 @@ from tzlocal import get_localzone_name
 
 from desra_core.detection.detectors import METHODS
 from desra_core.errors import UsageError
-from desra_core.networks.checkpoints import BICUBIC
-from desra_core.settings import STORAGE, USUAL, Detection, Frozen, Heading, MinArea, Mining, path_unless, whole_path
+from desra_core.networks.checkpoints import BICUBIC, Precision
+from desra_core.settings import (
+    STORAGE,
+    USUAL,
+    Detection,
+    Frozen,
+    Heading,
+    MinArea,
+    Mining,
+    path_unless,
+    whole_path,
+)
 
 PERCENTILE = 85.0
 RATE = 0.001
@@ -296,6 +306,55 @@ class Cycling(Mining, Training, Gate):
         json_schema_extra=STORAGE,
     )
     promote: bool = Field(True, description="Make the best model the workspace's current one, if it passes.")
+
+
+class Delivering(Frozen):
+    """Settings of desra deliver, which writes the best result of every photo."""
+
+    verb: ClassVar[str] = "deliver"
+    heading: ClassVar[Heading | None] = None
+
+    photos: Path | None = Field(
+        None,
+        description="Folder of photos; or one photo, or a glob in quotes. By default those of the workspace's latest "
+        "run.",
+    )
+    output: Path = Field(description="Folder to write the pictures to, under the relative paths of the photos.")
+    workspace: Path = Field(
+        default_factory=lambda given: given["output"] / ".desra",
+        description="Workspace of desra mine, detect or cycle, or a new one. By default .desra in the output folder.",
+    )
+    gan_model: Path | None = Field(
+        None,
+        description="Checkpoint of the GAN-trained model; by default the workspace's current model, or what the latest "
+        "desra mine used.",
+    )
+    mse_model: Annotated[str | None, path_unless(BICUBIC)] = Field(
+        None,
+        description="The reference, as of desra mine; by default what the latest desra mine used, the workspace's "
+        "twin, or else bicubic.",
+    )
+    precision: Precision | None = Field(
+        None, description="Number format of inference, as of desra mine; by default that of the latest run, or float32."
+    )
+    repair: Literal["mse", "off"] = Field(
+        "mse", description="Put the MSE model's result in the place of artifacts, or leave them (off)."
+    )
+    strength: float = Field(1.0, ge=0, le=1, description="How much of an artifact to replace.")
+    feather: int = Field(
+        16, ge=1, le=1024, description="Pixels over which a repair fades out, and more where it would show."
+    )
+    trust_map: bool = Field(
+        False,
+        description="Also write a map of each picture to OUTPUT/trust_maps: red where it was repaired, green where it "
+        "is doubtful. Needs both results of every photo.",
+    )
+    format: Literal["png", "jpeg", "webp", "tiff", "avif"] = Field("png", description="Format of the pictures.")
+    quality: int = Field(95, ge=1, le=100, description="Quality of JPEG, WebP and AVIF.")
+    suffix: str = Field("", pattern=r"^[^/]*$", description="Text after the name of each picture, such as _x4.")
+    colour: Literal["source", "srgb"] = Field(
+        "source", description="Colour profile of the pictures: that of the photo, or sRGB."
+    )
 
 
 class Verifying(Frozen):
@@ -601,7 +660,7 @@ def local_timezone() -> str:
 # The settings of each command that has a model of its own.
 SETTINGS: dict[str, type[Frozen]] = {
     **{kind.verb: kind for kind in (Mining, Detection, Twinning, Finetuning, Comparing, Cycling, Serving)},
-    **{kind.verb: kind for kind in (Calibrating, Verifying)},
+    **{kind.verb: kind for kind in (Calibrating, Delivering, Verifying)},
     "benchmark": Benchmarking,
     "benchmark synthetic": SyntheticBenchmarking,
 }

@@ -5,6 +5,8 @@ record. Any process may run a stage again at any time; the stage leaves the same
 journals the record. `read_content` and the functions below it read the inputs of stages: unchanged files, and arrays.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,10 +17,13 @@ import numpy.typing as npt
 from desra_core.detection.class_weights import Weights
 from desra_core.detection.detectors import AppliedDetector, Scores
 from desra_core.detection.mask import score_mask
-from desra_core.errors import ImageError, LostError, TooLargeError, TransientError
+from desra_core.errors import ImageError, LostError, TooLargeError, TransientError, UsageError
 from desra_core.files import digest, read_bytes
 from desra_core.images.codec import Labels, Mask, Photo, Pixels, check_size, decode, decode_labels
-from desra_core.settings import CorpusSettings, detector_of, min_area_pixels
+from desra_core.networks.checkpoints import BICUBIC, load_pair
+from desra_core.networks.super_resolution import super_resolve
+from desra_core.planning.plan import result_keys
+from desra_core.settings import CorpusSettings, Mining, detector_of, min_area_pixels
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import read_array
 from desra_core.workspace.manifest import CHANGED, File, ImageRef
@@ -39,6 +44,8 @@ class StageJob:
     tile: int
     threads: int
     max_pixels: int  # images of more pixels are refused
+    # Called with each photo that is found clean, and its GAN result, of which nothing is stored.
+    on_clean: CleanFunction | None = None
 
     @property
     def detector(self) -> AppliedDetector:
@@ -66,6 +73,7 @@ class StageJob:
 
 
 Stage = Callable[[ImageRef, Record, Workspace, StageJob], Record]
+CleanFunction = Callable[[ImageRef, Photo, Pixels, Workspace, StageJob], None]
 
 
 def run_stage(stage: Stage, image: ImageRef, record: Record, workspace: Workspace, job: StageJob) -> Record:
@@ -128,6 +136,56 @@ def read_content(file: File) -> bytes:
 def read_photo(file: File, max_pixels: int) -> Photo:
     """Decode an image file (raises `desra_core.errors.ImageError`)."""
     return decode(read_content(file), file.path, max_pixels=max_pixels)
+
+
+def infer(
+    image: ImageRef, record: Record, job: StageJob, keys: dict[str, str | None]
+) -> tuple[dict[str, Pixels], Photo | None, Record]:
+    """Infer results of a photo by role, ``mse_sr`` and ``gan_sr``, each of which must have the given key.
+
+    Returns:
+        The results, the photo, None where it had not to be read, and the record with the seconds and the smallest tile.
+
+    Raises:
+        ImageError: The photo cannot be read or upscaled.
+        TransientError: A model has changed since the run was planned.
+    """
+    mining = job.settings
+    assert isinstance(mining, Mining)
+    assert image.lr is not None
+    if not keys:
+        photo = None
+        if record.further_pages is None:  # the record was lost, but not the results
+            photo = read_photo(image.lr, job.max_pixels)
+            record = replace(record, icc_profile=photo.has_icc_profile, further_pages=photo.further_pages)
+        return {}, photo, replace(record, seconds=record.seconds | {"inference": 0.0})
+    models = load_pair(mining.mse_model, mining.gan_model, job.device, mining.engine)
+    photo = read_photo(image.lr, job.max_pixels // models[0].scale ** 2)
+    found_keys = result_keys(mining.mse_model, mining.gan_model, mining.engine)
+    results: dict[str, Pixels] = {}
+    tiles = [] if len(keys) == len(models) else [record.tile]  # the stored result was made with that tile
+    seconds = 0.0
+    for role, key in keys.items():
+        model = models[role == "gan_sr"]
+        if found_keys[role == "gan_sr"] != key:
+            checkpoint = model.path if mining.mse_model != BICUBIC else mining.gan_model
+            raise TransientError(checkpoint, "changed after the run had started", "run again")
+        started = time.perf_counter()
+        try:
+            results[role], tile = super_resolve(model, photo.pixels)
+        except UsageError as error:  # weights that overflow on this photo, maybe on no other
+            reason = f"cannot be upscaled: {error.subject} {error.reason}"
+            raise ImageError(image.path, reason, error.remedy) from None
+        seconds += time.perf_counter() - started
+        tiles.append(tile)
+    record = replace(
+        record,
+        icc_profile=photo.has_icc_profile,
+        further_pages=photo.further_pages,
+        tile=min((tile for tile in tiles if tile), default=None),
+        seconds=record.seconds | {"inference": round(seconds, 4)},
+    )
+    return results, photo, record
 
 
 def read_gan_sr(image: ImageRef, workspace: Workspace, key: str | None, max_pixels: int) -> Pixels:

@@ -1,16 +1,11 @@
 """Super-resolution: infer the results of a photo that are not stored yet, and compare the pair in memory."""
 
-import time
 from dataclasses import replace
 from typing import Any
 
-from desra_core.errors import ImageError, TransientError, UsageError
-from desra_core.images.codec import Pixels
-from desra_core.networks.checkpoints import BICUBIC, load_pair
-from desra_core.networks.super_resolution import super_resolve
-from desra_core.planning.plan import result_keys
+from desra_core.networks.checkpoints import load_pair
 from desra_core.settings import Mining
-from desra_core.stages import StageJob, read_photo
+from desra_core.stages import StageJob, infer
 from desra_core.stages.similarity import compare, is_suspect, proven_clean
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import find_array, write_array
@@ -42,60 +37,16 @@ def super_resolution_stage(image: ImageRef, record: Record, workspace: Workspace
     found = {role: find_array(workspace, image.id, role, key=key) for role, key in keys.items()}
     stored = {role: array for role, array in found.items() if array is not None}
     lacking = {role: keys[role] for role in keys if role not in stored}
-    inferred, photo, record = _inferred(image, record, job, lacking)
+    inferred, photo, record = infer(image, record, job, lacking)
     pair = stored | inferred
-    made = compare(image, pair["mse_sr"], pair["gan_sr"], record, workspace, job, photo)
+    made = compare(image, pair["mse_sr"], pair["gan_sr"], record, workspace, job, photo and photo.pixels)
     pair_needed = made.artifact_pixels is None or target.keep == "all"  # None: it may have artifacts
     for role, is_needed in (("mse_sr", pair_needed or target.keep_mse), ("gan_sr", pair_needed or bool(later))):
         if is_needed and role in inferred:
             write_array(workspace, image.id, role, inferred[role], key=keys[role] or "")
+    if job.on_clean and human is None and made.artifact_pixels == 0 and photo is not None:
+        job.on_clean(image, photo, pair["gan_sr"], workspace, job)
     return made
-
-
-def _inferred(
-    image: ImageRef, record: Record, job: StageJob, keys: dict[str, str | None]
-) -> tuple[dict[str, Pixels], Pixels | None, Record]:
-    """Infer the results of these keys; returns the photo too, None where it had not to be read.
-
-    The record gets the seconds and the smallest tile of the pair.
-    """
-    mining = job.settings
-    assert isinstance(mining, Mining)
-    assert image.lr is not None
-    if not keys:
-        pixels = None
-        if record.further_pages is None:  # the record was lost, but not the results
-            photo = read_photo(image.lr, job.max_pixels)
-            pixels = photo.pixels
-            record = replace(record, icc_profile=photo.has_icc_profile, further_pages=photo.further_pages)
-        return {}, pixels, replace(record, seconds=record.seconds | {"inference": 0.0})
-    models = load_pair(mining.mse_model, mining.gan_model, job.device, mining.engine)
-    photo = read_photo(image.lr, job.max_pixels // models[0].scale ** 2)
-    found_keys = result_keys(mining.mse_model, mining.gan_model, mining.engine)
-    results: dict[str, Pixels] = {}
-    tiles = [] if len(keys) == len(models) else [record.tile]  # the stored result was made with that tile
-    seconds = 0.0
-    for role, key in keys.items():
-        model = models[role == "gan_sr"]
-        if found_keys[role == "gan_sr"] != key:
-            checkpoint = model.path if mining.mse_model != BICUBIC else mining.gan_model
-            raise TransientError(checkpoint, "changed after the run had started", "run again")
-        started = time.perf_counter()
-        try:
-            results[role], tile = super_resolve(model, photo.pixels)
-        except UsageError as error:  # weights that overflow on this photo, maybe on no other
-            reason = f"cannot be upscaled: {error.subject} {error.reason}"
-            raise ImageError(image.path, reason, error.remedy) from None
-        seconds += time.perf_counter() - started
-        tiles.append(tile)
-    record = replace(
-        record,
-        icc_profile=photo.has_icc_profile,
-        further_pages=photo.further_pages,
-        tile=min((tile for tile in tiles if tile), default=None),
-        seconds=record.seconds | {"inference": round(seconds, 4)},
-    )
-    return results, photo.pixels, record
 
 
 def _is_known_clean(image: ImageRef, record: Record, workspace: Workspace, job: StageJob, later: list[Product]) -> bool:

@@ -122,6 +122,12 @@ class Workspace:
     pages = _Below("pages")  # NAME.html: about single images (desra report --pages)
     calibration = _Named("calibration/{}")  # by key: histograms of similarity by class, one per shard (desra calibrate)
 
+    # By key of an output folder, and number of a shard: what desra deliver has written there; and for a shard in
+    # progress a folder with a JSON file per image.
+    deliveries = _Below("deliveries")
+    delivered = _Named("deliveries/{}/{:08d}.parquet")
+    delivery_journal = _Named("deliveries/{}/{:08d}")
+
     twin = _Below("twin/twin.pth")  # the MSE twin that the GAN model is compared with, where none is given
     split = _Below("split.parquet")  # the pool of each image that was ever asked for: training or held-out
     gathered = _Below("gathered.json")  # the images with artifacts that the latest finetune could choose from

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+import desra_core.stages as module
 from desra_core.detection.class_weights import load_weights
 from desra_core.errors import ImageError, TransientError, UsageError
 from desra_core.files import digest
@@ -18,7 +19,6 @@ from desra_core.networks.checkpoints import load_pair
 from desra_core.planning.plan import result_key
 from desra_core.settings import Mining
 from desra_core.stages import StageJob, run_stage
-from desra_core.stages import super_resolution as module
 from desra_core.stages.mask import mask_stage
 from desra_core.stages.super_resolution import super_resolution_stage
 from desra_core.workspace import DATASET, Workspace

@@ -1,0 +1,186 @@
+"""Write the picture of an image, its artifacts repaired, and the map of where to trust it.
+
+Workers call `deliver_clean` while a photo is mined and its result is in memory, and `deliver_image` for other images.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from desra_core.delivery.plan import Order, delivery_key, map_path, mask_of, picture_path, place_of
+from desra_core.detection.detectors import DetectorInputs
+from desra_core.detection.mask import suspects
+from desra_core.detection.repair import Share, repair
+from desra_core.errors import ImageError
+from desra_core.files import as_json, checksum, read_checked, replace_file, storage_errors
+from desra_core.images.codec import Mask, Photo, Pixels, check_size, decode, decode_mask, encode_png
+from desra_core.images.delivery import encode_picture, read_origin
+from desra_core.networks.super_resolution import resize_alpha
+from desra_core.settings.models import Delivering
+from desra_core.stages import StageJob, infer, read_content, read_labels, read_photo
+from desra_core.workspace import Workspace
+from desra_core.workspace.arrays import find_array
+from desra_core.workspace.manifest import ImageRef
+
+
+def deliver_clean(
+    image: ImageRef, photo: Photo, gan_sr: Pixels, workspace: Workspace, job: StageJob, delivering: Delivering
+) -> None:
+    """Deliver a photo without artifacts from its result in memory (raises as `deliver_image`)."""
+    assert image.lr is not None
+    key = delivery_key(delivering, job.target, image.id, None)
+    files = _files(image, read_content(image.lr), photo, gan_sr, None, None, delivering)
+    if not _in_the_way(files):  # else `deliver_image` decides, which knows whose file it is
+        _write(image, files, key, "inferred", gan_sr.shape, workspace, delivering)
+
+
+def deliver_image(image: ImageRef, order: Order, workspace: Workspace, job: StageJob, delivering: Delivering) -> None:
+    """Deliver an image at all its names: write its pictures, and before them an entry in the journal.
+
+    Raises:
+        ImageError: A file cannot be read or written, has changed, or is in the way.
+        TransientError: Storage failed, or a file changed since the scan.
+    """
+    file = image.gan_sr or image.lr
+    assert file is not None
+    data = read_content(file)
+    photo = decode(data, file.path, max_pixels=job.max_pixels)
+    mask = _mask(image, order, workspace) if mask_of(order.record, order.human) else None
+    repaired = mask is not None and delivering.repair != "off"
+    pair, origin = _results(image, order, workspace, job, pair=repaired or delivering.trust_map)
+    doubt = None
+    if delivering.trust_map:
+        doubt = _suspects(image, order, pair, photo, workspace, job)
+        if mask is not None:
+            doubt &= ~mask
+    pixels, share = pair["gan_sr"], None
+    if repaired:
+        assert mask is not None
+        check_size(mask, image.path, "run desra mine or detect again", pixels.shape[:2])
+        pixels, share = repair(pair["mse_sr"], pixels, mask, feather=delivering.feather, strength=delivering.strength)
+    files = _files(image, data, photo, pixels, share, doubt, delivering)
+    if not order.known and (path := _in_the_way(files)):
+        raise ImageError(path, "is in the way: desra deliver has not written it", "move it, or name another --output")
+    repaired_pixels = 0 if share is None else int(np.count_nonzero(share))
+    doubtful = None if doubt is None else int(doubt.sum())
+    _write(image, files, order.key, origin, pixels.shape, workspace, delivering, repaired_pixels, doubtful)
+
+
+def _results(
+    image: ImageRef, order: Order, workspace: Workspace, job: StageJob, *, pair: bool
+) -> tuple[dict[str, Pixels], str]:
+    """Get the GAN result of an image, or both results, and where they came from, as in `DELIVERED`."""
+    roles = ("mse_sr", "gan_sr") if pair else ("gan_sr",)
+    if image.gan_sr is not None:
+        files = {"mse_sr": image.mse_sr, "gan_sr": image.gan_sr}
+        return {role: read_photo(file, job.max_pixels).pixels for role in roles if (file := files[role])}, "files"
+    keys = {"mse_sr": job.target.mse_sr_key, "gan_sr": job.target.gan_sr_key}
+    found = {role: find_array(workspace, image.id, role, key=keys[role]) for role in roles}
+    stored: dict[str, Pixels] = {role: array for role, array in found.items() if array is not None}
+    inferred, _, _ = infer(image, order.record, job, {role: keys[role] for role in roles if role not in stored})
+    return stored | inferred, "inferred" if inferred else "stored"
+
+
+def _mask(image: ImageRef, order: Order, workspace: Workspace) -> Mask:
+    """Read the mask that counts, that of a person before that of the detector."""
+    if order.human is not None:
+        return order.human.read()
+    path = workspace.mask(image.names[0])
+    return decode_mask(read_checked(path, order.record.checksums.get("masks")), path)
+
+
+def _suspects(
+    image: ImageRef, order: Order, pair: dict[str, Pixels], photo: Photo, workspace: Workspace, job: StageJob
+) -> Mask:
+    """Mark the pixels whose score is above the threshold, ``(H, W)`` bool; without labels every class weighs 1."""
+    shape = pair["gan_sr"].shape[:2]
+    labels = read_labels(image, order.record, workspace, job.target.segmentation_key, job.max_pixels)
+    similarity = find_array(workspace, image.id, "similarity", key=job.target.similarity_key)
+    if similarity is not None:
+        scores = -similarity
+    else:
+        lr = photo.pixels if image.gan_sr is None else image.lr and read_photo(image.lr, job.max_pixels).pixels
+        inputs = DetectorInputs(pair["mse_sr"], pair["gan_sr"], lr, labels)
+        scores = job.detector.score(image.path, inputs, job.settings.window, job.tile, job.threads)
+    frame = (shape[0] - scores.shape[0]) // 2
+    limit = -np.float64(job.target.threshold)
+    suspect = suspects(scores, frame, threshold=limit, labels=labels, weights=job.class_weights)
+    return np.pad(suspect, frame).astype(np.bool_)
+
+
+def _files(
+    image: ImageRef,
+    data: bytes,
+    photo: Photo,
+    pixels: Pixels,
+    share: Share | None,
+    doubt: Mask | None,
+    delivering: Delivering,
+) -> dict[Path, bytes]:
+    """Encode the picture of an image, and its map where there is one; return the files, the picture's first.
+
+    Args:
+        image: The image.
+        data, photo: Its file, whose profile and metadata the picture takes over, and what that decodes to.
+        pixels: ``(H, W, C)`` of the picture.
+        share, doubt: ``(H, W)``: the share of the MSE result, and the doubtful pixels; None for none.
+        delivering: Where and how to write.
+    """
+    height, width = pixels.shape[:2]
+    alpha = photo.alpha
+    if alpha is not None and alpha.shape != (height, width):
+        alpha = resize_alpha(alpha, height // alpha.shape[0])
+    origin, colour = read_origin(data, image.path), delivering.colour
+    encoded = encode_picture(pixels, alpha, delivering.format, quality=delivering.quality, origin=origin, colour=colour)
+    files = {delivering.output / picture_path(delivering, name): encoded for name in image.names}
+    if delivering.trust_map:
+        trust = np.zeros((height, width, 3), np.uint8)
+        if share is not None:
+            trust[:, :, 0] = np.rint(share * 255)
+        if doubt is not None:
+            trust[:, :, 1] = doubt * np.uint8(255)
+        files |= dict.fromkeys((delivering.output / map_path(name) for name in image.names), encode_png(trust))
+    return files
+
+
+def _in_the_way(files: Mapping[Path, bytes]) -> Path | None:
+    """Find a file that is there with another content."""
+    for path, content in files.items():
+        with storage_errors(path):
+            if path.exists() and (path.stat().st_size != len(content) or path.read_bytes() != content):
+                return path
+    return None
+
+
+def _write(
+    image: ImageRef,
+    files: Mapping[Path, bytes],
+    key: str,
+    results: str,
+    shape: tuple[int, ...],
+    workspace: Workspace,
+    delivering: Delivering,
+    repaired: int = 0,
+    doubtful: int | None = None,
+) -> None:
+    """Write the files of an image, and before them an entry in the journal, by which they are known to be ours.
+
+    A worker whose run has ended fails at that entry.
+    """
+    encoded = next(iter(files.values()))
+    row = {
+        "names": image.names,
+        "id": image.id,
+        "key": key,
+        "results": results,
+        "height": shape[0],
+        "width": shape[1],
+        "repaired": repaired,
+        "doubtful": doubtful,
+        "bytes": len(encoded),
+        "checksum": checksum(encoded),
+    }
+    workspace.publish(workspace.delivery_journal(place_of(delivering), image.shard) / f"{image.id}.json", as_json(row))
+    for path, content in files.items():
+        replace_file(path, content)

@@ -1,0 +1,260 @@
+"""Plan what desra deliver writes: which pictures an output folder lacks, and under which key each was made.
+
+The workspace has a table per output folder and shard. Of a shard in progress, workers write a JSON file per image
+before they write its pictures, so a picture without an entry is somebody else's, and is never written over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from desra_core.errors import UsageError
+from desra_core.evaluation.table import counted
+from desra_core.files import fingerprint, parse_json, paths_in, read_bytes, replace_file
+from desra_core.gate.model_registry import current_model
+from desra_core.networks.checkpoints import BICUBIC
+from desra_core.planning.plan import COLUMNS, Standing, lacks_twin, load_settings, target_of
+from desra_core.settings import CorpusSettings, Detection, Mining
+from desra_core.settings.models import Delivering
+from desra_core.workspace import Workspace, as_parquet, read_table
+from desra_core.workspace.human_masks import HumanMask, read_human_masks
+from desra_core.workspace.manifest import ImageRef, asked_for, image_refs, read_manifest
+from desra_core.workspace.products import Record, Target, read_records, read_shard
+
+# Raise it when the meaning or a bit of a picture changes: all are written again.
+DELIVERY_VERSION = 1
+TABLE = "delivered.parquet"
+SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif", "avif": ".avif"}
+
+# A row per picture. ``path`` is relative to the output folder. ``results`` says where the results came from: ``files``,
+# ``stored`` in the workspace, or ``inferred`` for the picture. ``repaired`` counts the pixels that hold anything of the
+# MSE result, ``doubtful`` those that are green in the trust map; it is null where there is no map.
+DELIVERED = pa.schema(
+    [pa.field(name, pa.string()) for name in ("image", "id", "path", "key", "results")]
+    + [pa.field(name, pa.int32()) for name in ("height", "width")]
+    + [pa.field(name, pa.int64()) for name in ("repaired", "doubtful", "bytes")]
+    + [pa.field("checksum", pa.string())]
+)
+
+
+class Order(NamedTuple):
+    """What a worker must know to deliver an image.
+
+    Attributes:
+        record: The record of the image.
+        human: Its mask by a person.
+        key: The key of its picture.
+        known: Whether its pictures may replace files that are there, because desra deliver has written these.
+    """
+
+    record: Record
+    human: HumanMask | None
+    key: str
+    known: bool
+
+
+class Pictures(NamedTuple):
+    """How many pictures an output folder has of a corpus, and how many of them are repaired."""
+
+    written: int
+    repaired: int
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        return f"{counted(self.written, 'picture')}, {self.repaired} of them repaired"
+
+
+class Deliveries:
+    """The pictures of a corpus in an output folder, shard by shard: of all images that have a current mask."""
+
+    def __init__(self, workspace: Workspace, delivering: Delivering, target: Target, limit: int | None) -> None:
+        self.workspace = workspace
+        self.settings = delivering
+        self.target = target
+        self.place = place_of(delivering)
+        rows = asked_for(read_manifest(workspace)).slice(0, limit)
+        standing = Standing(rows, read_records(workspace, COLUMNS), target)
+        self._rows = rows.filter(pa.array(standing.current & ~standing.failed))
+        self._human = read_human_masks(workspace, target.gan_sr_key)
+        # A photo that has changed may be in another shard than the one that it was delivered in.
+        tables = (
+            read_table(path, DELIVERED, ["image"]) for path in paths_in(workspace.deliveries / self.place, "*.parquet")
+        )
+        self._known = pa.concat_tables([DELIVERED.empty_table().select(["image"]), *tables])["image"].combine_chunks()
+        self.shards: list[int] = sorted(self._rows["shard"].unique().to_pylist())
+
+    def work(self, number: int) -> list[tuple[ImageRef, Order]]:
+        """List the images of a shard that lack a picture."""
+        delivered = {row["image"]: row for row in self.table(number).to_pylist()}
+        records = read_shard(self.workspace, number)
+        rows = self._rows.filter(pc.equal(self._rows["shard"], number))
+        known = delivered.keys() | set(rows["name"].filter(pc.is_in(rows["name"], self._known)).to_pylist())
+        work = []
+        for image in image_refs(rows):
+            record, human = records[image.id], self._human.get(image.id)
+            key = delivery_key(self.settings, self.target, image.id, mask_of(record, human))
+            if not all(self._is_there(delivered.get(name), key, name) for name in image.names):
+                work.append((image, Order(record, human, key, known.issuperset(image.names))))
+        return work
+
+    def missing(self) -> dict[int, int]:
+        """Count the images that lack a picture, by shard."""
+        counts = {number: len(self.work(number)) for number in self.shards}
+        return {number: count for number, count in counts.items() if count}
+
+    def inferred_again(self) -> tuple[int, float]:
+        """Count the images whose GAN result is not kept, and estimate the seconds of a worker to infer one again."""
+        if not self.target.super_resolves:
+            return 0, 0.0
+        count, seconds = 0, []
+        for number in self.shards:
+            for image, order in self.work(number):
+                if not (self.workspace.group(image.id) / "gan_sr").exists():
+                    count += 1
+                    seconds.append(order.record.seconds.get("inference", 0.0))
+        # Mining inferred two results of each.
+        return count, sum(seconds) / max(1, count) / 2
+
+    def most_pixels(self) -> int:
+        """Return the number of pixels of the largest picture."""
+        records = read_records(self.workspace, ["id", "height", "width"])
+        sizes = records.filter(pc.is_in(records["id"], self._rows["id"].combine_chunks()))
+        return int(pc.max(pc.multiply(sizes["height"].cast("int64"), sizes["width"])).as_py() or 0)
+
+    def some_files(self) -> list[Path]:
+        """List the files of the first and the last of the images."""
+        return [path for image in image_refs(self._rows.take([0, -1 % self._rows.num_rows])) for path in image.files]
+
+    def table(self, number: int) -> pa.Table:
+        """Read what was delivered of a shard (schema `DELIVERED`), its journal included."""
+        table = read_table(self.workspace.delivered(self.place, number), DELIVERED)
+        rows: list[dict[str, Any]] = []
+        for path in paths_in(self.workspace.delivery_journal(self.place, number), "*.json"):
+            with contextlib.suppress(ValueError, TypeError, LookupError, pa.ArrowException):
+                row = parse_json(read_bytes(path))
+                names = row.pop("names")
+                new = [row | {"image": name, "path": str(picture_path(self.settings, name))} for name in names]
+                rows += pa.Table.from_pylist(new, DELIVERED).to_pylist()
+        if not rows:
+            return table
+        journaled = pa.Table.from_pylist(rows, DELIVERED)
+        older = table.filter(pc.invert(pc.is_in(table["image"], journaled["image"].combine_chunks())))
+        return pa.concat_tables([older, journaled]).sort_by("image")
+
+    def gather(self, number: int) -> None:
+        """Turn the journal of a shard into its table."""
+        journal = self.workspace.delivery_journal(self.place, number)
+        if journal.exists():
+            self.workspace.publish_table(self.workspace.delivered(self.place, number), self.table(number))
+            shutil.rmtree(journal, ignore_errors=True)
+
+    def publish(self) -> Pictures:
+        """Write the table of all pictures into the output folder, and count them."""
+        for number in self.shards:
+            self.gather(number)
+        tables = [self.table(number) for number in self.shards]
+        table = pa.concat_tables([DELIVERED.empty_table(), *tables])
+        names, ids = (self._rows[column].combine_chunks() for column in ("name", "id"))
+        now = ids.take(pc.index_in(table["image"].combine_chunks(), names))
+        table = table.filter(pc.equal(table["id"], now)).sort_by("image").combine_chunks()
+        replace_file(self.settings.output / TABLE, as_parquet(table))
+        return Pictures(table.num_rows, pc.sum(pc.greater(table["repaired"], 0)).as_py() or 0)
+
+    def _is_there(self, row: dict[str, Any] | None, key: str, name: str) -> bool:
+        """Check whether a picture and its map are in the output folder."""
+        path = picture_path(self.settings, name)
+        if row is None or row["key"] != key or row["path"] != str(path):
+            return False
+        with contextlib.suppress(OSError):
+            whole = (self.settings.output / path).stat().st_size == row["bytes"]
+            return whole and (not self.settings.trust_map or (self.settings.output / map_path(name)).exists())
+        return False
+
+
+def plan_deliveries(delivering: Delivering, corpus: CorpusSettings) -> Deliveries:
+    """Find the images of a corpus that can be delivered (raises `UsageError`: as `target_of`)."""
+    return Deliveries(Workspace(corpus.workspace), delivering, target_of(corpus)[0], corpus.limit)
+
+
+def delivery_key(delivering: Delivering, target: Target, image_id: str, mask: str | None) -> str:
+    """Make the key of a picture from all that goes into it.
+
+    Args:
+        delivering: How to write pictures.
+        target: The settings of detection and the models.
+        image_id: The content of the photo, or of the pair of results.
+        mask: Identifies the mask of the artifacts; None where it is empty.
+    """
+    repair = (target.mse_sr_key, mask, delivering.feather, delivering.strength)
+    return fingerprint(
+        "delivery",
+        DELIVERY_VERSION,
+        image_id,
+        target.gan_sr_key,
+        repair if mask and delivering.repair != "off" else None,
+        (target.mse_sr_key, mask, target.mask_key) if delivering.trust_map else None,
+        *(getattr(delivering, name) for name in ("format", "quality", "colour")),
+    )
+
+
+def mask_of(record: Record, human: HumanMask | None) -> str | None:
+    """Identify the mask that counts for an image, a person's before the detector's; None where it is empty."""
+    if human is not None:
+        return human.checksum or str(human.path) if human.pixels else None
+    return (record.checksums.get("masks") or record.mask_key) if record.artifact_pixels else None
+
+
+def picture_path(delivering: Delivering, name: str) -> Path:
+    """Return the path of the picture of an image in the output folder."""
+    return Path(f"{name}{delivering.suffix}{SUFFIXES[delivering.format]}")
+
+
+def map_path(name: str) -> Path:
+    """Return the path of the trust map of an image in the output folder."""
+    return Path("trust_maps", f"{name}.png")
+
+
+def place_of(delivering: Delivering) -> str:
+    """Name the folder of what is known about an output folder."""
+    return fingerprint("output", str(delivering.output.absolute()))
+
+
+def corpus_of(delivering: Delivering) -> CorpusSettings:
+    """Make the settings of the run that precedes a delivery: those of the latest run, with the workspace's current model.
+
+    Raises:
+        UsageError: No photos or no model are known, or the workspace belongs to desra detect, which has results.
+    """
+    workspace = Workspace(delivering.workspace)
+    given: dict[str, Any] = {
+        name: getattr(delivering, name) for name in ("photos", "gan_model", "mse_model", "precision")
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if not workspace.settings.exists():
+        for name, flag in (("photos", "PHOTOS"), ("gan_model", "--gan-model")):
+            if name not in given:
+                reason = f"is not given, and {workspace.root} is no workspace with a run in it"
+                raise UsageError(flag, reason, "give it, or the --workspace of desra mine, detect or cycle")
+        corpus: CorpusSettings = Mining(workspace=workspace.root, **given)
+    else:
+        corpus, _ = load_settings(workspace)
+        if isinstance(corpus, Detection) and given:
+            reason = "belongs to runs of desra detect, whose results are files"
+            raise UsageError(workspace.root, reason, "leave out photos and models, or name another workspace")
+        current = current_model(workspace)
+        if current and isinstance(corpus, Mining):
+            given = {"gan_model": current} | given
+        corpus = type(corpus)(**(corpus.model_dump() | given | {"workspace": workspace.root}))
+    if isinstance(corpus, Mining) and "mse_model" not in given and lacks_twin(corpus):
+        corpus = corpus.model_copy(update={"mse_model": BICUBIC})
+    for folder in corpus.sources.folders.values():
+        if delivering.output.resolve().is_relative_to(folder.resolve()):
+            reason = f"lies inside {folder}, whose pictures the next run would take for photos"
+            raise UsageError(delivering.output, reason, "name a folder outside of it")
+    return corpus

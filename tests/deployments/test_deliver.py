@@ -1,0 +1,211 @@
+"""``desra deliver`` as its users meet it: pictures whose artifacts are repaired, once, under the photos' paths."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import pytest
+
+from desra_core.detection.repair import repair
+from desra_core.images.codec import read_image
+from desra_core.networks.checkpoints import load_model
+from desra_core.networks.super_resolution import super_resolve
+from tests.conftest import desra_command, photo
+
+Array = npt.NDArray[np.generic]
+
+
+@pytest.fixture
+def models(make_models, tmp_path: Path) -> tuple[Path, Path]:
+    return make_models(tmp_path / "models")
+
+
+def pictures(output: Path) -> dict[str, bytes]:
+    """Return all files of an output folder by relative path."""
+    files = (path for path in output.rglob("*") if path.is_file())
+    return {str(path.relative_to(output)): path.read_bytes() for path in files}
+
+
+def expected(photo_path: Path, models: tuple[Path, Path], mask: Array | None) -> Array:
+    """The GAN result of a photo, with the MSE result in the place of its mask."""
+    mse_sr, gan_sr = (super_resolve(load_model(model), read_image(photo_path)).pixels for model in models)
+    return gan_sr if mask is None else repair(mse_sr, gan_sr, mask).pixels
+
+
+def test_photos_become_repaired_pictures(desra, make_photos, models, tmp_path) -> None:
+    names = make_photos(tmp_path / "photos", 6)
+    mse, gan = models
+    output = tmp_path / "out"
+    command = ("deliver", tmp_path / "photos", "--gan-model", gan, "--mse-model", mse, "--output", output)
+    run = desra(*command)
+    assert run.returncode == 0, run.stderr
+    assert f"pictures {output} (6 pictures, 4 of them repaired)" in run.stdout
+    workspace = output / ".desra"
+    for name in names:
+        mask = read_image(workspace / f"masks/{name}.png")[:, :, 0] > 0
+        wanted = expected(tmp_path / f"photos/{name}.png", models, mask if mask.any() else None)
+        assert (read_image(output / f"{name}.png") == wanted).all()
+    table = pq.read_table(output / "delivered.parquet").to_pylist()
+    assert [row["image"] for row in table] == sorted(names)
+    assert all((output / row["path"]).stat().st_size == row["bytes"] for row in table)
+    # Clean photos are delivered while they are mined, the others from what mining has kept.
+    assert {(row["repaired"] > 0, row["results"]) for row in table} == {(True, "stored"), (False, "inferred")}
+
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*.png")}
+    again = desra(*command)
+    assert (again.returncode, "nothing to do: 6 of 6 images done" in again.stdout) == (0, True), again.stderr
+    assert "starting Prefect" not in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*.png")} == before
+
+    # The workspace alone is enough; what was not kept is inferred again, and the pictures are the same.
+    elsewhere = desra("deliver", "--workspace", workspace, "--output", tmp_path / "other", "--suffix", "_x4")
+    assert elsewhere.returncode == 0, elsewhere.stderr
+    assert "results that were not kept, inferred again: 2" in elsewhere.stderr
+    for name in names:
+        assert (tmp_path / f"other/{name}_x4.png").read_bytes() == (output / f"{name}.png").read_bytes()
+    assert desra("verify", "--workspace", workspace).returncode == 0
+
+    # A photo that came, one that changed, and a picture that was lost.
+    assert cv2.imwrite(str(tmp_path / "photos/new.png"), photo(7, bright=True))
+    assert cv2.imwrite(str(tmp_path / f"photos/{names[0]}.png"), photo(8, bright=True))
+    (output / f"{names[1]}.png").unlink()
+    changed = desra(*command)
+    assert (changed.returncode, f"pictures {output} (7 pictures, 6 of them repaired)" in changed.stdout) == (0, True), (
+        changed.stderr + changed.stdout
+    )
+    written = {str(path.relative_to(output)) for path in output.rglob("*.png")
+               if path.stat().st_mtime_ns != before.get(path) and ".desra" not in path.parts}  # fmt: skip
+    assert written == {"new.png", f"{names[0]}.png", f"{names[1]}.png"}
+
+
+def test_repairs_follow_people_strength_and_the_switch(desra, make_photos, models, tmp_path) -> None:
+    (name, *_) = make_photos(tmp_path / "photos", 2)[1:]
+    mse, gan = models
+    workspace, photo_path = tmp_path / "ws", tmp_path / f"photos/{name}.png"
+    mined = desra("mine", tmp_path / "photos", "--gan-model", gan, "--mse-model", mse, "--workspace", workspace)
+    assert mined.returncode == 0, mined.stderr
+    mask = read_image(workspace / f"masks/{name}.png")[:, :, 0] > 0
+    mse_sr, gan_sr = (super_resolve(load_model(model), read_image(photo_path)).pixels for model in models)
+
+    def delivered(*flags: object) -> Array:
+        run = desra("deliver", "--workspace", workspace, "--output", tmp_path / "out", *flags)
+        assert run.returncode == 0, run.stderr
+        return read_image(tmp_path / f"out/{name}.png")
+
+    assert (delivered("--repair", "off") == gan_sr).all()
+    assert (delivered("--strength", 0.5) == repair(mse_sr, gan_sr, mask, strength=0.5).pixels).all()
+    assert (delivered("--feather", 3) == repair(mse_sr, gan_sr, mask, feather=3).pixels).all()
+
+    picture = delivered("--trust-map")
+    share = repair(mse_sr, gan_sr, mask).share
+    trust = read_image(tmp_path / f"out/trust_maps/{name}.png")
+    assert (trust[:, :, 0] == np.rint(share * 255)).all()
+    assert not trust[mask][:, 1].any()  # what is repaired is not in doubt
+    assert (picture == repair(mse_sr, gan_sr, mask).pixels).all()
+
+    shape = {"label": "artifact", "shape_type": "rectangle", "points": [[6, 4], [60, 40]], "flags": {}}
+    size = {"imageHeight": mask.shape[0], "imageWidth": mask.shape[1]}
+    drawn = tmp_path / f"drawn/{name}.json"
+    drawn.parent.mkdir(parents=True)
+    drawn.write_text(json.dumps({"imagePath": f"{name}.png", "imageData": None, "shapes": [shape], **size}))
+    imported = desra("import", "labelme", tmp_path / "drawn", "--workspace", workspace)
+    assert imported.returncode == 0, imported.stderr
+    human = read_image(workspace / f"human/{name}.png")[:, :, 0] > 0
+    assert (delivered() == repair(mse_sr, gan_sr, human).pixels).all()
+
+
+def test_pairs_of_result_files_are_delivered(desra, make_pairs, tmp_path) -> None:
+    make_pairs(tmp_path, 3)
+    workspace = tmp_path / "ws"
+    folders = ("--mse-sr", tmp_path / "mse_sr", "--gan-sr", tmp_path / "gan_sr")
+    assert desra("detect", *folders, "--workspace", workspace, "--min-area", "300").returncode == 0
+    run = desra("deliver", "--workspace", workspace, "--output", tmp_path / "out")
+    assert run.returncode == 0, run.stderr
+    masks = {str(path.relative_to(workspace / "masks")): read_image(path)[:, :, 0] > 0
+             for path in (workspace / "masks").rglob("*.png")}  # fmt: skip
+    assert len(masks) == 3
+    assert any(mask.any() for mask in masks.values())
+    for name, mask in masks.items():
+        mse_sr, gan_sr = (read_image(tmp_path / role / name) for role in ("mse_sr", "gan_sr"))
+        assert (read_image(tmp_path / "out" / name) == repair(mse_sr, gan_sr, mask).pixels).all()
+    assert set(pq.read_table(tmp_path / "out/delivered.parquet")["results"].to_pylist()) == {"files"}
+
+    refused = desra("deliver", tmp_path / "gan_sr", "--workspace", workspace, "--output", tmp_path / "out")
+    assert (refused.returncode, "belongs to runs of desra detect" in refused.stderr) == (2, True)
+
+
+def test_files_of_others_are_never_written_over(desra, make_photos, models, tmp_path) -> None:
+    names = make_photos(tmp_path / "photos", 3)
+    mse, gan = models
+    output = tmp_path / "out"
+    (output / "set0").mkdir(parents=True)
+    mine = output / f"{names[0]}.png"
+    mine.write_bytes(b"mine")
+    given = ("--gan-model", gan, "--mse-model", mse)
+    run = desra("deliver", tmp_path / "photos", *given, "--workspace", tmp_path / "ws", "--output", output)
+    assert run.returncode == 1
+    assert f"{mine}: is in the way: desra deliver has not written it; move it, or name another --output" in run.stderr
+    assert mine.read_bytes() == b"mine"
+    assert len(pictures(output)) == 4  # with the table
+    mine.unlink()
+    run = desra("deliver", "--workspace", tmp_path / "ws", "--output", output)
+    assert (run.returncode, len(pictures(output))) == (0, 4), run.stderr
+
+
+def test_what_cannot_be_is_one_line(desra_here, make_photos, models, tmp_path) -> None:
+    make_photos(tmp_path / "photos", 1)
+    photos, output = tmp_path / "photos", ("--output", tmp_path / "out")
+    for arguments, words in (
+        ((photos, *output), "--gan-model: is not given"),
+        (output, "PHOTOS: is not given"),
+        ((photos, "--gan-model", models[1], "--output", photos / "out"), "the next run would take for photos"),
+        ((photos, "--gan-model", models[1], "--output", photos), "the next run would take for photos"),
+        ((photos, "--gan-model", models[1], *output, "--suffix", "a/b"), "--suffix"),
+        ((photos, "--gan-model", models[1], *output, "--format", "gif"), "--format"),
+    ):
+        run = desra_here("deliver", *arguments)
+        assert (run.returncode, words in run.stderr) == (2, True), run.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_killed_it_goes_on(make_photos, models, prefect_environment, tmp_path) -> None:
+    make_photos(tmp_path / "photos", 30)
+    mse, gan = models
+
+    def command(output: Path) -> list[str]:
+        given = ("--gan-model", gan, "--mse-model", mse, "--output", output)
+        return desra_command("deliver", tmp_path / "photos", *given, "--workspace", output.with_suffix(".ws"))
+
+    undisturbed = subprocess.run(command(tmp_path / "whole"), env=prefect_environment, capture_output=True, text=True)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    for pause, count in ((0.0, 1), (0.3, 12), (0.1, 25)):
+        run = subprocess.Popen(command(tmp_path / "out"), env=prefect_environment, start_new_session=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        until = time.monotonic() + 120
+        while run.poll() is None and len(pictures(tmp_path / "out")) < count and time.monotonic() < until:
+            time.sleep(0.02)
+        time.sleep(pause)
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+    last = subprocess.run(command(tmp_path / "out"), env=prefect_environment, capture_output=True, text=True)
+    assert last.returncode == 0, last.stderr
+    found, wanted = pictures(tmp_path / "out"), pictures(tmp_path / "whole")
+    table = found.pop("delivered.parquet"), wanted.pop("delivered.parquet")
+    assert found == wanted
+    (tmp_path / "tables").mkdir()
+    rows = []
+    for index, data in enumerate(table):
+        (tmp_path / f"tables/{index}").write_bytes(data)
+        rows.append(pq.read_table(tmp_path / f"tables/{index}").drop_columns(["results"]).to_pylist())
+    assert rows[0] == rows[1]
