@@ -45,7 +45,7 @@ ARROWS = {
     "benchmarking": "images detection networks workspace settings stages evaluation",
     "training": "images detection networks workspace settings planning evaluation",
     "gate": "images detection networks workspace settings planning stages evaluation training",
-    "delivery": "images detection networks workspace settings planning stages gate",
+    "delivery": "images detection networks workspace settings planning stages evaluation gate",
     "housekeeping": "images workspace settings planning calibration training gate",
     "report": "images detection workspace settings planning stages evaluation calibration benchmarking gate",
 }

@@ -30,7 +30,7 @@ def deliver_clean(
     """Deliver a photo without artifacts from its result in memory (raises as `deliver_image`)."""
     assert image.lr is not None
     key = delivery_key(delivering, job.target, image.id, None)
-    files = _files(image, read_content(image.lr), photo, gan_sr, None, None, delivering)
+    files = _files(image, read_content(image.lr), photo.alpha, gan_sr, None, delivering)
     if not _in_the_way(files):  # else `deliver_image` decides, which knows whose file it is
         _write(image, files, key, "inferred", gan_sr.shape, workspace, delivering)
 
@@ -46,35 +46,43 @@ def deliver_image(image: ImageRef, order: Order, workspace: Workspace, job: Stag
     assert file is not None
     data = read_content(file)
     photo = decode(data, file.path, max_pixels=job.max_pixels)
+    alpha = photo.alpha
     mask = _mask(image, order, workspace) if mask_of(order.record, order.human) else None
     repaired = mask is not None and delivering.repair != "off"
-    pair, origin = _results(image, order, workspace, job, pair=repaired or delivering.trust_map)
+    pair, origin = _results(image, order, photo, workspace, job, pair=repaired or delivering.trust_map)
     doubt = None
     if delivering.trust_map:
         doubt = _suspects(image, order, pair, photo, workspace, job)
         if mask is not None:
             doubt &= ~mask
-    pixels, share = pair["gan_sr"], None
+    del photo
+    pixels, share = pair.pop("gan_sr"), None
     if repaired:
         assert mask is not None
         check_size(mask, image.path, "run desra mine or detect again", pixels.shape[:2])
         pixels, share = repair(pair["mse_sr"], pixels, mask, feather=delivering.feather, strength=delivering.strength)
-    files = _files(image, data, photo, pixels, share, doubt, delivering)
+    pair.clear()  # encoding needs memory
+    trust_map = _trust_map(pixels.shape[:2], share, doubt) if delivering.trust_map else None
+    count = 0 if share is None else int(np.count_nonzero(share))
+    doubtful = None if doubt is None else int(doubt.sum())
+    del share, doubt, mask
+    files = _files(image, data, alpha, pixels, trust_map, delivering)
     if not order.known and (path := _in_the_way(files)):
         raise ImageError(path, "is in the way: desra deliver has not written it", "move it, or name another --output")
-    repaired_pixels = 0 if share is None else int(np.count_nonzero(share))
-    doubtful = None if doubt is None else int(doubt.sum())
-    _write(image, files, order.key, origin, pixels.shape, workspace, delivering, repaired_pixels, doubtful)
+    _write(image, files, order.key, origin, pixels.shape, workspace, delivering, count, doubtful)
 
 
 def _results(
-    image: ImageRef, order: Order, workspace: Workspace, job: StageJob, *, pair: bool
+    image: ImageRef, order: Order, photo: Photo, workspace: Workspace, job: StageJob, *, pair: bool
 ) -> tuple[dict[str, Pixels], str]:
-    """Get the GAN result of an image, or both results, and where they came from, as in `DELIVERED`."""
+    """Get the GAN result of an image, or both results, and where they came from, as in `desra_core.delivery.plan`.
+
+    ``photo`` is the GAN result where results are files.
+    """
     roles = ("mse_sr", "gan_sr") if pair else ("gan_sr",)
-    if image.gan_sr is not None:
-        files = {"mse_sr": image.mse_sr, "gan_sr": image.gan_sr}
-        return {role: read_photo(file, job.max_pixels).pixels for role in roles if (file := files[role])}, "files"
+    if image.mse_sr is not None:
+        mse_sr = {"mse_sr": read_photo(image.mse_sr, job.max_pixels).pixels} if pair else {}
+        return {"gan_sr": photo.pixels} | mse_sr, "files"
     keys = {"mse_sr": job.target.mse_sr_key, "gan_sr": job.target.gan_sr_key}
     found = {role: find_array(workspace, image.id, role, key=keys[role]) for role in roles}
     stored: dict[str, Pixels] = {role: array for role, array in found.items() if array is not None}
@@ -98,7 +106,7 @@ def _suspects(
     labels = read_labels(image, order.record, workspace, job.target.segmentation_key, job.max_pixels)
     similarity = find_array(workspace, image.id, "similarity", key=job.target.similarity_key)
     if similarity is not None:
-        scores = -similarity
+        scores = np.negative(similarity, out=similarity)
     else:
         lr = photo.pixels if image.gan_sr is None else image.lr and read_photo(image.lr, job.max_pixels).pixels
         inputs = DetectorInputs(pair["mse_sr"], pair["gan_sr"], lr, labels)
@@ -106,41 +114,39 @@ def _suspects(
     frame = (shape[0] - scores.shape[0]) // 2
     limit = -np.float64(job.target.threshold)
     suspect = suspects(scores, frame, threshold=limit, labels=labels, weights=job.class_weights)
-    return np.pad(suspect, frame).astype(np.bool_)
+    return np.pad(suspect.view(np.bool_), frame)
+
+
+def _trust_map(shape: tuple[int, ...], share: Share | None, doubt: Mask | None) -> bytes:
+    """Encode the map of an image of ``(H, W)``: red by the share of the MSE result, green where it is doubtful."""
+    trust = np.zeros((*shape, 3), np.uint8)
+    if share is not None:
+        trust[:, :, 0] = np.rint(share * 255)
+    if doubt is not None:
+        trust[:, :, 1] = doubt * np.uint8(255)
+    return encode_png(trust)
 
 
 def _files(
-    image: ImageRef,
-    data: bytes,
-    photo: Photo,
-    pixels: Pixels,
-    share: Share | None,
-    doubt: Mask | None,
-    delivering: Delivering,
+    image: ImageRef, data: bytes, alpha: Pixels | None, pixels: Pixels, trust_map: bytes | None, delivering: Delivering
 ) -> dict[Path, bytes]:
-    """Encode the picture of an image, and its map where there is one; return the files, the picture's first.
+    """Encode the picture of an image; return its files, the picture before the map.
 
     Args:
         image: The image.
-        data, photo: Its file, whose profile and metadata the picture takes over, and what that decodes to.
+        data, alpha: Its file, whose profile and metadata the picture takes over, and the alpha in it.
         pixels: ``(H, W, C)`` of the picture.
-        share, doubt: ``(H, W)``: the share of the MSE result, and the doubtful pixels; None for none.
+        trust_map: The encoded map, where one is wanted.
         delivering: Where and how to write.
     """
     height, width = pixels.shape[:2]
-    alpha = photo.alpha
     if alpha is not None and alpha.shape != (height, width):
         alpha = resize_alpha(alpha, height // alpha.shape[0])
     origin, colour = read_origin(data, image.path), delivering.colour
     encoded = encode_picture(pixels, alpha, delivering.format, quality=delivering.quality, origin=origin, colour=colour)
     files = {delivering.output / picture_path(delivering, name): encoded for name in image.names}
-    if delivering.trust_map:
-        trust = np.zeros((height, width, 3), np.uint8)
-        if share is not None:
-            trust[:, :, 0] = np.rint(share * 255)
-        if doubt is not None:
-            trust[:, :, 1] = doubt * np.uint8(255)
-        files |= dict.fromkeys((delivering.output / map_path(name) for name in image.names), encode_png(trust))
+    if trust_map is not None:
+        files |= dict.fromkeys((delivering.output / map_path(name) for name in image.names), trust_map)
     return files
 
 

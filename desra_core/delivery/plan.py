@@ -226,7 +226,7 @@ def place_of(delivering: Delivering) -> str:
 
 
 def corpus_of(delivering: Delivering) -> CorpusSettings:
-    """Make the settings of the run that precedes a delivery: those of the latest run, with the workspace's current model.
+    """Make the settings of the run before a delivery: those of the latest run, with the workspace's current model.
 
     Raises:
         UsageError: No photos or no model are known, or the workspace belongs to desra detect, which has results.

@@ -68,6 +68,7 @@ def repair(mse_sr: Pixels, gan_sr: Pixels, mask: Mask, *, feather: int = 16, str
             with np.errstate(divide="ignore"):
                 slope[rows] = np.minimum(1 / feather, STEP / (strength * largest))
         _spread(share, slope)
+        del slope
     share *= np.float32(strength)
     pixels = np.empty_like(gan_sr)
     for rows in row_strips(mask.shape):

@@ -124,6 +124,8 @@ def read_array(workspace: Workspace, image_id: str, name: str, *, key: str | Non
 
 def find_array(workspace: Workspace, image_id: str, name: str, *, key: str | None) -> npt.NDArray[Any] | None:
     """Read an array as `read_array` does; None where the array is lost and the caller has to make it again."""
+    if not (workspace.group(image_id) / name).exists():  # an error would keep the caller's arrays for a while
+        return None
     with contextlib.suppress(LostError):
         return read_array(workspace, image_id, name, key=key)
     return None
