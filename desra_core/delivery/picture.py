@@ -12,7 +12,7 @@ from desra_core.delivery.plan import Order, delivery_key, map_path, mask_of, pic
 from desra_core.detection.detectors import DetectorInputs
 from desra_core.detection.mask import suspects
 from desra_core.detection.repair import Share, repair
-from desra_core.errors import ImageError
+from desra_core.errors import ArgumentError, ImageError
 from desra_core.files import as_json, checksum, read_checked, replace_file, storage_errors
 from desra_core.images.codec import Mask, Photo, Pixels, check_size, decode, decode_mask, encode_png
 from desra_core.images.delivery import encode_picture, read_origin
@@ -81,8 +81,11 @@ def _results(
     """
     roles = ("mse_sr", "gan_sr") if pair else ("gan_sr",)
     if image.mse_sr is not None:
-        mse_sr = {"mse_sr": read_photo(image.mse_sr, job.max_pixels).pixels} if pair else {}
-        return {"gan_sr": photo.pixels} | mse_sr, "files"
+        results = {"gan_sr": photo.pixels}
+        if pair:
+            data = read_content(image.mse_sr)
+            results["mse_sr"] = decode(data, image.mse_sr.path, max_pixels=job.max_pixels).pixels
+        return results, "files"
     keys = {"mse_sr": job.target.mse_sr_key, "gan_sr": job.target.gan_sr_key}
     found = {role: find_array(workspace, image.id, role, key=keys[role]) for role in roles}
     stored: dict[str, Pixels] = {role: array for role, array in found.items() if array is not None}
@@ -143,7 +146,12 @@ def _files(
     if alpha is not None and alpha.shape != (height, width):
         alpha = resize_alpha(alpha, height // alpha.shape[0])
     origin, colour = read_origin(data, image.path), delivering.colour
-    encoded = encode_picture(pixels, alpha, delivering.format, quality=delivering.quality, origin=origin, colour=colour)
+    try:
+        encoded = encode_picture(
+            pixels, alpha, delivering.format, quality=delivering.quality, origin=origin, colour=colour
+        )
+    except ArgumentError as error:
+        raise ImageError(image.path, f"cannot be delivered: {error.subject} {error.reason}", error.remedy) from None
     files = {delivering.output / picture_path(delivering, name): encoded for name in image.names}
     if trust_map is not None:
         files |= dict.fromkeys((delivering.output / map_path(name) for name in image.names), trust_map)

@@ -18,6 +18,7 @@ from desra_core.errors import UsageError
 from desra_core.evaluation.table import counted
 from desra_core.files import fingerprint, parse_json, paths_in, read_bytes, replace_file
 from desra_core.gate.model_registry import current_model
+from desra_core.images.delivery import suffix_of
 from desra_core.networks.checkpoints import BICUBIC
 from desra_core.planning.plan import COLUMNS, Standing, lacks_twin, load_settings, target_of
 from desra_core.settings import CorpusSettings, Detection, Mining
@@ -30,7 +31,6 @@ from desra_core.workspace.products import Record, Target, read_records, read_sha
 # Raise it when the meaning or a bit of a picture changes: all are written again.
 DELIVERY_VERSION = 1
 TABLE = "delivered.parquet"
-SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif", "avif": ".avif"}
 
 # A row per picture. ``path`` is relative to the output folder. ``results`` says where the results came from: ``files``,
 # ``stored`` in the workspace, or ``inferred`` for the picture. ``repaired`` counts the pixels that hold anything of the
@@ -212,7 +212,7 @@ def mask_of(record: Record, human: HumanMask | None) -> str | None:
 
 def picture_path(delivering: Delivering, name: str) -> Path:
     """Return the path of the picture of an image in the output folder."""
-    return Path(f"{name}{delivering.suffix}{SUFFIXES[delivering.format]}")
+    return Path(f"{name}{delivering.suffix}{suffix_of(delivering.format)}")
 
 
 def map_path(name: str) -> Path:

@@ -1,7 +1,7 @@
 """Decode and encode image files; BGR, alpha and EXIF are handled only here.
 
 `desra_core.images.decoders` reads the files. Everywhere else an image is an array of shape ``(H, W, C)``, C = 1 (gray)
-or 3 (RGB), dtype uint8 or uint16: 16 bits are kept. ICC profiles are not applied; their presence is recorded.
+or 3 (RGB), dtype uint8 or uint16: 16 bits are kept. Photos are sRGB, whatever their colour profile.
 """
 
 import io
@@ -23,6 +23,7 @@ from PIL import Image
 from desra_core.errors import ArgumentError, ImageError, TooLargeError
 from desra_core.files import read_bytes
 from desra_core.images import decoders
+from desra_core.images.colour import MOST_BYTES, Treatment, to_srgb, treatment
 from desra_core.images.decoders import PNG_SIGNATURE, TIFF_SIGNATURES, Picture
 
 SUFFIXES = frozenset(
@@ -43,7 +44,7 @@ _BOMB_PIXELS = 2**26
 _BOMB_PIXELS_PER_BYTE = 20_000
 _PNG_HEADER = 24  # bytes from the beginning of a file to the end of its size
 _BATCH = 128  # files whose headers are read at a time
-_TRANSPOSED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width
+TRANSPOSED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width
 
 
 class Photo(NamedTuple):
@@ -51,48 +52,56 @@ class Photo(NamedTuple):
 
     pixels: Pixels  # ``(H, W, 1 or 3)`` RGB, uint8 or uint16
     alpha: Pixels | None  # ``(H, W)`` of the same dtype, or None
-    has_icc_profile: bool
+    profile: Treatment | None  # what became of the file's colour profile; None without one
     further_pages: int = 0  # the number of unread full pages among the first 256 pages of a TIFF file
 
 
-def decode(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Photo:
+def decode(data: bytes, path: Path, *, max_pixels: int = 2**40, as_stored: bool = False) -> Photo:
     """Decode an image file: EXIF orientation applied, alpha separate, 16 bits kept, palettes expanded.
+
+    Colours are converted from the profile of the file to sRGB. They stay as they are, bit by bit, without a profile,
+    with one of sRGB, and with one that is damaged or for another colour model.
 
     Args:
         data: The whole file.
         path: The path that errors name.
         max_pixels: Larger images are refused before anything of their size is allocated.
+        as_stored: Leave the colours as they are whatever the profile, as masks and pairs of results want it.
 
     Raises:
         ImageError: The file is empty, no image, of an unsupported colour model, truncated or damaged.
         TooLargeError: The image has more than ``max_pixels``.
     """
-    picture = _opened(data, path)
+    picture = opened(data, path)
     _check_size(picture.size, data, path, max_pixels)
+    _check_inks(picture, path, as_stored=as_stored)
     pixels = picture.channels(indices=False)
-    if picture.orientation in _TRANSPOSED:
+    if picture.orientation in TRANSPOSED:
         pixels = pixels.swapaxes(0, 1)
     # Seen upright, the orientations 2, 3, 6, 7 are stored from right to left, and 3, 4, 7, 8 from bottom to top.
     if picture.orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     if picture.orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
-    colours = 1 if pixels.shape[2] < 3 else 3
+    colours = 4 if picture.has_inks else 1 if pixels.shape[2] < 3 else 3
     alpha = pixels[:, :, colours] if pixels.shape[2] > colours else None
     colour: Pixels = np.ascontiguousarray(pixels[:, :, :colours])  # type: ignore[assignment]
-    return Photo(colour, alpha, picture.has_icc_profile, picture.further_pages)
+    profile = "stored" if as_stored and picture.profile is not None else treatment_of(picture, colours)
+    if profile == "converted":
+        colour = to_srgb(colour, picture.profile or b"")
+    return Photo(colour, alpha, profile, picture.further_pages)
 
 
 def read_image(path: Path | str) -> Pixels:
-    """Read an image file as ``(H, W, 1 or 3)`` RGB, uint8 or uint16, without its alpha (raises `ImageError`)."""
+    """Read an image file as ``(H, W, 1 or 3)`` sRGB, uint8 or uint16, without its alpha (raises `ImageError`)."""
     return decode(read_bytes(Path(path)), Path(path)).pixels
 
 
 def image_size(data: bytes, path: Path) -> tuple[int, int]:
     """Return ``(H, W)`` of an image file, upright, without decoding it (raises `ImageError`)."""
-    picture = _opened(data, path)
+    picture = opened(data, path)
     height, width = picture.size
-    return (width, height) if picture.orientation in _TRANSPOSED else (height, width)
+    return (width, height) if picture.orientation in TRANSPOSED else (height, width)
 
 
 def most_pixels(files: Iterable[Path]) -> int:
@@ -111,8 +120,9 @@ def decode_labels(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Labels
     Raises:
         ImageError: As `decode`, or the file has colour channels, less than 8 bits of gray, or values above 149.
     """
-    picture = _opened(data, path)
+    picture = opened(data, path)
     _check_size(picture.size, data, path, max_pixels)
+    _check_inks(picture, path, as_stored=True)
     pixels = picture.channels(indices=True)
     if pixels.shape[2] != 1:
         raise ImageError(path, "has colour channels, but class labels are one index per pixel",
@@ -153,7 +163,7 @@ def encode_mask(mask: Mask) -> bytes:
 
 def decode_mask(data: bytes, path: Path) -> Mask:
     """Decode a file of `encode_mask` to ``(H, W)`` bool (raises `ImageError`, which names ``path``)."""
-    return np.asarray(decode(data, path).pixels[:, :, 0] > 0)
+    return np.asarray(decode(data, path, as_stored=True).pixels[:, :, 0] > 0)
 
 
 def encode_png(pixels: Pixels, alpha: Pixels | None = None) -> bytes:
@@ -185,9 +195,15 @@ def luminance(levels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def bgr8(pixels: Pixels) -> npt.NDArray[np.uint8]:
     """Convert pixels to ``(H, W, 3)`` uint8 BGR, 16 bits rounded and gray replicated: the input of MMSegmentation."""
-    if pixels.dtype == np.uint16:
-        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    pixels = eight_bits(pixels)
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3))[:, :, ::-1])
+
+
+def eight_bits(samples: Pixels) -> npt.NDArray[np.uint8]:
+    """Round samples of 16 bits to 8; those of 8 bits stay."""
+    if samples.dtype == np.uint8:
+        return samples  # type: ignore[return-value]
+    return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _pixel_count(path: Path) -> int:
@@ -220,8 +236,8 @@ def _encode(array: Pixels, options: list[int]) -> bytes:
     return encoded.tobytes()
 
 
-def _opened(data: bytes, path: Path) -> Picture:
-    """Read the header of an image file."""
+def opened(data: bytes, path: Path) -> Picture:
+    """Read the header of an image file (raises `ImageError`)."""
     if not data:
         raise ImageError(path, "is empty", "copy it again, or remove it")
     if data.startswith(PNG_SIGNATURE):
@@ -229,6 +245,20 @@ def _opened(data: bytes, path: Path) -> Picture:
     if data.startswith(TIFF_SIGNATURES):
         return decoders.TiffPicture(data, path)
     return decoders.PillowPicture(data, path)
+
+
+def treatment_of(picture: Picture, channels: int) -> Treatment | None:
+    """Find out what becomes of the profile of a picture with this number of colour channels; None without one."""
+    if picture.profile is None:
+        return None
+    return treatment(picture.profile, channels) if len(picture.profile) <= MOST_BYTES else "unusable"
+
+
+def _check_inks(picture: Picture, path: Path, *, as_stored: bool) -> None:
+    """Refuse inks that no profile converts (raises `ImageError`)."""
+    if picture.has_inks and (as_stored or treatment_of(picture, 4) != "converted"):
+        reason = "has the colour model CMYK" + ("" if as_stored else " and no profile of its inks that can be used")
+        raise ImageError(path, reason, "convert it to RGB or gray")
 
 
 def _check_size(size: tuple[int, int], data: bytes, path: Path, max_pixels: int) -> None:

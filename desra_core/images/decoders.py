@@ -5,6 +5,7 @@ Only `desra_core.images.codec` uses this.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import math
@@ -14,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import imagecodecs
 import numpy as np
@@ -22,6 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile, TiffPage
 
 from desra_core.errors import ImageError, printable
+from desra_core.images import colour
 
 if TYPE_CHECKING:
     from desra_core.images.codec import Pixels
@@ -32,14 +34,15 @@ _END_OF_JPEG = b"\xff\xd9"
 
 _INDICES = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})  # the chunks that palette indices need
 _PICTURE = _INDICES | {b"tRNS"}  # the chunks that colours and alpha need
-# Some programs write EXIF into PNG text chunks of these names.
+# Some programs write EXIF into PNG text chunks; XMP is always in one.
+_EXIF_PREFIX = b"Exif\0\0"
 _EXIF_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 _TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _DOT = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)  # the header of one gray pixel
 _EMPTY = 12  # bytes of a chunk without content: length, kind, checksum
 
 _ORIENTATION_TAG = 0x0112
-_READ_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I;16"})  # of Pillow
+_READ_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I;16", "CMYK"})  # of Pillow
 _NAMED = ("JPEG", "WEBP", "BMP")  # kinds that the error about a damaged file names
 _SAVE_AGAIN = "save it again as PNG, or remove it"
 # Raised by Pillow for damaged files.
@@ -59,7 +62,7 @@ _MODELS: dict[int, str] = {
     PHOTOMETRIC.LOGLUV: "LogLuv", PHOTOMETRIC.LINEAR_RAW: "linear raw (the raw data of a camera)",
 }  # fmt: skip
 _SAMPLES = {2: "signed integers", 3: "floating point", 5: "complex integers", 6: "complex numbers"}
-_BITS = {"gray": (1, 2, 4, 8, 16), "palette": (1, 2, 4, 8), "RGB": (8, 16)}
+_BITS = {"gray": (1, 2, 4, 8, 16), "palette": (1, 2, 4, 8), "RGB": (8, 16), "CMYK": (8, 16)}
 _FAX = frozenset({COMPRESSION.CCITTRLE, COMPRESSION.CCITTFAX3, COMPRESSION.CCITTFAX4})
 _PREDICTED = frozenset({
     COMPRESSION.LZW, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.LZMA, COMPRESSION.ZSTD,
@@ -77,6 +80,14 @@ for _library in ("tifffile", "imagecodecs"):
     logging.getLogger(_library).setLevel(logging.CRITICAL + 1)
 
 
+class Metadata(NamedTuple):
+    """What a file says about its picture."""
+
+    exif: bytes | None  # a block like a TIFF file
+    xmp: bytes | None
+    resolution: tuple[float, float] | None  # pixels per inch, horizontal and vertical, as stored
+
+
 class Picture:
     """The picture of an image file as stored, not turned upright yet; of an animated file the first frame.
 
@@ -86,13 +97,18 @@ class Picture:
 
     size: tuple[int, int]  # ``(H, W)`` as stored
     orientation: int  # the EXIF orientation, 1..8; other values mean 1
-    has_icc_profile: bool  # whether the file has a colour profile
+    profile: bytes | None = None  # the ICC profile; empty where it cannot be read
+    has_inks = False  # whether the colours are the four inks of CMYK, 0 where there is none
     further_pages = 0  # full pages beside the first
     spread_bits: int | None = None  # the bits of gray samples of less than a byte, which are spread over 0..255
 
     def __init__(self, data: bytes, path: Path) -> None:
         self._data = data
         self._path = path
+
+    def metadata(self) -> Metadata:
+        """Read what the file says about its picture; damaged parts count as absent."""
+        return _metadata(io.BytesIO(self._data))
 
     def channels(self, *, indices: bool) -> Pixels:
         """Decode to ``(H, W, C)``, uint8 or uint16, alpha last.
@@ -120,16 +136,21 @@ class PngPicture(Picture):
         width, height, bits, colour_type = struct.unpack_from(">IIBB", self._chunks[0][1], 8)
         self.size = height, width
         self.spread_bits = bits if colour_type == 0 and bits < 8 else None
-        self.has_icc_profile = any(kind == b"iCCP" for kind, _ in self._chunks)
-        self.orientation = 1
-        exif = [
+        profiles = [_inflated_profile(bytes(whole[8:-4])) for kind, whole in self._chunks if kind == b"iCCP"]
+        self.profile = profiles[0] if profiles else None
+        told = [
             bytes(whole)
             for kind, whole in self._chunks
-            if kind == b"eXIf" or (kind in _TEXTS and bytes(whole[8:40]).startswith(_EXIF_TEXTS))
+            if kind in (b"eXIf", b"pHYs") or (kind in _TEXTS and bytes(whole[8:40]).startswith(_EXIF_TEXTS))
         ]
-        if exif:  # Pillow reads the EXIF from a PNG of one pixel with only these chunks
-            dot = [_chunk(b"IHDR", _DOT), *exif, _chunk(b"IDAT", zlib.compress(bytes(2))), _chunk(b"IEND", b"")]
-            self.orientation = _orientation(io.BytesIO(PNG_SIGNATURE + b"".join(dot)))
+        # Pillow reads the metadata from a PNG of one pixel with only these chunks.
+        dot = [png_chunk(b"IHDR", _DOT), *told, png_chunk(b"IDAT", zlib.compress(bytes(2))), png_chunk(b"IEND", b"")]
+        self._dot = PNG_SIGNATURE + b"".join(dot)
+        self.orientation = _orientation(io.BytesIO(self._dot)) if told else 1
+
+    def metadata(self) -> Metadata:
+        """Read the metadata as `Picture` says."""
+        return _metadata(io.BytesIO(self._dot))
 
     def channels(self, *, indices: bool) -> Pixels:
         """Decode the picture as `Picture` says."""
@@ -169,7 +190,18 @@ def _chunks(data: bytes, path: Path) -> Iterator[tuple[bytes, memoryview]]:
         start = end
 
 
-def _chunk(kind: bytes, content: bytes) -> bytes:
+def _inflated_profile(content: bytes) -> bytes:
+    """Return the profile of an iCCP chunk: name, zero, method, deflated profile; empty where it is damaged."""
+    inflating = zlib.decompressobj()
+    try:
+        profile = inflating.decompress(content[content.index(b"\0") + 2 :], colour.MOST_BYTES)
+    except (ValueError, zlib.error):
+        return b""
+    return profile if inflating.eof else b""
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    """Return the bytes of a chunk of a PNG file."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
@@ -180,6 +212,29 @@ def _orientation(file: io.BytesIO) -> int:
             return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except _DAMAGE:
         return 1
+
+
+def _metadata(file: io.BytesIO) -> Metadata:
+    """Read the metadata of a file that Pillow opens."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
+            xmp, resolution = image.info.get("xmp"), image.info.get("dpi")
+            exif = image.info.get("exif")
+            if text := image.info.get("Raw profile type exif"):  # of a PNG: name and length, then hexadecimal
+                exif = exif or bytes.fromhex("".join(str(text).split("\n")[3:]))
+    except _DAMAGE:
+        return Metadata(None, None, None)
+    block = exif.removeprefix(_EXIF_PREFIX) if isinstance(exif, bytes) else None
+    return Metadata(block, xmp if isinstance(xmp, bytes) else None, _plausible(resolution))
+
+
+def _plausible(resolution: object) -> tuple[float, float] | None:
+    """Return a resolution as two floats; None for one that cannot be meant."""
+    with contextlib.suppress(ArithmeticError, TypeError, ValueError):
+        across, down = map(float, resolution)  # type: ignore[call-overload]
+        if min(across, down) >= 1 and max(across, down) < 2**16:
+            return across, down
+    return None
 
 
 class PillowPicture(Picture):
@@ -208,7 +263,8 @@ class PillowPicture(Picture):
         if self._image.mode not in _READ_MODES:
             raise ImageError(path, f"has the colour model {self._image.mode}", "convert it to RGB or gray")
         self.size = self._image.height, self._image.width
-        self.has_icc_profile = "icc_profile" in self._image.info
+        self.profile = self._image.info.get("icc_profile")
+        self.has_inks = self._image.mode == "CMYK"
         self.orientation = _orientation(io.BytesIO(data))
 
     def channels(self, *, indices: bool) -> Pixels:
@@ -232,6 +288,8 @@ class PillowPicture(Picture):
         elif image.mode == "RGBX":
             image = image.convert("RGB")
         pixels: Pixels = np.asarray(image)
+        if self.has_inks and image.format == "JPEG" and "adobe" not in image.info:
+            pixels = np.invert(pixels)  # only Adobe's files hold the inks inverted, but Pillow inverts them all
         return pixels.reshape(*pixels.shape[:2], -1)
 
 
@@ -270,14 +328,16 @@ class TiffPicture(Picture):
             self.size = int(page.imagelength), int(page.imagewidth)
             orientation = page.tags.valueof(274)
             self.orientation = orientation if isinstance(orientation, int) else 1
-            self.has_icc_profile = 34675 in page.tags
+            profile = page.tags.valueof(34675)
+            self.profile = None if profile is None else profile if isinstance(profile, bytes) else b""
             if page.compression not in _PREDICTED:
                 page.predictor = 1  # the other compressions ignore the tag
             jpeg_rgb = page.compression == COMPRESSION.JPEG and page.planarconfig == 1  # JPEG's decoder converts YCbCr
             self._model = _MODELS.get(page.photometric, f"number {int(page.photometric)}")
             if page.photometric == PHOTOMETRIC.YCBCR and jpeg_rgb:
                 self._model = "RGB"
-            self._colour_count = 3 if self._model == "RGB" else 1
+            self.has_inks = self._model == "CMYK"
+            self._colour_count = {"RGB": 3, "CMYK": 4}.get(self._model, 1)
             self._alpha, self._multiplied = self._find_alpha()
             refusal = self._refusal()
         except _TIFF_DAMAGE as error:
@@ -285,6 +345,15 @@ class TiffPicture(Picture):
             raise ImageError(path, reason, "save it again as PNG, or remove it") from None
         if refusal:
             raise ImageError(path, *refusal)
+
+    def metadata(self) -> Metadata:
+        """Read the metadata as `Picture` says: the tags of the first page are laid out as EXIF is."""
+        tags = self._page.tags
+        xmp, unit = tags.valueof(700), {2: 1.0, 3: 2.54}.get(tags.valueof(296, 2))
+        resolution = None
+        with contextlib.suppress(ArithmeticError, LookupError, TypeError):
+            resolution = [tags.valueof(tag)[0] / tags.valueof(tag)[1] * unit for tag in (282, 283)]
+        return Metadata(self._data, xmp if isinstance(xmp, bytes) else None, _plausible(resolution))
 
     def channels(self, *, indices: bool) -> Pixels:
         """Decode the picture as `Picture` says."""
@@ -298,8 +367,8 @@ class TiffPicture(Picture):
             samples: Pixels = np.moveaxis(stored[..., 0], 0, 2) if page.planarconfig == 2 else stored[0]
             if self._alpha is None or indices:
                 return self._colours(samples, indices=indices)
-            if self._model == "RGB" and self._alpha == 3:
-                pixels = samples[:, :, :4]
+            if self._model in ("RGB", "CMYK") and self._alpha == self._colour_count:
+                pixels = samples[:, :, : self._alpha + 1]
             else:
                 alpha = _full_range(samples[:, :, self._alpha, np.newaxis], page.bitspersample)
                 pixels = np.concatenate([self._colours(samples, indices=False), alpha], axis=2)
@@ -345,7 +414,9 @@ class TiffPicture(Picture):
             name = getattr(compression, "name", str(compression))
             return f"is compressed by the method {name}", "save it again with LZW or deflate"
         remedy = "save it again as RGB or gray, with or without alpha"
-        most = _MOST_SAMPLES if model == "RGB" else 2
+        if model == "CMYK" and (compression == COMPRESSION.JPEG or page.tags.valueof(332, 1) != 1):
+            return "has the colour model CMYK in JPEG, or of other inks", "convert it to RGB"
+        most = _MOST_SAMPLES if model in ("RGB", "CMYK") else 2
         if compression == COMPRESSION.JPEG or compression in _FAX:
             most = self._colour_count
         if not self._colour_count <= page.samplesperpixel <= most:
@@ -384,8 +455,8 @@ class TiffPicture(Picture):
 
     def _colours(self, samples: Pixels, *, indices: bool) -> Pixels:
         page = self._page
-        if self._model == "RGB":
-            return samples[:, :, :3]
+        if self._model in ("RGB", "CMYK"):
+            return samples[:, :, : self._colour_count]
         gray = samples[:, :, :1]
         if self._model == "palette":
             gray = gray.astype(np.uint8, copy=False)

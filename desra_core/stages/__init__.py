@@ -157,7 +157,7 @@ def infer(
         photo = None
         if record.further_pages is None:  # the record was lost, but not the results
             photo = read_photo(image.lr, job.max_pixels)
-            record = replace(record, icc_profile=photo.has_icc_profile, further_pages=photo.further_pages)
+            record = replace(record, icc_profile=photo.profile is not None, further_pages=photo.further_pages)
         return {}, photo, replace(record, seconds=record.seconds | {"inference": 0.0})
     models = load_pair(mining.mse_model, mining.gan_model, job.device, mining.engine)
     photo = read_photo(image.lr, job.max_pixels // models[0].scale ** 2)
@@ -180,7 +180,7 @@ def infer(
         tiles.append(tile)
     record = replace(
         record,
-        icc_profile=photo.has_icc_profile,
+        icc_profile=photo.profile is not None,
         further_pages=photo.further_pages,
         tile=min((tile for tile in tiles if tile), default=None),
         seconds=record.seconds | {"inference": round(seconds, 4)},

@@ -27,7 +27,7 @@ def similarity_stage(image: ImageRef, record: Record, workspace: Workspace, job:
         height, width = gan_sr.shape[:2]
         reason = f"is {width}x{height} but {image.mse_sr.path} is {mse_sr.shape[1]}x{mse_sr.shape[0]}"
         raise ImageError(image.gan_sr.path, reason, "both results of one photo must have the same size")
-    record = replace(record, icc_profile=photo.has_icc_profile, further_pages=photo.further_pages)
+    record = replace(record, icc_profile=photo.profile is not None, further_pages=photo.further_pages)
     return compare(image, mse_sr, gan_sr, record, workspace, job)
 
 
