@@ -26,6 +26,7 @@ from typing import IO, Any
 import xxhash
 
 from desra_core.errors import ImageError, LostError, TransientError, UsageError
+from desra_core.remote import Remote
 
 _SCRATCH = ".unfinished"
 # The last member of a JSON object that `as_json` made: the checksum of all bytes before it.
@@ -221,6 +222,11 @@ def content_key(path: Path) -> str:
     Raises:
         UsageError: The file is missing, no file, or unreadable.
     """
+    if isinstance(path, Remote):
+        try:
+            return hash_file(path)
+        except TransientError as error:
+            raise UsageError(*error.failure) from None
     try:
         status = _status(path)
         return _remembered(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
@@ -274,6 +280,8 @@ def read_checked(path: Path, expected: str | None) -> bytes:
 
 def hash_file(path: Path) -> str:
     """Return the `digest` of a file (raises as `read_bytes`)."""
+    if isinstance(path, Remote):
+        return digest(path.read_bytes())
     with _read_errors(path):
         _status(path)
         return _hashed(path)
@@ -291,7 +299,8 @@ def read_bytes(path: Path) -> bytes:
 
 def read_input(path: Path) -> bytes:
     """Read a whole file that a person named (raises `OSError`, also for pipes and devices, which might never end)."""
-    _status(path)
+    if not isinstance(path, Remote):
+        _status(path)
     return path.read_bytes()
 
 

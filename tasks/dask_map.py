@@ -10,6 +10,7 @@ any kind), `tasks.lost_workers` and `tasks.question` (checks workers that were s
 import contextlib
 import logging
 import os
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +28,7 @@ from desra_core.errors import AbsentError, DesraError, TooLargeError, TransientE
 from desra_core.files import content_key, scratch_in, storage_errors
 from desra_core.gpu import is_broken
 from desra_core.planning.plan import PACKAGES
+from desra_core.remote import Remote
 from desra_core.settings import Machine
 from desra_core.workspace.manifest import ImageRef
 from tasks import question
@@ -185,12 +187,12 @@ class Admission:
         sent = {"source": _SOURCE, "question": asked}
         return dict(self._client.run(eval, expression, sent, workers=workers, on_error="return"))
 
-    def _hashes(self) -> dict[str, str]:
+    def _hashes(self) -> dict[str, tuple[str, bytes]]:
         """Hash the files that workers read, less those that have gone: they are no fault of a worker."""
         found = {}
         for path in self._files():
             with contextlib.suppress(UsageError):
-                found[str(path)] = content_key(path)
+                found[str(path)] = content_key(path), pickle.dumps(path) if isinstance(path, Remote) else b""
         return found
 
     def _arrives(self, written: Path) -> bool:

@@ -80,14 +80,15 @@ def prepare_worker() -> None:
 
 
 def introduce(
-    code: str, versions: dict[str, str], files: dict[str, str], file: str | None, content: str, gpu: bool
+    code: str, versions: dict[str, str], files: dict[str, tuple[str, bytes]], file: str | None, content: str, gpu: bool
 ) -> tuple[Refusal | None, str | None]:
     """Return why this worker gets no work; where it may work, None and a file that it has written for the run to read.
 
     Args:
         code: The fingerprint of the run's code.
         versions: The versions of Python and of the packages of the run.
-        files: Files that workers read, with the hash of their content.
+        files: Files that workers read, with the hash of their content; those at URLs and in tar files also as pickled
+            `desra_core.remote.Remote`.
         file: A file that the run has written into the folder of its results; None for a run without such a folder.
         content: The content of that file, and of the one that this worker writes beside it.
         gpu: Whether this worker declares a GPU that the run would use.
@@ -101,8 +102,8 @@ def introduce(
             return (reason, "install the same there, and start it again"), None
     if file is not None and (refused := lost_sight(file, content)):
         return refused, None
-    for path, hashed in files.items():
-        if refused := _has_another(path, hashed):
+    for path, (hashed, remote) in files.items():
+        if refused := _has_another(path, hashed, remote):
             return refused, None
     if gpu and not import_module("torch").cuda.is_available():
         reason = "this worker declares a GPU, but its PyTorch sees none"
@@ -122,17 +123,23 @@ def lost_sight(file: str, content: str) -> Refusal | None:
     return None
 
 
-def _has_another(path: str, hashed: str) -> Refusal | None:
-    digest = hashlib.blake2b(digest_size=16)
+def _has_another(path: str, hashed: str, remote: bytes) -> Refusal | None:
+    digest, remedy = hashlib.blake2b(digest_size=16), "have photos and models there under the same paths"
     try:
-        with open(path, "rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
+        if remote:
+            digest.update(pickle.loads(remote).read_bytes())  # noqa: S301 - from the run itself
+        else:
+            with open(path, "rb") as file:
+                while block := file.read(2**20):
+                    digest.update(block)
     except OSError as error:
-        reason = f"this worker cannot read {path} ({os.strerror(error.errno or 0)})"
-        return reason, "have photos and models there under the same paths"
+        return f"this worker cannot read {path} ({os.strerror(error.errno or 0)})", remedy
+    except Exception as error:
+        if not remote:
+            raise
+        return f"this worker cannot read {path} ({error})", "have the drivers and the credentials of the run there"
     if digest.hexdigest() != hashed:
-        return f"this worker sees another file as {path}", "have photos and models there under the same paths"
+        return f"this worker sees another file as {path}", remedy
     return None
 
 

@@ -49,7 +49,7 @@ ARROWS = {
     "housekeeping": "images workspace settings planning calibration training gate",
     "report": "images detection workspace settings planning stages evaluation calibration benchmarking gate",
 }
-MODULES = {"errors", "files", "gpu", "third_party"}
+MODULES = {"errors", "files", "gpu", "remote", "third_party"}
 DASK = {"dask", "distributed"}
 TALK_TO_DASK = tuple(
     Path("tasks") / f"{name}.py" for name in ("cluster_file", "dask_cluster", "dask_map", "lost_workers", "question")

@@ -18,7 +18,7 @@ from desra_core.detection.mask import valid
 from desra_core.errors import ImageError, UsageError
 from desra_core.files import read_bytes
 from desra_core.images.codec import Mask, Pixels, check_size, decode
-from desra_core.images.scanning import image_files, no_images, root_of
+from desra_core.images.scanning import image_files, no_images, paths_of
 from desra_core.planning.plan import settings_document
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import read_human_masks
@@ -213,8 +213,8 @@ def _by_name(folder: Path | None, masks: Iterable[str]) -> dict[str, Path]:
         raise no_images(folder, "name the folder whose files go with the masks, or leave it out", others)
     times = Counter(files["name"].to_pylist())
     files = files.set_column(0, "name", spelled_like(files["name"], pa.chunked_array([pa.array(masks, pa.string())])))
-    named = zip(files["name"].to_pylist(), files["path"].to_pylist(), strict=True)
-    return {name: root_of(folder) / path for name, path in named if times[name] == 1}
+    named = zip(files["name"].to_pylist(), paths_of(folder, files), strict=True)
+    return {name: path for name, path in named if times[name] == 1}
 
 
 def _matched(

@@ -25,7 +25,7 @@ UNKNOWN, EMPTY = "unknown", "empty"
 
 _FILES = {
     "manifest.parquet", "settings.json", "regions.parquet", "split.parquet", "failures.parquet", "report.html",
-    "scan_failures.parquet", "gathered.json", "lock", "format", "metrics.prom",
+    "scan_failures.parquet", "tars.parquet", "gathered.json", "lock", "format", "metrics.prom",
 }  # fmt: skip
 _BATCH = 65_536
 KEY = re.compile(r"[0-9a-f]{32}")  # 128 bits as hex

@@ -30,7 +30,9 @@ from desra_core.files import content_key, holder, is_unfinished, paths_in, read_
 from desra_core.gate.model_registry import history
 from desra_core.housekeeping import contents
 from desra_core.housekeeping.contents import EMPTY, KEY, UNKNOWN, Item, entries, item, table_of
+from desra_core.images.scanning import paths_of
 from desra_core.planning.plan import COLUMNS, assess, load_settings, publish_tables
+from desra_core.remote import Remote
 from desra_core.settings import CorpusSettings
 from desra_core.training.plan import RunFolder
 from desra_core.workspace import Workspace, products, read_table
@@ -74,8 +76,8 @@ def find_garbage(workspace: Workspace, *, vanished: bool = False) -> Garbage:
     manifest = staying = read_manifest(workspace)
     if vanished:
         sources, present = settings.sources, manifest["present"].to_pylist()
-        paths = manifest[f"{sources.identity[-1]}_path"].to_pylist()
-        stays = [there or os.path.lexists(sources.main / path) for there, path in zip(present, paths, strict=True)]
+        paths = paths_of(sources.main, manifest, f"{sources.identity[-1]}_")
+        stays = [there or _lies_there(path) for there, path in zip(present, paths, strict=True)]
         staying = manifest.filter(pa.array(stays, pa.bool_()))
     held = table_of(contents.images_contents(workspace))
     reasons = _reasons(held, _unkept(held, workspace, settings, target, staying), manifest, staying)
@@ -93,6 +95,10 @@ def find_garbage(workspace: Workspace, *, vanished: bool = False) -> Garbage:
         *_shrunk_tables(workspace, found),
     ]
     return found._replace(table=pa.concat_tables([going, table_of(others)]).combine_chunks())
+
+
+def _lies_there(path: Path) -> bool:
+    return path.exists() if isinstance(path, Remote) else os.path.lexists(path)
 
 
 def _reasons(held: pa.Table, unkept: pa.Array, manifest: pa.Table, staying: pa.Table) -> pa.Array:

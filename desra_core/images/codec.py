@@ -9,7 +9,6 @@ import math
 import struct
 import warnings
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from desra_core.files import read_bytes
 from desra_core.images import decoders
 from desra_core.images.colour import MOST_BYTES, Treatment, to_srgb, treatment
 from desra_core.images.decoders import PNG_SIGNATURE, TIFF_SIGNATURES, Picture
+from desra_core.remote import threads_for
 
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".jif", ".jfi", ".pjpeg", ".pjp", ".webp", ".tif", ".tiff", ".bmp"}
@@ -107,9 +107,9 @@ def image_size(data: bytes, path: Path) -> tuple[int, int]:
 def most_pixels(files: Iterable[Path]) -> int:
     """Return the pixel count of the largest image that `decode` accepts by its header; 0 where there is none."""
     most = 0
-    with ThreadPoolExecutor() as pool:
-        remaining = iter(files)
-        while batch := list(islice(remaining, _BATCH)):
+    remaining = iter(files)
+    while batch := list(islice(remaining, _BATCH)):
+        with threads_for(batch[0]) as pool:
             most = max(most, *pool.map(_pixel_count, batch))
     return most
 

@@ -3,6 +3,7 @@
 import fnmatch
 import glob
 import os
+import posixpath
 import re
 import stat
 import unicodedata
@@ -10,22 +11,26 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any, NamedTuple, TypedDict
 
 import pyarrow as pa
 
 from desra_core.errors import ImageError, UsageError, printable
 from desra_core.images.codec import SUFFIXES
+from desra_core.remote import TAR, Listed, Remote, file_at, is_tar, listing, members, threads_for
 
-# Folders that machines put beside photos, in lower case: thumbnails, deleted files, a Mac's metadata. Folders whose
-# names begin with a dot are left out anyway.
+# Folders that machines put beside photos, in lower case: thumbnails, previews, deleted files, a Mac's metadata. Folders
+# whose names begin with a dot are left out anyway, as are Lightroom's, which end like `_PREVIEWS`.
 LEFT_OUT = frozenset(
     {
         "@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@__thumb", "__macosx",
-        "$recycle.bin", "recycler", "recycled", "system volume information", "lost+found",
+        "$recycle.bin", "recycler", "recycled", "system volume information", "lost+found", "thumbs.db",
+        "network trash folder", "temporary items",
     }
 )  # fmt: skip
+_PREVIEWS = (".lrdata", ".lrcat-data")
+_THUMBNAILS = ("SYNOPHOTO_THUMB", "SYNOPHOTO_FILM")  # the beginnings of names that Synology gives
 
 # The prefix that Label Studio gives to the names of files.
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")
@@ -33,56 +38,78 @@ _BATCH = 65_536
 _KINDS = 12  # the number of kinds of other files that have counts of their own
 _WORKSPACE = ("lock", "settings.json", "manifest.parquet")  # a folder with these files is a workspace, without photos
 _NO_SUFFIX, _OTHERS, _EXCLUDED = "without a suffix", "of other kinds", "excluded by --exclude"
-FILES = pa.schema([("name", pa.string()), ("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64())])
+_NOT_INCLUDED, _INCLUDED = "not matched by --include", "matched by --include"
+FILES = pa.schema(
+    [("name", pa.string()), ("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64()), ("offset", pa.int64())]
+)
+_WHAT_IT_IS = "name a PNG, JPEG, WebP, TIFF or BMP file, or a folder of them"
+
+
+MembersOf = Callable[[Path, Listed], Iterable[Listed]]
+
+
+def members_of_tar(tar: Path, _: Listed) -> Iterator[Listed]:
+    """List a tar file by reading it, whatever a listing has told of it (raises as `members`)."""
+    return members(tar)
+
+
+class Globs(TypedDict):
+    """Globs of `image_files`."""
+
+    exclude: Sequence[str]
+    include: Sequence[str]
 
 
 class Found(NamedTuple):
     """The image files of a place."""
 
-    # A row per file: ``name`` (the relative path without suffix), ``path`` (relative), ``size`` (bytes) and ``mtime``
-    # (ns).
+    # A row per file: ``name`` (the relative path without suffix), ``path`` (relative), ``size`` (bytes), ``mtime`` (ns,
+    # or another number that changes with the content, see `Listed.version`) and ``offset``: where it begins in its tar
+    # file, null for a file of its own.
     files: pa.Table
     problems: list[ImageError]  # files and folders that cannot be read
     # The number of other files by kind, and of the files and folders that each glob of ``exclude`` leaves out, even 0.
     passed_over: Counter[str]
 
 
-def image_files(place: Path, skip: Path | None = None, exclude: Sequence[str] = ()) -> Found:
+def image_files(
+    place: Path,
+    skip: Path | None = None,
+    exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
+    members_of: MembersOf = members_of_tar,
+) -> Found:
     """List the image files below a folder, without hidden files, ``skip``, workspaces and `LEFT_OUT` folders.
 
     Args:
-        place: A folder, a file or a glob; names and paths are relative to its `root_of`.
+        place: A folder, a file or a glob, which may be URLs; a tar file is a folder of its members. Names and paths are
+            relative to its `root_of`.
         skip: A folder to leave out.
         exclude: Globs of files and folders to leave out, matched to names or, with a slash, to relative paths.
+        include: Globs in the same form: only files that match one of them, or lie in a folder that does, are taken.
+        members_of: Lists a tar file, of which a listing has told size and version.
 
     Raises:
         UsageError: The folder or file does not exist, or nothing matches the glob.
+        AbsentError: A server cannot be reached.
     """
     root = root_of(place)
-    if root == place and not place.is_dir():
+    if root == place and not isinstance(place, Remote) and not place.is_dir() and not is_tar(place):
         raise UsageError(place, "is no folder", "name a folder of images")
     if not str(place).isprintable():
         raise UsageError(ascii(str(place)), "has a name that is not printable UTF-8", "rename the folder")
-    globs = _exclusion(exclude)
-    search = _Search(root, skip, globs, Counter(dict.fromkeys(globs, 0)))
+    excluding, including = _matchers(_EXCLUDED, exclude), _matchers(_INCLUDED, include)
+    search = _Search(root, skip, excluding, including, Counter(dict.fromkeys(excluding, 0)), set(including))
+    tar, inside = _in_tars(place)
+    if tar is not None:
+        rows = search.members(tar, inside, members_of)
+    elif isinstance(place, Remote):
+        rows = search.listed(place)
+    else:
+        rows = search.looked_at(search.walk(root) if place == root else search.chosen(place))
     batches: list[pa.RecordBatch] = []
     columns: tuple[list[Any], ...] = tuple([] for _ in FILES)
-    for path in search.walk(root) if place == root else search.chosen(place):
-        relative = search.relative(path)
-        try:
-            relative.encode()
-            status = os.stat(path)
-            if not stat.S_ISREG(status.st_mode):
-                search.problems.append(ImageError(path, "is no file", "remove it"))
-                continue
-        except UnicodeEncodeError:
-            search.problems.append(ImageError(ascii(relative), "has a name that is not UTF-8", "rename it"))
-            continue
-        except OSError as error:
-            reason = f"cannot be looked at ({error.strerror})"
-            search.problems.append(ImageError(path, reason, "mend or remove it"))
-            continue
-        row = relative[: relative.rindex(".")], relative, status.st_size, status.st_mtime_ns
+    for row in rows:
         for column, value in zip(columns, row, strict=True):
             column.append(value)
         if len(columns[0]) == _BATCH:
@@ -92,7 +119,21 @@ def image_files(place: Path, skip: Path | None = None, exclude: Sequence[str] = 
     if rest := search.passed_over.total() - sum(most.values()):
         most[_OTHERS] = rest
     files = pa.Table.from_batches(batches, FILES).combine_chunks()
-    return Found(files, search.problems, Counter(most | search.excluded))
+    matched_none = dict.fromkeys(sorted(search.unmatched, key=list(including).index), 0)
+    return Found(files, search.problems, Counter(most | search.excluded | matched_none))
+
+
+def paths_of(place: Path, files: pa.Table, role: str = "") -> Iterator[Path]:
+    """Return the path of each file of a table with the columns of `FILES`, whose names may begin with a role.
+
+    Args:
+        place: The folder, file or glob that was listed, or its `root_of`.
+        files: The table; rows without a path are left out.
+        role: What the names of the columns begin with.
+    """
+    root = root_of(place)
+    columns = [files[f"{role}{name}"].to_pylist() for name in ("path", "size", "offset")]
+    return (file_at(root, *row) for row in zip(*columns, strict=True) if row[0] is not None)
 
 
 def _batch(columns: tuple[list[Any], ...]) -> pa.RecordBatch:
@@ -114,29 +155,140 @@ class _Search:
     root: Path
     skip: Path | None
     globs: dict[str, Callable[[str], bool]]
+    including: dict[str, Callable[[str], bool]]
     excluded: Counter[str]
+    unmatched: set[str]  # the globs of ``including`` that no file has matched
     problems: list[ImageError] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self._above = len(os.path.join(self.root, ""))
+        self._entered: dict[str, bool] = {}  # by folder of a listing: whether it is not left out
 
     def relative(self, path: str) -> str:
         """Return the path below the root."""
         return path[self._above :]
 
+    def looked_at(self, paths: Iterable[str]) -> Iterator[tuple[Any, ...]]:
+        """Yield the rows of local files."""
+        for path in paths:
+            relative = self.relative(path)
+            try:
+                relative.encode()
+                status = os.stat(path)
+                if not stat.S_ISREG(status.st_mode):
+                    self.problems.append(ImageError(path, "is no file", "remove it"))
+                    continue
+            except UnicodeEncodeError:
+                self.problems.append(ImageError(ascii(relative), "has a name that is not UTF-8", "rename it"))
+                continue
+            except OSError as error:
+                reason = f"cannot be looked at ({error.strerror})"
+                self.problems.append(ImageError(path, reason, "mend or remove it"))
+                continue
+            yield relative[: relative.rindex(".")], relative, status.st_size, status.st_mtime_ns, None
+
+    def listed(self, place: Remote) -> Iterator[tuple[Any, ...]]:
+        """Yield the rows of the files at a URL: of a folder, of a single file, or of what a glob matches."""
+        single, asked = is_single(place), self._asked_for(place)
+        files = listing(place, single=True) if single else listing(Remote(*self.root.parts))
+        found = False
+        for file in files:
+            if asked(file.path):
+                found = True
+                if self._taken(file.path):
+                    yield os.path.splitext(file.path)[0], *file
+        if not found:
+            raise _nothing(place)
+
+    def members(self, tars: Path, inside: str | None, members_of: MembersOf) -> Iterator[tuple[Any, ...]]:
+        """Yield the rows of members of the tar files that a path or glob names.
+
+        By the rules of WebDataset, the name of a member ends at the first dot of its last part, and what follows says
+        what the member is. Images are taken whose whole ending is that of an image, or that the glob ``inside`` names.
+        """
+        named = None if inside is None else re.compile(fnmatch.translate(inside)).match
+        found = list(self._tars(tars))
+        if not found:
+            raise _nothing(tars)
+
+        def listed(tar: Listed) -> list[Listed] | ImageError:
+            whole = self.root / tar.path
+            try:
+                return list(members_of(file_at(whole.parent, whole.name, tar.size, None), tar))
+            except ImageError as error:
+                return error
+
+        with threads_for(tars) as threads:
+            lists = list(threads.map(listed, found))
+        for tar, of_tar in zip(found, lists, strict=True):
+            if isinstance(of_tar, ImageError):
+                self.problems.append(of_tar)
+                continue
+            for member in of_tar:
+                own = posixpath.normpath(member.path)
+                last = posixpath.basename(own)
+                key, ending = last.partition(".")[::2]
+                relative = posixpath.join(tar.path, own)
+                if named is not None and not named(own):
+                    continue
+                if self._taken(relative, f".{ending}" if ending and named is None else None):
+                    name = posixpath.join(tar.path, posixpath.dirname(own), key)
+                    yield name, relative, member.size, tar.version, member.offset
+
+    def _tars(self, tars: Path) -> Iterator[Listed]:
+        """Yield the tar files that a path or glob names, with paths relative to the root, empty where they are it."""
+        if isinstance(tars, Remote):
+            if self.root == tars:
+                yield from (tar._replace(path="") for tar in listing(tars, single=True))
+                return
+            asked = self._asked_for(tars)
+            for file in sorted(listing(Remote(*self.root.parts))):
+                if asked(file.path) and file.path.lower().endswith(TAR):
+                    yield file
+            return
+        for path in [str(tars)] if self.root == tars else sorted(glob.iglob(str(tars), recursive=True)):
+            if is_tar(Path(path)):
+                status = os.stat(path)
+                yield Listed(path[self._above :], status.st_size, status.st_mtime_ns)
+
+    def _asked_for(self, place: Path) -> Callable[[str], bool]:
+        """Return whether a path below the root is, or lies in, what a place names."""
+        if not _is_glob(place):
+            return lambda _: True
+        from fsspec.utils import glob_translate
+
+        pattern = re.compile(glob_translate(str(place)[self._above :])).match
+        return lambda path: any(pattern(part) for part in (path, *map(str, PurePosixPath(path).parents)))
+
+    def _taken(self, relative: str, kind: str | None = None) -> bool:
+        """Check whether a listed file is an image and neither it nor a folder above it is left out; count it if not."""
+        parts = relative.split("/")
+        if not relative.isprintable() or not {"", ".", ".."}.isdisjoint(parts):
+            subject = printable(os.path.join(self.root, relative))
+            self.problems.append(ImageError(subject, "has a name that no file here can have", "rename it"))
+            return False
+        above = ""
+        for part in parts[:-1]:
+            above = f"{above}/{part}" if above else part
+            if above not in self._entered:
+                self._entered[above] = not part.startswith(".") and not self._left_out(above)
+            if not self._entered[above]:
+                return False
+        if parts[-1].startswith(".") or self._left_out(relative, is_folder=False):
+            return False
+        return self._is_image(relative, kind)
+
     def chosen(self, place: Path) -> Iterator[str]:
         """Yield a single file, or the images that a glob matches and those in folders that it matches."""
         if place.exists():
             if place.suffix.lower() not in SUFFIXES:
-                raise UsageError(place, "is no image", "name a PNG, JPEG, WebP, TIFF or BMP file, or a folder of them")
+                raise UsageError(place, "is no image", _WHAT_IT_IS)
             yield str(place)
             return
         matches = sorted(glob.iglob(str(place), recursive=True))
         if not matches:
-            reason = "matches no file" if _is_glob(place) else "does not exist"
-            bracket = ", and write [[] for a [ in a name" if "[" in str(place) else ""
-            raise UsageError(place, reason, f"see that its folder is there{bracket}")
+            raise _nothing(place)
 
         @cache
         def entered(folder: PurePath) -> FolderIds | None:
@@ -183,14 +335,32 @@ class _Search:
             return
         if is_folder:
             yield from self.walk(path, above)
-        elif (suffix := os.path.splitext(path)[1].lower()) in SUFFIXES:
+        elif self._is_image(self.relative(path)):
             yield path
-        else:
+
+    def _is_image(self, relative: str, kind: str | None = None) -> bool:
+        """Check whether a file is an image and included, and count it if not; ``kind`` is its ending, if not usual."""
+        suffix = (os.path.splitext(relative)[1] if kind is None else kind).lower()
+        if suffix not in SUFFIXES:
             self.passed_over[suffix or _NO_SUFFIX] += 1
+            return False
+        if relative.startswith(_THUMBNAILS, start := relative.rfind("/") + 1):
+            beginning = next(each for each in _THUMBNAILS if relative.startswith(each, start))
+            self.passed_over[f"{beginning}*"] += 1
+            return False
+        if not self.including:
+            return True
+        path = normalized(relative)
+        places = (path, *map(str, PurePosixPath(path).parents[:-1]))
+        matched = {kind for kind, matches in self.including.items() if any(map(matches, places))}
+        self.unmatched -= matched
+        if not matched:
+            self.passed_over[_NOT_INCLUDED] += 1
+        return bool(matched)
 
     def _left_out(self, relative: str, *, is_folder: bool = True) -> bool:
         """Check whether a folder or file is left out, and count it if so."""
-        if is_folder and (name := os.path.basename(relative)).lower() in LEFT_OUT:
+        if is_folder and ((name := os.path.basename(relative)).lower() in LEFT_OUT or name.lower().endswith(_PREVIEWS)):
             self.passed_over[f"{name}/"] += 1
             return True
         if not self.globs:
@@ -198,6 +368,12 @@ class _Search:
         excluding = [kind for kind, matches in self.globs.items() if matches(normalized(relative))]
         self.excluded.update(excluding)
         return bool(excluding)
+
+
+def _nothing(place: Path) -> UsageError:
+    reason = "matches no file" if _is_glob(place) else "does not exist"
+    bracket = ", and write [[] for a [ in a name" if "[" in str(place) else ""
+    return UsageError(place, reason, f"see that its folder is there{bracket}")
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -209,23 +385,43 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def root_of(place: Path) -> Path:
-    """Return the folder of a place, to which the names of its files are relative."""
-    if place.is_dir():
+    """Return the folder of a place, to which the names of its files are relative.
+
+    What a URL means follows from the URL alone: a glob, an image, a tar file, else a folder.
+    """
+    if not isinstance(place, Remote) and place.is_dir():
         return place
     if _is_glob(place):
         parts = place.parts
         fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
-        return Path(*parts[:fixed])
-    return place.parent if place.is_file() or place.suffix.lower() in SUFFIXES else place
+        return type(place)(*parts[:fixed])
+    if isinstance(place, Remote):
+        return place.parent if place.suffix.lower() in SUFFIXES else place
+    return place.parent if (place.is_file() and not is_tar(place)) or place.suffix.lower() in SUFFIXES else place
 
 
 def _is_glob(place: Path) -> bool:
-    return glob.has_magic(str(place)) and not place.exists()
+    return glob.has_magic(str(place)) and (isinstance(place, Remote) or not place.exists())
+
+
+def is_single(place: Path) -> bool:
+    """Check whether a place is one file."""
+    if isinstance(place, Remote):
+        return place.suffix.lower() in SUFFIXES and not _is_glob(place)
+    return place.is_file() and not is_tar(place)
 
 
 def is_selection(place: Path) -> bool:
     """Check whether a place is only some files of a folder."""
-    return place.is_file() or _is_glob(place)
+    return is_single(place) or _is_glob(place)
+
+
+def _in_tars(place: Path) -> tuple[Path | None, str | None]:
+    """Split a place into a path or glob of tar files, and a glob of their members; None where it has them not."""
+    for count, part in enumerate(place.parts, 1):
+        if part.lower().endswith(TAR) and is_tar(tars := type(place)(*place.parts[:count])):
+            return tars, "/".join(place.parts[count:]) or None
+    return None, None
 
 
 def no_images(place: Path, remedy: str, passed_over: Mapping[str, int]) -> UsageError:
@@ -245,7 +441,7 @@ def kinds_in_words(passed_over: Mapping[str, int]) -> str | None:
     return ", ".join(f"{f'{count:,}' if count else 'nothing'} {printable(kind)}" for kind, count in kinds) or None
 
 
-def _exclusion(globs: Sequence[str]) -> dict[str, Callable[[str], bool]]:
+def _matchers(kind: str, globs: Sequence[str]) -> dict[str, Callable[[str], bool]]:
     """Map the name of each glob in `Found` to its matcher of relative paths (NFC); ``*`` matches slashes too."""
 
     def matcher(one: str) -> Callable[[str], bool]:
@@ -254,7 +450,7 @@ def _exclusion(globs: Sequence[str]) -> dict[str, Callable[[str], bool]]:
             return lambda path: bool(pattern(path) or pattern(f"/{path}"))
         return lambda path: bool(pattern(os.path.basename(path)))
 
-    return {f"{_EXCLUDED} {one}": matcher(one.rstrip("/")) for one in globs}
+    return {f"{kind} {one}": matcher(one.rstrip("/")) for one in globs}
 
 
 def normalized(text: str) -> str:

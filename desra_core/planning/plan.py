@@ -460,7 +460,7 @@ class Plan:
     def most_pixels(self) -> int:
         """Read the pixel count of the largest pending photo, or GAN result where results are files, from its header."""
         role = "lr" if self.target.super_resolves else "gan_sr"
-        return most_pixels(role_files(self._pending([f"{role}_path"]), role))
+        return most_pixels(role_files(self._pending([f"{role}_{field}" for field in ("path", "size", "offset")]), role))
 
     def some_files(self) -> list[Path]:
         """List the photos, results and labels of the first and the last pending image."""

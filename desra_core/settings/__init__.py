@@ -24,6 +24,7 @@ from pydantic.config import JsonDict
 
 from desra_core.detection.detectors import DEFAULT, METHODS, AppliedDetector, applied
 from desra_core.networks.checkpoints import BICUBIC, Engine, Precision
+from desra_core.remote import Remote, check_url, place_of
 from desra_core.workspace import Workspace
 from desra_core.workspace.matching import Sources
 
@@ -34,8 +35,8 @@ def at_home(path: str | Path) -> Path:
 
 
 def whole_path(path: str | Path) -> Path:
-    """Make a path absolute, for workers that run in other folders; ``~`` is the home folder."""
-    return at_home(path).absolute()
+    """Make a path absolute, for workers that run in other folders; ``~`` is the home folder, and a URL stays a URL."""
+    return place_of(at_home(path)).absolute()
 
 
 def path_unless(*words: str | None) -> BeforeValidator:
@@ -88,6 +89,18 @@ class Frozen(BaseModel):
                 raise ValueError("holds a null character")
         return value
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _at_url(cls, value: object, info: ValidationInfo) -> object:
+        if not isinstance(value, Path) or not isinstance(place := place_of(value), Remote):
+            return value
+        if info.field_name not in cls.urls:
+            raise ValueError("is a URL; only pictures are read from URLs, all else is on a file system")
+        check_url(place)
+        return place
+
+    # The fields that may be URLs.
+    urls: ClassVar[frozenset[str]] = frozenset()
     # The heading of the fields that this class is the first to declare: see `heading_of`.
     heading: ClassVar[Heading | None] = None
 
@@ -144,6 +157,8 @@ class CorpusSettings(Frozen):
     verb: ClassVar[str]
     heading: ClassVar[Heading | None] = "Detection"
 
+    urls: ClassVar[frozenset[str]] = frozenset({"photos", "mse_sr", "gan_sr", "lr", "twin_photos"})
+
     workspace: Path = Field(description="Folder that holds everything the runs of a corpus produce.")
     segmenter: str = Field(
         "none",
@@ -171,12 +186,24 @@ class CorpusSettings(Frozen):
         "path below the folder (2019/raw/*). May be given several times.",
         json_schema_extra=USUAL,
     )
+    include: tuple[str, ...] = Field(
+        (),
+        description="Glob of files and folders to take, in the same form; others are left out. May be given several "
+        "times.",
+        json_schema_extra=USUAL,
+    )
     shard_size: int = Field(
         1000,
         ge=1,
         description="Images per shard, the unit that is scheduled; for new images.",
         json_schema_extra=STORAGE,
     )
+
+    @field_validator("segmenter")
+    @classmethod
+    def _labels_at_url(cls, segmenter: str) -> str:
+        check_url(place_of(segmenter.removeprefix("labels:")))
+        return segmenter
 
     @field_validator("window")
     @classmethod
@@ -188,7 +215,7 @@ class CorpusSettings(Frozen):
     @property
     def labels(self) -> Path | None:
         """The folder of label files, if labels come from one."""
-        return Path(self.segmenter.removeprefix("labels:")) if self.segmenter.startswith("labels:") else None
+        return place_of(self.segmenter.removeprefix("labels:")) if self.segmenter.startswith("labels:") else None
 
     @property
     def sources(self) -> Sources:
@@ -226,7 +253,7 @@ class Detection(CorpusSettings):
     @property
     def sources(self) -> Sources:
         """The folders to scan."""
-        return Sources(self.mse_sr, self.gan_sr, self.lr, self.labels, self.exclude)
+        return Sources(self.mse_sr, self.gan_sr, self.lr, self.labels, self.exclude, self.include)
 
 
 class Mining(CorpusSettings):
@@ -259,7 +286,7 @@ class Mining(CorpusSettings):
     @property
     def sources(self) -> Sources:
         """The folders to scan."""
-        return Sources(lr=self.photos, labels=self.labels, exclude=self.exclude)
+        return Sources(lr=self.photos, labels=self.labels, exclude=self.exclude, include=self.include)
 
     @property
     def engine(self) -> Engine:

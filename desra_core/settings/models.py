@@ -199,6 +199,8 @@ class Twinning(Optimising):
     cpu_preset: ClassVar[dict[str, Any]] = {"iterations": 250, "patch": 96, "batch": 3, "ema": 0.98,
                                             "checkpoint_every": 50}  # fmt: skip
 
+    urls: ClassVar[frozenset[str]] = frozenset({"photos", "lr"})
+
     photos: Path = Field(description="Folder of sharp photos of the kind that the GAN model enlarges to.")
     gan_model: Path = Field(description="Checkpoint of the GAN-trained model.")
     output: Path = Field(
@@ -214,6 +216,7 @@ class Twinning(Optimising):
         False, description="Train on PHOTOS to mine, low-resolution ones: shrink them, and take the sharper half."
     )
     exclude: tuple[str, ...] = Field((), description="Glob of photos to leave out, as for desra mine.")
+    include: tuple[str, ...] = Field((), description="Glob of photos to take, as for desra mine; others are left out.")
     loss: Literal["l1", "l2"] = Field("l1", description="Absolute or squared differences.", json_schema_extra=_TRAINING)
     iterations: int = Field(
         5000, ge=1, le=999_999, description="Steps of the training. By default 5000, or 250 with preset cpu."
@@ -246,6 +249,7 @@ class Finetuning(Training):
 
     verb: ClassVar[str] = "finetune"
     heading: ClassVar[Heading | None] = None
+    urls: ClassVar[frozenset[str]] = frozenset({"lr"})
 
     workspace: Path = Field(description="Workspace of desra mine or detect, whose artifacts are to be deleted.")
     output: Path | None = Field(
@@ -264,6 +268,7 @@ class Comparing(Gate):
 
     verb: ClassVar[str] = "compare"
     heading: ClassVar[Heading | None] = None
+    urls: ClassVar[frozenset[str]] = frozenset({"lr"})
 
     workspace: Path = Field(description="Workspace whose held-out images judge.")
     after: Path = Field(description="A finetuned checkpoint, or the folder of a finetune for all that it saved.")
@@ -372,6 +377,8 @@ class Calibrating(Frozen):
 
     verb: ClassVar[str] = "calibrate"
     heading: ClassVar[Heading | None] = "Weights"
+
+    urls: ClassVar[frozenset[str]] = frozenset({"mse_sr", "gan_sr"})
 
     workspace: Path = Field(description="Workspace of desra detect or mine, or a new folder.")
     output: Path = Field(description="Weights file to write, .toml or .csv; a page and a picture go beside it.")

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 from desra_core.errors import ImageError, UsageError
 from desra_core.files import as_json, digest, read_bytes, read_json
 from desra_core.images.codec import Pixels, bgr8, read_image
+from desra_core.images.scanning import paths_of
 from desra_core.planning.plan import done_images, load_settings
 from desra_core.settings import CorpusSettings, Mining
 from desra_core.workspace import Workspace, read_table
@@ -90,8 +91,7 @@ class Pools:
             photos, _, _ = match(sources, workspace.root)
             # The keys are the names of the workspace's images, spelled as in the workspace.
             names = spelled_like(photos["name"], manifest["name"]).to_pylist()
-            paths = (sources.main / path for path in photos["lr_path"].to_pylist())
-            self._lr = dict(zip(names, paths, strict=True))
+            self._lr = dict(zip(names, paths_of(lr, photos, "lr_"), strict=True))
             if self._lr.keys().isdisjoint(self._manifest["name"].to_pylist()):
                 remedy = "name the folder that mirrors theirs"
                 raise UsageError(lr, "holds no photo of any image of the workspace", remedy)

@@ -35,7 +35,7 @@ from desra_core.files import (
 )
 from desra_core.images.codec import Pixels, decode, read_image
 from desra_core.images.parts import rgb8
-from desra_core.images.scanning import Found, image_files, no_images, root_of
+from desra_core.images.scanning import Found, image_files, no_images, paths_of
 from desra_core.networks.checkpoints import load_model, read_kinds, save_torch
 from desra_core.networks.super_resolution import super_resolve
 from desra_core.planning.plan import lacks_twin, no_twin, versions
@@ -218,15 +218,17 @@ def _sharp_photos(
     if twinning.lr:
         lr_found = _photos_in(twinning.lr, twinning)
         errors += lr_found.problems
-        for row in lr_found.files.to_pylist():
-            lr_files.setdefault(row["name"], []).append(root_of(twinning.lr) / row["path"])
+        names = lr_found.files["name"].to_pylist()
+        for name, path in zip(names, paths_of(twinning.lr, lr_found.files), strict=True):
+            lr_files.setdefault(name, []).append(path)
     least = patch_side(twinning, scale)
     window = (least + 2 * _margin(scale)) // scale
     photos: dict[str, Sharp] = {}
     signatures, groups = bytearray(), list[str]()
-    for number, row in enumerate(files.take(np.sort(order)).to_pylist()):
+    chosen = files.take(np.sort(order))
+    named = zip(chosen["name"].to_pylist(), paths_of(twinning.photos, chosen), strict=True)
+    for number, (name, path) in enumerate(named):
         on_photo(number, len(order))
-        path = root_of(twinning.photos) / row["path"]
         try:
             data = read_bytes(path)
             photo = np.ascontiguousarray(rgb8(decode(data, path).pixels))
@@ -234,7 +236,7 @@ def _sharp_photos(
             if twinning.self:
                 photo = _shrunk(photo, least)
             detail = _checked_detail(photo, path, least, shrunk=twinning.self)
-            lr = _lr_of(photo, lr_files.get(row["name"], []), path, twinning.lr, scale) if twinning.lr else None
+            lr = _lr_of(photo, lr_files.get(name, []), path, twinning.lr, scale) if twinning.lr else None
         except ImageError as error:
             errors.append(error)
             continue
@@ -252,7 +254,7 @@ def _sharp_photos(
 
 def _photos_in(folder: Path, twinning: Twinning) -> Found:
     """List the photos of a folder; raise `UsageError` where there is none."""
-    found = image_files(folder, exclude=Sources(lr=folder, exclude=twinning.exclude).exclusion())
+    found = image_files(folder, **Sources(lr=folder, exclude=twinning.exclude, include=twinning.include).globs())
     if not found.files.num_rows:
         raise no_images(folder, "name a folder of photos", found.passed_over)
     return found

@@ -89,6 +89,7 @@ class Workspace:
 
     manifest = _Below("manifest.parquet")  # every image: name, files, sizes, content hashes, id, shard
     scan_failures = _Below("scan_failures.parquet")  # files that the latest scan could not make an image of
+    tars = _Below("tars.parquet")  # the members of tar files, where the corpus has any
     settings = _Below("settings.json")  # of the latest run
     format = _Below("format")  # the number of the layout of a workspace, see `FORMAT`
     lock = _Below("lock")  # the run that holds the workspace (JSON); there from the beginning

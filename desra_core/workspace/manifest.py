@@ -3,9 +3,9 @@
 Images are rows of an Arrow table; no Python object of an image outlives its batch.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 
 from desra_core.errors import ImageError
 from desra_core.files import digest, hash_file
-from desra_core.images.scanning import image_files, is_selection
+from desra_core.images.scanning import FILES, image_files, is_selection, paths_of
+from desra_core.remote import Listed, file_at, members, place_of, threads_for
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import rename_human_masks
 from desra_core.workspace.matching import FAILURES, ROLES, Sources, match, scan_failure
@@ -32,11 +33,14 @@ from desra_core.workspace.products import (
 _BATCH = 65_536
 _HASH_BATCH = 128
 _PASSED_OVER = b"passed_over"  # metadata of the table of scan failures
-_ROLE_FIELDS = (("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64()), ("hash", pa.string()))
+_ROLE_FIELDS = (*((field.name, field.type) for field in FILES if field.name != "name"), ("hash", pa.string()))
 MANIFEST = pa.schema(
     [("name", pa.string()), ("id", pa.string()), ("shard", pa.int32()), ("present", pa.bool_()), ("asked", pa.bool_())]
     + [(f"{role}_{field}", kind) for role in ROLES for field, kind in _ROLE_FIELDS]
 )
+# The members of tar files, as the latest scan listed them.
+_MEMBER = pa.struct([("path", pa.string()), ("size", pa.int64()), ("offset", pa.int64())])
+_TARS = pa.schema([("tar", pa.string()), ("size", pa.int64()), ("version", pa.int64()), ("members", pa.list_(_MEMBER))])
 # The reason of a failure where the content of a file is not the one that the manifest records.
 CHANGED = "changed after the run had started"
 
@@ -111,7 +115,9 @@ def scan(
     Raises:
         UsageError: A folder does not exist or holds no images, or folders do not belong together.
     """
-    found, failures, passed_over = match(sources, workspace.root)
+    tars = _Tars(workspace)
+    found, failures, passed_over = match(sources, workspace.root, tars.members_of)
+    tars.publish()
     found = found.sort_by("name")
     within_limit = found.slice(0, limit)
     previous = _under_new_names(workspace, read_manifest(workspace), found, sources)
@@ -142,6 +148,36 @@ def scan(
     metadata = {_PASSED_OVER: json.dumps(passed_over)} if passed_over else None
     workspace.publish_table(workspace.scan_failures, failures.replace_schema_metadata(metadata))
     return Corpus(manifest, failures, dict(passed_over), added, len(replaced), vanished)
+
+
+class _Tars:
+    """The members of tar files: those of a tar file that is as an earlier scan found it are not listed again."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._known = read_table(workspace.tars, _TARS)
+        keys = self._known.select(["tar", "size", "version"]).to_pylist()
+        self._rows = {tuple(key.values()): row for row, key in enumerate(keys)}
+        self._taken: list[int] = []
+        self._new: list[dict[str, Any]] = []
+
+    def members_of(self, tar: Path, listed: Listed) -> list[Listed]:
+        """List a tar file (raises as `desra_core.remote.members`)."""
+        row = self._rows.get((str(tar), listed.size, listed.version))
+        if row is not None:
+            self._taken.append(row)
+            return [Listed(**member, version=0) for member in self._known["members"][row].as_py()]
+        found = list(members(tar))
+        own = [{"path": member.path, "size": member.size, "offset": member.offset} for member in found]
+        self._new.append({"tar": str(tar), "size": listed.size, "version": listed.version, "members": own})
+        return found
+
+    def publish(self) -> None:
+        """Write the table where it has changed."""
+        if self._new or len(set(self._taken)) < self._known.num_rows:
+            known = self._known.take(pa.array(sorted(set(self._taken)), pa.int64()))
+            table = pa.concat_tables([known, pa.Table.from_pylist(self._new, _TARS)]).sort_by("tar")
+            self._workspace.publish_table(self._workspace.tars, table.combine_chunks())
 
 
 def note_checksums(workspace: Workspace, checksums: Mapping[str, Mapping[str, str | None]]) -> None:
@@ -186,11 +222,13 @@ def image_refs(rows: pa.Table, manifest: pa.Table | None = None) -> list[ImageRe
 
     With a ``manifest``, an image has all its names there, also vanished ones, because all its names share its record.
     """
-    roots = {role: Path(root.decode()) for role, root in _stored_roots(rows).items()}
+    roots = {role: place_of(root.decode()) for role, root in _stored_roots(rows).items()}
 
-    def file(row: dict[str, str | None], role: str) -> File | None:
+    def file(row: dict[str, Any], role: str) -> File | None:
         path, content = row[f"{role}_path"], row[f"{role}_hash"]
-        return File(roots[role] / path, content) if path and content else None
+        if not (path and content):
+            return None
+        return File(file_at(roots[role], path, row[f"{role}_size"], row[f"{role}_offset"]), content)
 
     first: dict[str, dict[str, Any]] = {}
     for row in rows.to_pylist():
@@ -207,8 +245,7 @@ def image_refs(rows: pa.Table, manifest: pa.Table | None = None) -> list[ImageRe
 
 def role_files(rows: pa.Table, role: str) -> Iterator[Path]:
     """Return the files of a role in some rows of a manifest."""
-    root = Path(_stored_roots(rows)[role].decode())
-    return (root / path for path in rows[f"{role}_path"].to_pylist() if path is not None)
+    return paths_of(place_of(_stored_roots(rows)[role].decode()), rows, f"{role}_")
 
 
 def picture_files(workspace: Workspace, verb: str, names: Sequence[str]) -> dict[str, dict[str, Path]]:
@@ -320,13 +357,15 @@ def _with_hashes(
     unknown = {role: pc.and_(pc.is_valid(found[f"{role}_path"]), hashes[role].is_null()) for role in sources.places}
     total, done = sum(pc.sum(flags).as_py() or 0 for flags in unknown.values()), 0
     failed: list[dict[str, str]] = []
-    with ThreadPoolExecutor() as pool:
+    with contextlib.ExitStack() as pools:
         for role, folder in sources.folders.items():
             new = []
-            files = found.select(["name", f"{role}_path"]).filter(unknown[role]).combine_chunks()
+            columns = ["name", *(f"{role}_{field}" for field in ("path", "size", "offset"))]
+            files = found.select(columns).filter(unknown[role]).combine_chunks()
+            pool = pools.enter_context(threads_for(folder))
             for batch in files.to_batches(max_chunksize=_HASH_BATCH):
-                names, paths = (column.to_pylist() for column in batch.columns)
-                results = list(pool.map(_hashed, (folder / path for path in paths)))
+                names = batch["name"].to_pylist()
+                results = list(pool.map(_hashed, paths_of(folder, pa.Table.from_batches([batch]), f"{role}_")))
                 for name, result in zip(names, results, strict=True):
                     if isinstance(result, ImageError):
                         failed.append(scan_failure(*result.failure) | {"name": name})
@@ -403,7 +442,7 @@ def _unasked(previous: pa.Table, found: pa.Table, sources: Sources, workspace: W
     selects = any(is_selection(sources.places[each]) for each in sources.identity)
     if not selects or _stored_roots(previous).get(role) != str(sources.main).encode():
         return pa.array([], pa.string())
-    there = image_files(sources.main, workspace.root, sources.exclusion()).files["path"].combine_chunks()
+    there = image_files(sources.main, workspace.root, **sources.globs()).files["path"].combine_chunks()
     paths = previous[f"{role}_path"]
     asked = pc.is_in(paths, found[f"{role}_path"].combine_chunks())
     return previous["name"].filter(pc.and_not(pc.is_in(paths, there), asked)).combine_chunks()

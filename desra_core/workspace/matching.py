@@ -12,7 +12,18 @@ import pyarrow.compute as pc
 
 from desra_core.errors import DesraError, Failure, ImageError, UsageError
 from desra_core.files import takes_name
-from desra_core.images.scanning import FILES, image_files, is_selection, no_images, root_of
+from desra_core.images.scanning import (
+    FILES,
+    Globs,
+    MembersOf,
+    image_files,
+    is_selection,
+    is_single,
+    members_of_tar,
+    no_images,
+    paths_of,
+    root_of,
+)
 from desra_core.workspace import Workspace
 
 ROLES = ("mse_sr", "gan_sr", "lr", "labels")
@@ -27,8 +38,9 @@ _SURELY_SHORT, _SURELY_SHORT_PATH = 100, 1000
 class Sources:
     """Where the files of a corpus are: pairs of results, or low-resolution photos.
 
-    Each place is a folder, a single file, or a glob. Files belong together when their paths below the folders agree
-    without suffix. Files that match ``exclude`` are left out, see `image_files`.
+    Each place is a folder, a single file, or a glob, of files or tar files, here or at a URL. Files belong together
+    when their paths below the folders agree without suffix. Files that match ``exclude`` are left out, with ``include``
+    also those that match none of it, see `image_files`.
     """
 
     mse_sr: Path | None = None
@@ -36,6 +48,7 @@ class Sources:
     lr: Path | None = None
     labels: Path | None = None
     exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -60,23 +73,25 @@ class Sources:
     @property
     def selects(self) -> bool:
         """Whether only some files of the main folder are asked for."""
-        return bool(self.exclude) or is_selection(self.places[self.identity[-1]])
+        return bool(self.exclude or self.include) or is_selection(self.places[self.identity[-1]])
 
-    def exclusion(self) -> list[str]:
-        """Make the globs of ``exclude`` relative to the folders, also those given as absolute or ``./`` paths."""
-        folders = [os.path.join(os.path.abspath(folder), "") for folder in self.folders.values()]
+    def globs(self) -> Globs:
+        """Make ``exclude`` and ``include`` relative to the folders, also those given as absolute or ``./`` paths."""
+        folders = [str(folder.absolute()).rstrip("/") + "/" for folder in self.folders.values()]
 
         def below(pattern: str) -> str:
-            if not pattern.startswith(("/", "./", "../")):
+            if not pattern.startswith(("/", "./", "../")) and "://" not in pattern:
                 return pattern
-            path = os.path.abspath(pattern)
+            path = pattern if "://" in pattern else os.path.abspath(pattern)
             relative = (f"/{path[len(folder) :]}" for folder in folders if path.startswith(folder))
             return next(relative, pattern.removeprefix("./"))
 
-        return list(map(below, self.exclude))
+        return {"exclude": list(map(below, self.exclude)), "include": list(map(below, self.include))}
 
 
-def match(sources: Sources, skip: Path) -> tuple[pa.Table, pa.Table, Counter[str]]:
+def match(
+    sources: Sources, skip: Path, members_of: MembersOf = members_of_tar
+) -> tuple[pa.Table, pa.Table, Counter[str]]:
     """Match the files of some folders.
 
     Where a place is a file or a glob, the run asks only for its files: a file of another folder that has no twin among
@@ -85,11 +100,12 @@ def match(sources: Sources, skip: Path) -> tuple[pa.Table, pa.Table, Counter[str
     Args:
         sources: The folders.
         skip: The workspace, which is left out where it lies inside a folder.
+        members_of: As for `image_files`.
 
     Returns:
-        - The images: one row per name whose files are all there, with the columns ``ROLE_path``, ``ROLE_size`` (bytes)
-          and ``ROLE_mtime`` (ns). A name is a relative path without its suffix, or with it where two images would
-          otherwise have the same name.
+        - The images: one row per name whose files are all there, with the columns ``ROLE_path``, ``ROLE_size``,
+          ``ROLE_mtime`` and ``ROLE_offset`` of `FILES`. A name is a relative path without its suffix, or with it where
+          two images would otherwise have the same name.
         - The files that belong to no image (schema `FAILURES`).
         - Counts of other files, as in `desra_core.images.scanning.Found`.
 
@@ -101,14 +117,14 @@ def match(sources: Sources, skip: Path) -> tuple[pa.Table, pa.Table, Counter[str
         if folder.resolve().is_relative_to(skip.resolve()):
             raise UsageError(folder, "lies inside the workspace", "name a folder outside of it")
     remedy = "name a folder with PNG, JPEG, WebP, TIFF or BMP files"
-    tables, problems, passed_over = _listed(sources.places, skip, remedy, sources.exclusion())
+    tables, problems, passed_over = _listed(sources.places, skip, remedy, sources.globs(), members_of)
     unfit = _unfit(pa.concat_tables([table.select(["name"]) for table in tables.values()])["name"].unique(), skip)
     names = pa.array((error.subject for error in unfit), pa.string())
     tables = {role: table.filter(pc.invert(pc.is_in(table["name"], names))) for role, table in tables.items()}
     main = sources.identity[-1]
     for role, table in tables.items():
         # Twins get the name of the file in the main folder: spellings may differ, and single files have other names.
-        single = all(sources.places[each].is_file() for each in (role, main)) and len(table) == len(tables[main]) == 1
+        single = all(is_single(sources.places[each]) for each in (role, main)) and len(table) == len(tables[main]) == 1
         names = tables[main]["name"]
         tables[role] = table.set_column(0, "name", names if single else spelled_like(table["name"], names))
     joined, lacking = _joined(tables, sources)
@@ -116,7 +132,11 @@ def match(sources: Sources, skip: Path) -> tuple[pa.Table, pa.Table, Counter[str
 
 
 def _listed(
-    places: Mapping[str, Path], skip: Path | None, empty: str | None, exclude: Sequence[str] = ()
+    places: Mapping[str, Path],
+    skip: Path | None,
+    empty: str | None,
+    globs: Globs | None = None,
+    members_of: MembersOf = members_of_tar,
 ) -> tuple[dict[str, pa.Table], list[ImageError], Counter[str]]:
     """List the image files with clear names by role, the problems of the rest, and the counts of other files.
 
@@ -127,7 +147,9 @@ def _listed(
     problems: list[ImageError] = []
     passed_over: Counter[str] = Counter()
     for role, place in places.items():
-        tables[role], own, others = image_files(place, skip, exclude)
+        tables[role], own, others = image_files(
+            place, skip, **globs or Globs(exclude=(), include=()), members_of=members_of
+        )
         if empty is not None and not tables[role].num_rows and not own:
             raise no_images(place, empty.format(role=role), others)
         problems += own
@@ -240,8 +262,7 @@ def files_by_name(
     files = {}
     for role, table in tables.items():
         names = spelled_like(table["name"], tables[main]["name"]).to_pylist()
-        paths = (root_of(folders[role]) / path for path in table["path"].to_pylist())
-        files[role] = dict(zip(names, paths, strict=True))
+        files[role] = dict(zip(names, paths_of(folders[role], table), strict=True))
     return files, problems
 
 
