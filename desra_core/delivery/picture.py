@@ -3,17 +3,18 @@
 Workers call `deliver_clean` while a photo is mined and its result is in memory, and `deliver_image` for other images.
 """
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from desra_core.delivery.plan import Order, delivery_key, map_path, mask_of, picture_path, place_of
+from desra_core.delivery.plan import Order, delivery_key, map_path, mask_of, picture_path, place_of, write_output
 from desra_core.detection.detectors import DetectorInputs
 from desra_core.detection.mask import suspects
 from desra_core.detection.repair import Share, repair
 from desra_core.errors import ArgumentError, ImageError
-from desra_core.files import as_json, checksum, read_checked, replace_file, storage_errors
+from desra_core.files import as_json, checksum, read_checked, storage_errors
 from desra_core.images.codec import Mask, Photo, Pixels, check_size, decode, decode_mask, encode_png
 from desra_core.images.delivery import encode_picture, read_origin
 from desra_core.networks.super_resolution import resize_alpha
@@ -27,12 +28,16 @@ from desra_core.workspace.manifest import ImageRef
 def deliver_clean(
     image: ImageRef, photo: Photo, gan_sr: Pixels, workspace: Workspace, job: StageJob, delivering: Delivering
 ) -> None:
-    """Deliver a photo without artifacts from its result in memory (raises as `deliver_image`)."""
+    """Deliver a photo without artifacts from its result in memory, unless something is in the way.
+
+    What goes wrong here is left to `deliver_image`, because the photo can be mined nevertheless.
+    """
     assert image.lr is not None
     key = delivery_key(delivering, job.target, image.id, None)
-    files = _files(image, read_content(image.lr), photo.alpha, gan_sr, None, delivering)
-    if not _in_the_way(files):  # else `deliver_image` decides, which knows whose file it is
-        _write(image, files, key, "inferred", gan_sr.shape, workspace, delivering)
+    with contextlib.suppress(ImageError):
+        files = _files(image, read_content(image.lr), photo.alpha, gan_sr, None, delivering)
+        if not _in_the_way(files):
+            _write(image, files, key, "inferred", gan_sr.shape, workspace, delivering)
 
 
 def deliver_image(image: ImageRef, order: Order, workspace: Workspace, job: StageJob, delivering: Delivering) -> None:
@@ -162,7 +167,7 @@ def _in_the_way(files: Mapping[Path, bytes]) -> Path | None:
     """Find a file that is there with another content."""
     for path, content in files.items():
         with storage_errors(path):
-            if path.exists() and (path.stat().st_size != len(content) or path.read_bytes() != content):
+            if path.exists() and path.read_bytes() != content:
                 return path
     return None
 
@@ -178,15 +183,14 @@ def _write(
     repaired: int = 0,
     doubtful: int | None = None,
 ) -> None:
-    """Write the files of an image, and before them an entry in the journal, by which they are known to be ours.
+    """Write the files of an image; before them an entry without a key, by which they are known to be ours.
 
-    A worker whose run has ended fails at that entry.
+    A worker whose run has ended fails at that entry. Afterwards, the entry gets the key.
     """
     encoded = next(iter(files.values()))
     row = {
-        "names": image.names,
+        "pictures": {name: str(picture_path(delivering, name)) for name in image.names},
         "id": image.id,
-        "key": key,
         "results": results,
         "height": shape[0],
         "width": shape[1],
@@ -195,6 +199,8 @@ def _write(
         "bytes": len(encoded),
         "checksum": checksum(encoded),
     }
-    workspace.publish(workspace.delivery_journal(place_of(delivering), image.shard) / f"{image.id}.json", as_json(row))
+    journal = workspace.delivery_journal(place_of(delivering), image.shard) / f"{image.id}.json"
+    workspace.publish(journal, as_json(row))
     for path, content in files.items():
-        replace_file(path, content)
+        write_output(path, content)
+    workspace.publish(journal, as_json(row | {"key": key}))

@@ -21,6 +21,7 @@ from desra_core.gate.model_registry import current_model
 from desra_core.images.delivery import suffix_of
 from desra_core.networks.checkpoints import BICUBIC
 from desra_core.planning.plan import COLUMNS, Standing, lacks_twin, load_settings, target_of
+from desra_core.remote import Remote, listing
 from desra_core.settings import CorpusSettings, Detection, Mining
 from desra_core.settings.models import Delivering
 from desra_core.workspace import Workspace, as_parquet, read_table
@@ -84,9 +85,11 @@ class Deliveries:
         self._human = read_human_masks(workspace, target.gan_sr_key)
         # A photo that has changed may be in another shard than the one that it was delivered in.
         tables = (
-            read_table(path, DELIVERED, ["image"]) for path in paths_in(workspace.deliveries / self.place, "*.parquet")
+            read_table(path, DELIVERED, ["path"]) for path in paths_in(workspace.deliveries / self.place, "*.parquet")
         )
-        self._known = pa.concat_tables([DELIVERED.empty_table().select(["image"]), *tables])["image"].combine_chunks()
+        self._known = pa.concat_tables([DELIVERED.empty_table().select(["path"]), *tables])["path"].combine_chunks()
+        # Of an output at a URL, the sizes of its files by path.
+        self._sizes = sizes_at(delivering.output) if isinstance(delivering.output, Remote) else None
         self.shards: list[int] = sorted(self._rows["shard"].unique().to_pylist())
 
     def work(self, number: int) -> list[tuple[ImageRef, Order]]:
@@ -94,13 +97,17 @@ class Deliveries:
         delivered = {row["image"]: row for row in self.table(number).to_pylist()}
         records = read_shard(self.workspace, number)
         rows = self._rows.filter(pc.equal(self._rows["shard"], number))
-        known = delivered.keys() | set(rows["name"].filter(pc.is_in(rows["name"], self._known)).to_pylist())
+        paths = pa.array([str(picture_path(self.settings, name)) for name in rows["name"].to_pylist()], pa.string())
+        known = {row["path"] for row in delivered.values()} | set(
+            paths.filter(pc.is_in(paths, self._known)).to_pylist()
+        )
         work = []
         for image in image_refs(rows):
             record, human = records[image.id], self._human.get(image.id)
             key = delivery_key(self.settings, self.target, image.id, mask_of(record, human))
             if not all(self._is_there(delivered.get(name), key, name) for name in image.names):
-                work.append((image, Order(record, human, key, known.issuperset(image.names))))
+                is_known = known.issuperset(str(picture_path(self.settings, name)) for name in image.names)
+                work.append((image, Order(record, human, key, is_known)))
         return work
 
     def missing(self) -> dict[int, int]:
@@ -138,8 +145,8 @@ class Deliveries:
         for path in paths_in(self.workspace.delivery_journal(self.place, number), "*.json"):
             with contextlib.suppress(ValueError, TypeError, LookupError, pa.ArrowException):
                 row = parse_json(read_bytes(path))
-                names = row.pop("names")
-                new = [row | {"image": name, "path": str(picture_path(self.settings, name))} for name in names]
+                pictures = row.pop("pictures").items()
+                new = [row | {"image": name, "path": path} for name, path in pictures]
                 rows += pa.Table.from_pylist(new, DELIVERED).to_pylist()
         if not rows:
             return table
@@ -163,7 +170,7 @@ class Deliveries:
         names, ids = (self._rows[column].combine_chunks() for column in ("name", "id"))
         now = ids.take(pc.index_in(table["image"].combine_chunks(), names))
         table = table.filter(pc.equal(table["id"], now)).sort_by("image").combine_chunks()
-        replace_file(self.settings.output / TABLE, as_parquet(table))
+        write_output(self.settings.output / TABLE, as_parquet(table))
         return Pictures(table.num_rows, pc.sum(pc.greater(table["repaired"], 0)).as_py() or 0)
 
     def _is_there(self, row: dict[str, Any] | None, key: str, name: str) -> bool:
@@ -171,10 +178,19 @@ class Deliveries:
         path = picture_path(self.settings, name)
         if row is None or row["key"] != key or row["path"] != str(path):
             return False
+        paths = {path: row["bytes"]}
+        if self.settings.trust_map:
+            paths[map_path(name)] = None
+        sizes = {path: self._size(path) for path in paths}
+        return all(sizes[path] is not None and size in (None, sizes[path]) for path, size in paths.items())
+
+    def _size(self, path: Path) -> int | None:
+        """Return the bytes of a file of the output folder; None where it is not there."""
+        if self._sizes is not None:
+            return self._sizes.get(str(path))
         with contextlib.suppress(OSError):
-            whole = (self.settings.output / path).stat().st_size == row["bytes"]
-            return whole and (not self.settings.trust_map or (self.settings.output / map_path(name)).exists())
-        return False
+            return (self.settings.output / path).stat().st_size
+        return None
 
 
 def plan_deliveries(delivering: Delivering, corpus: CorpusSettings) -> Deliveries:
@@ -223,6 +239,19 @@ def map_path(name: str) -> Path:
 def place_of(delivering: Delivering) -> str:
     """Name the folder of what is known about an output folder."""
     return fingerprint("output", str(delivering.output.absolute()))
+
+
+def sizes_at(output: Remote) -> dict[str, int]:
+    """List the files at a URL with their bytes; none where the URL does not exist yet (raises as `listing`)."""
+    return {file.path: file.size for file in listing(output)} if output.exists() else {}
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write a file of an output folder whole or not at all (raises `TransientError` or `ImageError`)."""
+    if isinstance(path, Remote):
+        path.write_bytes(content)
+    else:
+        replace_file(path, content)
 
 
 def corpus_of(delivering: Delivering) -> CorpusSettings:

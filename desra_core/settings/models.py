@@ -20,6 +20,7 @@ from tzlocal import get_localzone_name
 from desra_core.detection.detectors import METHODS
 from desra_core.errors import UsageError
 from desra_core.networks.checkpoints import BICUBIC, Precision
+from desra_core.remote import Remote
 from desra_core.settings import (
     STORAGE,
     USUAL,
@@ -318,6 +319,7 @@ class Delivering(Frozen):
 
     verb: ClassVar[str] = "deliver"
     heading: ClassVar[Heading | None] = None
+    urls: ClassVar[frozenset[str]] = frozenset({"photos", "output"})
 
     photos: Path | None = Field(
         None,
@@ -326,7 +328,8 @@ class Delivering(Frozen):
     )
     output: Path = Field(description="Folder to write the pictures to, under the relative paths of the photos.")
     workspace: Path = Field(
-        default_factory=lambda given: given["output"] / ".desra",
+        default_factory=lambda given: given.get("output", Path()) / ".desra",
+        validate_default=True,
         description="Workspace of desra mine, detect or cycle, or a new one. By default .desra in the output folder.",
     )
     gan_model: Path | None = Field(
@@ -360,6 +363,13 @@ class Delivering(Frozen):
     colour: Literal["source", "srgb"] = Field(
         "source", description="Colour profile of the pictures: that of the photo, or sRGB."
     )
+
+    @field_validator("output", mode="after")
+    @classmethod
+    def _writable(cls, output: Path) -> Path:
+        if isinstance(output, Remote) and output.scheme in ("http", "https"):
+            raise ValueError("is of a web server, which takes no files: name a folder, or a URL of s3, gs or az")
+        return output
 
 
 class Verifying(Frozen):

@@ -20,6 +20,7 @@ from desra_core.images.codec import read_image
 from desra_core.networks.checkpoints import load_model
 from desra_core.networks.super_resolution import super_resolve
 from tests.conftest import desra_command, photo
+from tests.object_store import BUCKET, object_store
 
 Array = npt.NDArray[np.generic]
 
@@ -171,10 +172,51 @@ def test_what_cannot_be_is_one_line(desra_here, make_photos, models, tmp_path) -
         ((photos, "--gan-model", models[1], "--output", photos), "the next run would take for photos"),
         ((photos, "--gan-model", models[1], *output, "--suffix", "a/b"), "--suffix"),
         ((photos, "--gan-model", models[1], *output, "--format", "gif"), "--format"),
+        ((photos, "--gan-model", models[1], "--output", "s3://bucket/out"), "all else is on a file system"),
+        ((photos, "--gan-model", models[1], "--output", "https://host/out"), "takes no files"),
     ):
         run = desra_here("deliver", *arguments)
         assert (run.returncode, words in run.stderr) == (2, True), run.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_photos_and_pictures_may_be_in_object_storage(desra_alone, make_photos, models, tmp_path) -> None:
+    names = make_photos(tmp_path / "photos", 4)
+    mse, gan = models
+    local = tmp_path / "local"
+    given = ("--gan-model", gan, "--mse-model", mse, "--workspace")
+    assert desra_alone("deliver", tmp_path / "photos", *given, tmp_path / "a", "--output", local).returncode == 0
+    with object_store() as store:
+        photos, output = store.put_folder(tmp_path / "photos", "photos"), f"s3://{BUCKET}/out"
+
+        def deliver(*more: object) -> subprocess.CompletedProcess[str]:
+            return desra_alone(
+                "deliver", photos, *given, tmp_path / "b", "--output", output, *more, **store.environment
+            )
+
+        def stored() -> dict[str, bytes]:
+            found = store.client.list_objects_v2(Bucket=BUCKET, Prefix="out/")["Contents"]
+            keys = [each["Key"] for each in found]
+            return {key[4:]: store.client.get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in keys}
+
+        run = deliver()
+        assert (run.returncode, f"pictures {output} (4 pictures, 2 of them repaired)" in run.stdout) == (0, True), run
+        found, wanted = stored(), pictures(local)
+        assert {name: found[name] for name in wanted if name.endswith(".png")} == {
+            name: content for name, content in wanted.items() if name.endswith(".png")
+        }
+        again = deliver()
+        assert (again.returncode, "starting Prefect" in again.stderr) == (0, False), again.stderr
+
+        store.delete(f"out/{names[1]}.png")
+        store.put({f"out/{names[2]}_x4.png": b"mine"})
+        run = deliver("--suffix", "_x4")
+        assert run.returncode == 1
+        assert f"{output}/{names[2]}_x4.png: is in the way" in run.stderr
+        assert stored()[f"{names[2]}_x4.png"] == b"mine"
+        assert deliver().returncode == 0
+        assert stored()[f"{names[1]}.png"] == wanted[f"{names[1]}.png"]
 
 
 @pytest.mark.slow
