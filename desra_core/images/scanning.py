@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from desra_core.errors import ImageError, UsageError, printable
 from desra_core.images.codec import SUFFIXES
+from desra_core.images.further_decoders import missing_for
 
 # Folders that machines put beside photos, in lower case: thumbnails, deleted files, a Mac's metadata. Folders whose
 # names begin with a dot are left out anyway.
@@ -129,7 +130,9 @@ class _Search:
         """Yield a single file, or the images that a glob matches and those in folders that it matches."""
         if place.exists():
             if place.suffix.lower() not in SUFFIXES:
-                raise UsageError(place, "is no image", "name a PNG, JPEG, WebP, TIFF or BMP file, or a folder of them")
+                raise UsageError(
+                    place, "is no image", "name a PNG, JPEG, WebP, AVIF, TIFF or BMP file, or a folder of them"
+                )
             yield str(place)
             return
         matches = sorted(glob.iglob(str(place), recursive=True))
@@ -183,8 +186,10 @@ class _Search:
             return
         if is_folder:
             yield from self.walk(path, above)
-        elif (suffix := os.path.splitext(path)[1].lower()) in SUFFIXES:
+        elif (suffix := os.path.splitext(path)[1].lower()) in SUFFIXES and not missing_for(suffix):
             yield path
+        elif suffix in SUFFIXES:
+            self.passed_over[f"{suffix} (pip install 'desra[formats]' to read them)"] += 1
         else:
             self.passed_over[suffix or _NO_SUFFIX] += 1
 

@@ -10,7 +10,7 @@ from desra_core.networks.checkpoints import BICUBIC, load_pair
 from desra_core.networks.super_resolution import super_resolve
 from desra_core.planning.plan import result_keys
 from desra_core.settings import Mining
-from desra_core.stages import StageJob, read_photo
+from desra_core.stages import StageJob, read_photo, told_by
 from desra_core.stages.similarity import compare, is_suspect, proven_clean
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import find_array, write_array
@@ -67,7 +67,7 @@ def _inferred(
         if record.further_pages is None:  # the record was lost, but not the results
             photo = read_photo(image.lr, job.max_pixels)
             pixels = photo.pixels
-            record = replace(record, icc_profile=photo.profile is not None, further_pages=photo.further_pages)
+            record = told_by(photo, record)
         return {}, pixels, replace(record, seconds=record.seconds | {"inference": 0.0})
     models = load_pair(mining.mse_model, mining.gan_model, job.device, mining.engine)
     photo = read_photo(image.lr, job.max_pixels // models[0].scale ** 2)
@@ -89,9 +89,7 @@ def _inferred(
         seconds += time.perf_counter() - started
         tiles.append(tile)
     record = replace(
-        record,
-        icc_profile=photo.profile is not None,
-        further_pages=photo.further_pages,
+        told_by(photo, record),
         tile=min((tile for tile in tiles if tile), default=None),
         seconds=record.seconds | {"inference": round(seconds, 4)},
     )
