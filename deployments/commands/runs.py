@@ -27,7 +27,7 @@ from desra_core.images.scanning import kinds_in_words
 from desra_core.planning.doubts import stored_doubts
 from desra_core.planning.plan import (
     Prepared,
-    images_of_several_pages,
+    images_to_mention,
     prepare,
     publish_tables,
     settings_document,
@@ -41,7 +41,7 @@ from flows import handing_over
 from tasks.logs import SHOWN_FAILURES, NowAndThen, say, say_each
 
 _SHOWN_REGIONS = 10
-_SHOWN_PAGED = 5
+_SHOWN_NAMES = 5
 # HTTP status codes: those for a refused key, and the lowest for a broken server.
 _REFUSED, _BROKEN = (401, 403), 500
 
@@ -258,10 +258,10 @@ def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]
         typer.echo(f"nothing to do: {done}, {failures} failed before")
     if others := kinds_in_words(scanned.passed_over):
         typer.echo(f"passed over {others}")
-    if paged := images_of_several_pages(workspace):
-        named = ", ".join(map(printable, paged[:_SHOWN_PAGED]))
-        more = f" and {len(paged) - _SHOWN_PAGED} more" if len(paged) > _SHOWN_PAGED else ""
-        typer.echo(f"pages    only the first of several is read of {named}{more}")
+    for said, names in images_to_mention(workspace).items():
+        named = ", ".join(map(printable, names[:_SHOWN_NAMES]))
+        more = f" and {len(names) - _SHOWN_NAMES:,} more" if len(names) > _SHOWN_NAMES else ""
+        typer.echo(f"note     {said} {named}{more}")
     _show_regions(workspace, settings)
     show_people(count_human_masks(workspace, before.target.gan_sr_key))
     if reference := settings_document(workspace).get("reference"):

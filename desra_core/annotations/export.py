@@ -358,7 +358,7 @@ def _write(image: MaskedImage, *, form: Form, folder: ExportFolder, pictures: bo
 
 def _picture(image: MaskedImage) -> bytes:
     """Encode the GAN result as labelling tools read it: 8-bit RGB PNG."""
-    return encode_png(bgr8(_decoded(image, "gan_sr").pixels)[:, :, ::-1])
+    return encode_png(bgr8(_decoded(image, "gan_sr", as_stored=False).pixels)[:, :, ::-1])
 
 
 def _plain_files(image: MaskedImage) -> dict[str, bytes]:
@@ -376,10 +376,10 @@ def _plain_files(image: MaskedImage) -> dict[str, bytes]:
     return files
 
 
-def _decoded(image: MaskedImage, kind: str) -> Photo:
+def _decoded(image: MaskedImage, kind: str, *, as_stored: bool = True) -> Photo:
     """Decode a result of an image, and check its size."""
     path = image.files[kind]
-    photo = decode(image.content(kind), path)
+    photo = decode(image.content(kind), path, as_stored=as_stored)
     height, width = photo.pixels.shape[:2]
     if (height, width) != image.shape:
         raise ImageError(path, f"is {width}x{height} and was {image.shape[1]}x{image.shape[0]}", "run again")

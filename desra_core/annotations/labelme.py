@@ -197,7 +197,7 @@ def _crop(
         data = b""
     if not data:
         raise ImageError(where, "holds no mask", _SAVE_AGAIN)
-    crop: Mask = np.asarray(decode(data, where).pixels.any(axis=2))
+    crop: Mask = np.asarray(decode(data, where, as_stored=True).pixels.any(axis=2))
     height, width = crop.shape
     fits = (first[0] + width - 1, first[1] + height - 1) == last
     if not fits or min(first) < 0 or last[0] >= shape[1] or last[1] >= shape[0]:

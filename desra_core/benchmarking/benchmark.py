@@ -23,7 +23,7 @@ from desra_core.evaluation.table import Section, counted
 from desra_core.files import digest, fingerprint, read_bytes
 from desra_core.networks.segmentation import load_segmenter, segment, segmenter_key
 from desra_core.settings.models import Measuring
-from desra_core.stages import read_label_file, read_photo
+from desra_core.stages import read_label_file, read_photo, read_result
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import File, ImageRef
 
@@ -294,7 +294,7 @@ def _read_pair(
     assert image.mse_sr is not None
     assert image.gan_sr is not None
     inputs = {role for method in benchmark.methods if method.name in missing for role in method.inputs}
-    mse_sr, gan_sr = (read_photo(file, max_pixels).pixels for file in (image.mse_sr, image.gan_sr))
+    mse_sr, gan_sr = (read_result(file, max_pixels).pixels for file in (image.mse_sr, image.gan_sr))
     if mse_sr.shape[:2] != gan_sr.shape[:2]:
         sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (gan_sr, mse_sr))
         raise ImageError(image.path, f"and its MSE twin are {sizes}", "give results of one size")

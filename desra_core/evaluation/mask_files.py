@@ -75,7 +75,7 @@ def decode_any_mask(data: bytes, path: Path) -> Mask:
     Lossy files (`is_lossy`) are thresholded at half of the range. Raises `ImageError`: the file is no image, is
     damaged, or is not binary.
     """
-    photo = decode(data, path)
+    photo = decode(data, path, as_stored=True)
     if is_lossy(data):  # 8-bit pixels, marked where they are nearer to 255 than to 0
         pixels = photo.pixels
         gray = np.count_nonzero((pixels > 63) & (pixels < 192)) / pixels.size

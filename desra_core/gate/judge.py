@@ -36,7 +36,7 @@ from desra_core.networks.segmentation import load_segmenter, segment
 from desra_core.networks.super_resolution import super_resolve
 from desra_core.planning.plan import result_key, result_keys
 from desra_core.settings import min_area_pixels
-from desra_core.stages import StageJob, read_label_file, read_photo
+from desra_core.stages import StageJob, read_label_file, read_photo, read_result
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import drop_array, find_array, write_array
 from desra_core.workspace.manifest import ImageRef
@@ -108,7 +108,7 @@ class _Results:
     def mse_sr(self) -> Pixels:
         """Return the result of the MSE model, of a file where MSE results are files."""
         if self._image.mse_sr is not None:
-            return read_photo(self._image.mse_sr, self._job.max_pixels).pixels
+            return read_result(self._image.mse_sr, self._job.max_pixels).pixels
         models = self._models
         assert models.mse_model is not None
         key, _ = result_keys(models.mse_model, models.before, models.engine)

@@ -21,14 +21,14 @@ from PIL import Image
 
 from desra_core.errors import ArgumentError, ImageError, TooLargeError
 from desra_core.files import read_bytes
-from desra_core.images import decoders
-from desra_core.images.colour import MOST_BYTES, Treatment, to_srgb, treatment
+from desra_core.images import decoders, further_decoders
+from desra_core.images.colour import MOST_BYTES, Treatment, model_of, to_srgb, treatment
 from desra_core.images.decoders import PNG_SIGNATURE, TIFF_SIGNATURES, Picture
 from desra_core.remote import threads_for
 
-SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".jif", ".jfi", ".pjpeg", ".pjp", ".webp", ".tif", ".tiff", ".bmp"}
-)
+SUFFIXES = further_decoders.SUFFIXES | {
+    ".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".jif", ".jfi", ".pjpeg", ".pjp", ".webp", ".tif", ".tiff", ".bmp",
+}  # fmt: skip
 
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Mask = npt.NDArray[np.bool_]
@@ -43,6 +43,7 @@ LUMINANCE = (0.299, 0.587, 0.114)
 _BOMB_PIXELS = 2**26
 _BOMB_PIXELS_PER_BYTE = 20_000
 _PNG_HEADER = 24  # bytes from the beginning of a file to the end of its size
+_HEAD = 2**16  # bytes that tell the size of a HEIC, AVIF or JPEG XL
 _BATCH = 128  # files whose headers are read at a time
 TRANSPOSED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width
 
@@ -102,6 +103,16 @@ def image_size(data: bytes, path: Path) -> tuple[int, int]:
     picture = opened(data, path)
     height, width = picture.size
     return (width, height) if picture.orientation in TRANSPOSED else (height, width)
+
+
+def profile_by_header(path: Path) -> Treatment | None:
+    """Find out what `decode` makes of the profile of an image file by its header alone; None without a profile.
+
+    Raises:
+        ImageError: The file cannot be read.
+    """
+    picture = opened(read_bytes(path), path)
+    return treatment_of(picture, 4 if picture.has_inks else {"gray": 1}.get(model_of(picture.profile or b"") or "", 3))
 
 
 def most_pixels(files: Iterable[Path]) -> int:
@@ -208,12 +219,16 @@ def eight_bits(samples: Pixels) -> npt.NDArray[np.uint8]:
 
 def _pixel_count(path: Path) -> int:
     try:
+        if (pixels := further_decoders.most_raw_pixels(path)) is not None:
+            return pixels
         with path.open("rb") as file:
-            start = file.read(_PNG_HEADER)
+            start = file.read(_HEAD)
             length = file.seek(0, io.SEEK_END)
             file.seek(0)
             if start.startswith(PNG_SIGNATURE):
                 size = struct.unpack_from(">II", start, _PNG_HEADER - 8)
+            elif (stored := further_decoders.most_stored_pixels(start)) is not None:
+                size = stored, 1
             elif start.startswith(TIFF_SIGNATURES):
                 size = decoders.stored_tiff_size(file)
             else:
@@ -242,6 +257,8 @@ def opened(data: bytes, path: Path) -> Picture:
         raise ImageError(path, "is empty", "copy it again, or remove it")
     if data.startswith(PNG_SIGNATURE):
         return decoders.PngPicture(data, path)
+    if further := further_decoders.further_picture(data, path):
+        return further
     if data.startswith(TIFF_SIGNATURES):
         return decoders.TiffPicture(data, path)
     return decoders.PillowPicture(data, path)

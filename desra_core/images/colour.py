@@ -35,7 +35,8 @@ def _undated(profile: bytes) -> bytes:
 _LEVELS = np.linspace(0, 1, 512)
 _LIGHT = np.where(_LEVELS <= 0.04045, _LEVELS / 12.92, ((_LEVELS + 0.055) / 1.055) ** 2.4)  # the curve of sRGB
 SRGB = _undated(imagecodecs.cms_profile("srgb"))
-GRAY = _undated(imagecodecs.cms_profile("gray", transferfunction=np.rint(_LIGHT * 65535).astype(np.uint16)))
+CURVE = np.rint(_LIGHT * 65535).astype(np.uint16)
+GRAY = _undated(imagecodecs.cms_profile("gray", transferfunction=CURVE))
 
 
 def model_of(profile: bytes) -> str | None:

@@ -13,6 +13,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -46,13 +47,13 @@ _READ_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I;16
 _NAMED = ("JPEG", "WEBP", "BMP")  # kinds that the error about a damaged file names
 _SAVE_AGAIN = "save it again as PNG, or remove it"
 # Raised by Pillow for damaged files.
-_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, OverflowError)
+DAMAGE = (OSError, SyntaxError, ValueError, TypeError, OverflowError)
 
 # `desra_core.images.codec` checks the size of an image, instead of Pillow's fixed limit.
 Image.MAX_IMAGE_PIXELS = None
 
 # Raised by tifffile and imagecodecs for damaged files.
-_TIFF_DAMAGE = (*_DAMAGE, LookupError, ArithmeticError, AttributeError, RuntimeError, struct.error)
+_TIFF_DAMAGE = (*DAMAGE, LookupError, ArithmeticError, AttributeError, RuntimeError, struct.error)
 _REDUCED, _MASK = 1, 4  # bits of a page's subfile type
 _MODELS: dict[int, str] = {
     PHOTOMETRIC.MINISWHITE: "gray", PHOTOMETRIC.MINISBLACK: "gray", PHOTOMETRIC.RGB: "RGB",
@@ -97,7 +98,6 @@ class Picture:
 
     size: tuple[int, int]  # ``(H, W)`` as stored
     orientation: int  # the EXIF orientation, 1..8; other values mean 1
-    profile: bytes | None = None  # the ICC profile; empty where it cannot be read
     has_inks = False  # whether the colours are the four inks of CMYK, 0 where there is none
     further_pages = 0  # full pages beside the first
     spread_bits: int | None = None  # the bits of gray samples of less than a byte, which are spread over 0..255
@@ -105,6 +105,11 @@ class Picture:
     def __init__(self, data: bytes, path: Path) -> None:
         self._data = data
         self._path = path
+
+    @cached_property
+    def profile(self) -> bytes | None:
+        """The ICC profile; empty where it cannot be read."""
+        return None
 
     def metadata(self) -> Metadata:
         """Read what the file says about its picture; damaged parts count as absent."""
@@ -161,7 +166,7 @@ class PngPicture(Picture):
                     pixels = np.asarray(image.convert("L") if image.mode == "1" else image)
             else:
                 pixels = imagecodecs.png_decode(self._reduced(_PICTURE))
-        except (RuntimeError, *_DAMAGE) as error:
+        except (RuntimeError, *DAMAGE) as error:
             raise self._damaged(error if self._chunks[-1][0] == b"IEND" else "it ends before its last row") from None
         return pixels.reshape(*pixels.shape[:2], -1)
 
@@ -210,7 +215,7 @@ def _orientation(file: io.BytesIO) -> int:
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
             return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except _DAMAGE:
+    except DAMAGE:
         return 1
 
 
@@ -222,13 +227,28 @@ def _metadata(file: io.BytesIO) -> Metadata:
             exif = image.info.get("exif")
             if text := image.info.get("Raw profile type exif"):  # of a PNG: name and length, then hexadecimal
                 exif = exif or bytes.fromhex("".join(str(text).split("\n")[3:]))
-    except _DAMAGE:
+    except DAMAGE:
         return Metadata(None, None, None)
-    block = exif.removeprefix(_EXIF_PREFIX) if isinstance(exif, bytes) else None
-    return Metadata(block, xmp if isinstance(xmp, bytes) else None, _plausible(resolution))
+    return Metadata(block_of(exif), xmp if isinstance(xmp, bytes) else None, plausible(resolution))
 
 
-def _plausible(resolution: object) -> tuple[float, float] | None:
+def metadata_of(exif: bytes | None, xmp: object) -> Metadata:
+    """Return the metadata of a file whose resolution is in its EXIF."""
+    told = Image.Exif()
+    resolution = None
+    with warnings.catch_warnings(action="ignore"), contextlib.suppress(SyntaxError, struct.error, *DAMAGE):
+        told.load(exif or b"")
+        unit = {2: 1.0, 3: 2.54}.get(told.get(296, 2))
+        resolution = unit and (float(told.get(282, 0)) * unit, float(told.get(283, 0)) * unit)
+    return Metadata(exif or None, xmp if isinstance(xmp, bytes) else None, plausible(resolution))
+
+
+def block_of(exif: object) -> bytes | None:
+    """Return EXIF without its prefix; None without any."""
+    return exif.removeprefix(_EXIF_PREFIX) if isinstance(exif, bytes) else None
+
+
+def plausible(resolution: object) -> tuple[float, float] | None:
     """Return a resolution as two floats; None for one that cannot be meant."""
     with contextlib.suppress(ArithmeticError, TypeError, ValueError):
         across, down = map(float, resolution)  # type: ignore[call-overload]
@@ -254,10 +274,10 @@ class PillowPicture(Picture):
                 try:
                     with warnings.catch_warnings(action="ignore"):
                         factory(io.BytesIO(data), "")
-                except _DAMAGE as error:
+                except DAMAGE as error:
                     raise ImageError(path, f"is a {kind} file that cannot be read ({error})", _SAVE_AGAIN) from None
             raise ImageError(path, "is not an image", "remove it, or give it the suffix of its kind") from None
-        except _DAMAGE as error:
+        except DAMAGE as error:
             reason = f"is truncated, damaged or of a kind that is not read ({error})"
             raise ImageError(path, reason, _SAVE_AGAIN) from None
         if self._image.mode not in _READ_MODES:
@@ -273,7 +293,7 @@ class PillowPicture(Picture):
         try:
             with warnings.catch_warnings(action="ignore"):  # about damaged metadata: intact images have that too
                 image.load()
-        except _DAMAGE as error:
+        except DAMAGE as error:
             reason, whole = str(error), None
             if image.format in ("JPEG", "MPO") and not self._data.endswith(_END_OF_JPEG):
                 reason, whole = "it stops without an end marker", _whole_without_end(image, self._data)
@@ -310,7 +330,7 @@ def _whole_without_end(opened: Image.Image, data: bytes) -> Image.Image | None:
             with warnings.catch_warnings(action="ignore"):
                 images.append(Image.open(io.BytesIO(data.rstrip(b"\xff") + instead + _END_OF_JPEG), formats=["JPEG"]))
                 images[-1].load()
-        except _DAMAGE:
+        except DAMAGE:
             return None
     return images[0] if images[0] == images[1] == images[2] else None
 
@@ -353,7 +373,7 @@ class TiffPicture(Picture):
         resolution = None
         with contextlib.suppress(ArithmeticError, LookupError, TypeError):
             resolution = [tags.valueof(tag)[0] / tags.valueof(tag)[1] * unit for tag in (282, 283)]
-        return Metadata(self._data, xmp if isinstance(xmp, bytes) else None, _plausible(resolution))
+        return Metadata(self._data, xmp if isinstance(xmp, bytes) else None, plausible(resolution))
 
     def channels(self, *, indices: bool) -> Pixels:
         """Decode the picture as `Picture` says."""

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from desra_core.errors import ImageError, UsageError, printable
 from desra_core.images.codec import SUFFIXES
+from desra_core.images.further_decoders import missing_for
 from desra_core.remote import TAR, Listed, Remote, file_at, is_tar, listing, members, threads_for
 
 # Folders that machines put beside photos, in lower case: thumbnails, previews, deleted files, a Mac's metadata. Folders
@@ -42,7 +43,7 @@ _NOT_INCLUDED, _INCLUDED = "not matched by --include", "matched by --include"
 FILES = pa.schema(
     [("name", pa.string()), ("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64()), ("offset", pa.int64())]
 )
-_WHAT_IT_IS = "name a PNG, JPEG, WebP, TIFF or BMP file, or a folder of them"
+_WHAT_IT_IS = "name a PNG, JPEG, WebP, AVIF, TIFF or BMP file, or a folder of them"
 
 
 MembersOf = Callable[[Path, Listed], Iterable[Listed]]
@@ -341,6 +342,9 @@ class _Search:
     def _is_image(self, relative: str, kind: str | None = None) -> bool:
         """Check whether a file is an image and included, and count it if not; ``kind`` is its ending, if not usual."""
         suffix = (os.path.splitext(relative)[1] if kind is None else kind).lower()
+        if suffix in SUFFIXES and missing_for(suffix):
+            self.passed_over[f"{suffix} (pip install 'desra[formats]' to read them)"] += 1
+            return False
         if suffix not in SUFFIXES:
             self.passed_over[suffix or _NO_SUFFIX] += 1
             return False

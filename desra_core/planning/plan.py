@@ -27,8 +27,10 @@ from desra_core.detection.detectors import DEFAULT, NEEDED_INPUTS, AppliedDetect
 from desra_core.errors import Failure, UsageError
 from desra_core.files import as_json, content_key, fingerprint, read_document
 from desra_core.images.codec import most_pixels
+from desra_core.images.further_decoders import readable_now
 from desra_core.networks.checkpoints import BICUBIC, check_pair, load_pair
 from desra_core.networks.segmentation import segmenter_key, try_segmenter
+from desra_core.planning.profiles import honour_profiles
 from desra_core.planning.reference import describe_reference, is_twin_of
 from desra_core.settings import CorpusSettings, Detection, Mining, detector_of, min_area_pixels
 from desra_core.workspace import DATASET, Workspace, products, read_table
@@ -67,7 +69,8 @@ _TABLE_COLUMNS = [
     "id", "height", "width", "artifact_pixels", "regions", "mask_key", "failed_stage", "subject", "reason", "remedy",
 ]  # fmt: skip
 
-_UNPLANNED = ("icc_profile", "further_pages", "tile", "regions", "seconds", "checksums", "agreement")
+_OLD_CMYK = "has the colour model CMYK"  # the reason of versions that refused CMYK even with a profile
+_UNPLANNED = ("further_pages", "tile", "regions", "seconds", "checksums", "agreement")
 # The columns of the records that decide whether there is anything to do.
 COLUMNS = [name for name in SCHEMA.names if name not in _UNPLANNED]
 
@@ -296,6 +299,8 @@ class Standing:
         current: A mask is published that is right under these settings: it was made under them, or the image is clean.
         failed: The image failed.
         failed_for_good: The image failed under the very same settings and files, for a reason that does not pass.
+
+    A photo whose colour profile an older version has ignored has none of these products.
     """
 
     def __init__(self, rows: pa.Table, records: pa.Table, target: Target) -> None:
@@ -304,7 +309,10 @@ class Standing:
         same_labels = np.ones(rows.num_rows, bool)
         if target.reads_labels:
             same_labels = self.equal("labels_hash", rows["labels_hash"].combine_chunks())
-        self.same_similarity = self.equal("similarity_key", target.similarity_key)
+        # `desra_core.planning.profiles` has noted what becomes of all profiles that can be read.
+        heeded = flags_of(self.column("colour_profile").is_valid()) | ~self.says("icc_profile")
+        heeded |= not target.super_resolves
+        self.same_similarity = self.equal("similarity_key", target.similarity_key) & heeded
         if target.labels_first:
             self.same_similarity &= same_labels
         # An empty mask stays empty under a lower threshold, a larger least area or higher class weights.
@@ -314,11 +322,12 @@ class Standing:
         as_strict = target.threshold <= self._number("threshold")
         as_strict &= self._min_areas(target.min_area) >= self._number("min_area")
         self.clean = was_empty & enough_weight & as_strict
-        same_mask = self.equal("mask_key", target.mask_key) & same_labels
+        same_mask = self.equal("mask_key", target.mask_key) & same_labels & heeded
         self.current = same_mask | (self.clean & flags_of(self.column("mask_key").is_valid()))
         self.failed = flags_of(self.column("failed_stage").is_valid())
         same_run = self.equal("failed_key", target.run_key) & same_labels
-        self.failed_for_good = self.failed & same_run & ~self.says("transient")
+        overcome = flags_of(pc.is_in(self.column("reason"), pa.array([_OLD_CMYK, *readable_now()])))
+        self.failed_for_good = self.failed & same_run & ~self.says("transient") & ~overcome
 
     def column(self, name: str) -> pa.Array:
         """Get a column of the records, one value per row; it is made anew, since all of them at once are large."""
@@ -537,6 +546,8 @@ def prepare(
         )
     manifest = read_manifest(workspace) if scanned is None else scanned.manifest
     save_settings(workspace, settings, target)
+    if target.super_resolves:
+        honour_profiles(workspace, manifest)
     plan = make_plan(workspace, manifest, target, limit=settings.limit)
     return Prepared(workspace, plan, weights, scanned)
 
@@ -579,13 +590,20 @@ def _regions(manifest: pa.Table, records: pa.Table) -> pa.Table:
     return pa.table([*images.columns, *fields, classes], schema=REGIONS)
 
 
-def images_of_several_pages(workspace: Workspace) -> list[str]:
-    """Name the images whose file has further full pages, which are not read."""
+def images_to_mention(workspace: Workspace) -> dict[str, list[str]]:
+    """Name the images whose files were read in part: by what is to be said of them."""
     manifest = asked_for(read_manifest(workspace))
-    records = read_records(workspace, ["id", "further_pages"])
-    ids = records["id"].filter(pc.greater(records["further_pages"], 0)).combine_chunks()
-    names: list[str] = manifest["name"].filter(pc.is_in(manifest["id"], ids)).to_pylist()
-    return names
+    records = read_records(workspace, ["id", "further_pages", "colour_profile"])
+    flags = {
+        "only the first of several pages is read of": pc.greater(records["further_pages"], 0),
+        "read as sRGB, because its colour profile cannot be used:": pc.equal(records["colour_profile"], "unusable"),
+    }
+    found = {}
+    for said, flag in flags.items():
+        ids = records["id"].filter(flag).combine_chunks()
+        if names := manifest["name"].filter(pc.is_in(manifest["id"], ids)).to_pylist():
+            found[said] = names
+    return found
 
 
 def worst_regions(workspace: Workspace, count: int) -> pa.Table:

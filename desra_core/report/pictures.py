@@ -64,7 +64,7 @@ class StoredImage:
     measure: AppliedDetector = applied()  # noqa: RUF009 frozen; the detector of the run
 
     def picture(self, kind: str) -> Pixels:
-        """Read a whole picture as its file holds it; all but the LR photo must have the size of the results."""
+        """Read a whole picture, in sRGB; all but the LR photo must have the size of the results."""
         path = self.files.get(kind)
         if path is None:
             raise ImageError("LR photo" if kind == "lr" else kind, "none of this name", "add it to its folder")

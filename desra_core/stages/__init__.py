@@ -134,7 +134,7 @@ def read_content(file: File) -> bytes:
 
 
 def read_photo(file: File, max_pixels: int) -> Photo:
-    """Decode an image file (raises `desra_core.errors.ImageError`)."""
+    """Decode a photo to sRGB (raises `desra_core.errors.ImageError`)."""
     return decode(read_content(file), file.path, max_pixels=max_pixels)
 
 
@@ -157,7 +157,7 @@ def infer(
         photo = None
         if record.further_pages is None:  # the record was lost, but not the results
             photo = read_photo(image.lr, job.max_pixels)
-            record = replace(record, icc_profile=photo.profile is not None, further_pages=photo.further_pages)
+            record = told_by(photo, record)
         return {}, photo, replace(record, seconds=record.seconds | {"inference": 0.0})
     models = load_pair(mining.mse_model, mining.gan_model, job.device, mining.engine)
     photo = read_photo(image.lr, job.max_pixels // models[0].scale ** 2)
@@ -179,19 +179,28 @@ def infer(
         seconds += time.perf_counter() - started
         tiles.append(tile)
     record = replace(
-        record,
-        icc_profile=photo.profile is not None,
-        further_pages=photo.further_pages,
+        told_by(photo, record),
         tile=min((tile for tile in tiles if tile), default=None),
         seconds=record.seconds | {"inference": round(seconds, 4)},
     )
     return results, photo, record
 
 
+def read_result(file: File, max_pixels: int) -> Photo:
+    """Decode a result, whose colours are compared as they are stored (raises `desra_core.errors.ImageError`)."""
+    return decode(read_content(file), file.path, max_pixels=max_pixels, as_stored=True)
+
+
+def told_by(photo: Photo, record: Record) -> Record:
+    """Return the record of an image with what its file tells beside the pixels."""
+    profile, pages = photo.profile, photo.further_pages
+    return replace(record, icc_profile=profile is not None, colour_profile=profile, further_pages=pages)
+
+
 def read_gan_sr(image: ImageRef, workspace: Workspace, key: str | None, max_pixels: int) -> Pixels:
     """Read the GAN result: a file, or the array inferred under the key (raises `desra_core.errors.ImageError`)."""
     if image.gan_sr is not None:
-        return read_photo(image.gan_sr, max_pixels).pixels
+        return read_result(image.gan_sr, max_pixels).pixels
     stored: Pixels = read_array(workspace, image.id, "gan_sr", key=key)
     return stored
 

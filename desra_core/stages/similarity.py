@@ -9,7 +9,7 @@ from desra_core.detection.agreement import measure_agreement
 from desra_core.detection.detectors import DetectorInputs, Scores
 from desra_core.errors import ImageError
 from desra_core.images.codec import Pixels
-from desra_core.stages import StageJob, read_labels, read_photo
+from desra_core.stages import StageJob, read_labels, read_photo, read_result, told_by
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import write_array
 from desra_core.workspace.manifest import ImageRef
@@ -20,14 +20,14 @@ def similarity_stage(image: ImageRef, record: Record, workspace: Workspace, job:
     """Read the pair of results and compare it; store the similarity where it is needed later (raises `ImageError`)."""
     assert image.mse_sr is not None
     assert image.gan_sr is not None
-    mse_sr = read_photo(image.mse_sr, job.max_pixels).pixels
-    photo = read_photo(image.gan_sr, job.max_pixels)
-    gan_sr = photo.pixels
+    mse_sr = read_result(image.mse_sr, job.max_pixels).pixels
+    result = read_result(image.gan_sr, job.max_pixels)
+    gan_sr = result.pixels
     if mse_sr.shape[:2] != gan_sr.shape[:2]:
         height, width = gan_sr.shape[:2]
         reason = f"is {width}x{height} but {image.mse_sr.path} is {mse_sr.shape[1]}x{mse_sr.shape[0]}"
         raise ImageError(image.gan_sr.path, reason, "both results of one photo must have the same size")
-    record = replace(record, icc_profile=photo.profile is not None, further_pages=photo.further_pages)
+    record = told_by(result, record)
     return compare(image, mse_sr, gan_sr, record, workspace, job)
 
 
@@ -70,6 +70,7 @@ def compare(
         height=height,
         width=width,
         icc_profile=record.icc_profile,
+        colour_profile=record.colour_profile,
         further_pages=record.further_pages,
         tile=record.tile,
         similarity_key=target.similarity_key,

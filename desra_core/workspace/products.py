@@ -205,7 +205,10 @@ class Record:
     id: str
     height: int | None = None
     width: int | None = None
-    icc_profile: bool = False  # whether the GAN result, or the photo, has a colour profile, which is ignored
+    icc_profile: bool = False  # whether the photo, or the GAN result where results are files, has a colour profile
+    # What became of that profile, see `desra_core.images.colour.Treatment`; None without one, and in records from
+    # before profiles were honoured.
+    colour_profile: str | None = None
     # Full pages of that file beside the first, which are not read; None in records from before they were counted.
     further_pages: int | None = None
     # Side in LR pixels of the windows of inference, where memory forced smaller windows than usual.
