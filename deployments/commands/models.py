@@ -186,6 +186,8 @@ def _compare_command(settings: Finetuning, output: Path) -> str:
 
 
 def _show_finetune(run: RunFolder, iterations: int) -> None:
+    for lost in run.lost_models():
+        say(f"warning: {printable(lost)}")
     document, losses = read_document(run.document), run.read_losses()
     models = run.models()
     last = int(models[-1].stem.rpartition("_")[2]) if models else 0

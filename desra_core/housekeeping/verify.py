@@ -169,7 +169,9 @@ def verify_documents(workspace: Workspace, on_file: Callable[[int, int], None] =
             except ImageError as error:
                 found += Checked(1, 0, (Damage(mask.path, error.reason, _REMEDIES["human"]),))
     known = {damage.path.parent for damage in found.damaged}
-    entries = [error for error in damaged_entries(workspace) if Path(error.subject).parent not in known]
+    trainings = [RunFolder(path.parent) for path in paths if path.name == "run.json"]
+    lost = [error for training in trainings for error in training.lost_models()]
+    entries = lost + [error for error in damaged_entries(workspace) if Path(error.subject).parent not in known]
     return found + Checked(0, 0, tuple(Damage(Path(error.subject), error.reason, error.remedy) for error in entries))
 
 

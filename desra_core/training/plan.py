@@ -72,6 +72,13 @@ class RunFolder:
         """List all saved models, the oldest first."""
         return paths_in(self.root / "models", "iteration_??????.pth")
 
+    def lost_models(self) -> list[UsageError]:
+        """List the models of a training that has ended whose files are gone, by the documents beside them."""
+        remedy = f"bring it back from a copy, or delete {self.root} to train again"
+        documents = paths_in(self.root / "models", "iteration_??????.json") if self.has_ended() else []
+        gone = (path.with_suffix(".pth") for path in documents if not path.with_suffix(".pth").exists())
+        return [UsageError(path, "is gone: the gate cannot choose it", remedy) for path in gone]
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process, and delete the unfinished files of a killed process.
