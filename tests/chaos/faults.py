@@ -49,6 +49,8 @@ CLASSES = {
 
 BIT, LOSS = "one bit turned", "file deleted, cut off or emptied"
 _REMOUNTS = 20
+# Of the last message about a served run whose process was killed.
+_EXITED = "Process exited"
 LOSSES = ("deleted", "cut off", "emptied")
 
 
@@ -291,7 +293,11 @@ def kill_served(stage: Stage, scene: Scene, rng: random.Random, *, whole: bool) 
             victim = rng.choice(family_of(served.process.pid))
             damage.told += f" {' '.join(victim.cmdline())[:90]}"
             victim.kill()
-        until(lambda: served.ended("images computed") or served.ended("nothing new"))
+        done = ("images computed", "nothing new")
+        until(lambda: any(map(served.ended, (*done, _EXITED))))
+        if served.ended(_EXITED):  # the victim was the run itself: desra serve says so, and the next run goes on
+            served.start("mine")
+            until(lambda: any(map(served.ended, done)))
         served.stop()
         damage.wrong += [f"still runs: {process}" for process in served.processes()]
     finally:

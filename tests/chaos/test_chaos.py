@@ -19,6 +19,8 @@ from typing import NamedTuple
 import pytest
 
 from desra_core.settings import Machine
+from desra_core.workspace import Workspace
+from desra_core.workspace.manifest import read_manifest
 from tasks.dask_cluster import standing_cluster
 from tests.chaos.faults import KINDS, Kind
 from tests.chaos.scenes import PARTS, Outputs, Stage, outputs, unmount
@@ -90,7 +92,9 @@ def result_of(stage: Stage, kind: Kind, rng: random.Random) -> Result:
     if "Traceback" in said:
         wrong.append("a traceback: " + said[said.index("Traceback") :][:2000])
     if different and not (named and not lies):
-        wrong.append(f"neither equal nor named: {', '.join(different[:4])} and {len(different)} in all; {said[-500:]}")
+        wrong.append(
+            f"neither equal nor named: {', '.join(lies[:4])}, and {len(different)} in all differ; {said[-500:]}"
+        )
     elif codes and codes[-1] != 0 and not named:
         wrong.append(f"exit code {codes[-1]}: {said[-500:]}")
     outcome = "; ".join(wrong) or ("named" if different or refused else "equal")
@@ -125,9 +129,12 @@ def is_named(path: Path, stage: Stage, said: str) -> bool:
 
 
 def belongs(output: str, path: Path, stage: Stage) -> bool:
-    """Check whether an output is about the same image as a file, or is that file."""
+    """Check whether an output is a file that was hurt or about the same image; of a photo, also a table with a row."""
     image = path.stem if path.stem.startswith("photo") else None
-    return output == str(path.relative_to(stage.workspace)) or bool(image and image in output)
+    ids = {row["name"]: row["id"] for row in read_manifest(Workspace(stage.workspace)).to_pylist()}
+    listed = path.parent == stage.photos and output in ("failures.parquet", "regions.parquet", "split.parquet")
+    about_it = image and any(word in output for word in (image, ids.get(image, image)))
+    return output == os.path.relpath(path, stage.workspace) or listed or bool(about_it)
 
 
 @pytest.fixture
