@@ -35,6 +35,10 @@ BITS = ("one bit turned: mask", "one bit turned: zarr chunk", "one bit turned: t
 # The same command again, while it says that it should be given again.
 TURNS = 3
 IMAGES = sum(map(len, PARTS.values()))
+# Python restarts a process of its own that was killed, and this process has lost its memory.
+OF_PYTHON = re.compile(
+    r"Traceback \(most recent call last\):\n  File \"[^\"]*resource_tracker\.py\"(?:.*\n)+?KeyError: .*\n"
+)
 COMPUTED = re.compile(r"(\d+) of \d+ images, \d+ failed")
 
 
@@ -83,12 +87,15 @@ def result_of(stage: Stage, kind: Kind, rng: random.Random) -> Result:
         again = ended.code == 1 and len(codes) < TURNS
     found, wanted = outputs(stage.workspace), stage.wanted(end)
     different = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    if different and damage.path is not None and not is_named(damage.path, stage, said):
+        said += stage.run(["verify", "--workspace", stage.workspace]).said  # of what no command needs any more
     named = damage.path is not None and is_named(damage.path, stage, said)
     refused = bool(codes) and codes[-1] == 2
     # What a refused command has not made, or has left as it was, is no lie.
     lies = [name for name in different if not (refused and found.get(name) in (None, before.get(name)))]
     if named:
         lies = [name for name in lies if not belongs(name, damage.path, stage)]
+    said = OF_PYTHON.sub("", said)
     if "Traceback" in said:
         wrong.append("a traceback: " + said[said.index("Traceback") :][:2000])
     if different and not (named and not lies):
