@@ -111,7 +111,7 @@ def without_password(text: str) -> str:
         >>> without_password("s3://bucket/photos?X-Amz-Signature=fe5f80f7")
         's3://bucket/photos?...'
     """
-    return re.sub(r"(\w://\S*?\?)\S+", r"\1...", re.sub(r"(\w://)[^\s/]*@", r"\1", text))
+    return re.sub(r"(\w://[^\s?]*\?)\S*=\S*", r"\1...", re.sub(r"(\w://)[^\s/]*@", r"\1", text))
 
 
 def printable(text: object) -> str:

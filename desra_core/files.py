@@ -75,6 +75,21 @@ def replace_file(
             scratch.unlink(missing_ok=True)
 
 
+def write_output(root: Path, relative: str, data: bytes) -> None:
+    """Write a file below a folder, which may be a URL, whole or not at all.
+
+    Raises:
+        ImageError: The name is too long.
+        UsageError: The URL takes no files.
+        TransientError: The disk is full or failed, or the storage does not answer or refuses access.
+    """
+    path = root / relative
+    if isinstance(path, Remote):
+        path.write_bytes(data)
+    else:
+        replace_file(path, data)
+
+
 def write_secret(path: Path, text: str) -> None:
     """Write a file that only its owner can read, unless the file holds this secret already.
 

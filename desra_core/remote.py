@@ -5,6 +5,7 @@ of bytes, local or at a URL, so that any process can read any member without its
 """
 
 import io
+import re
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -128,6 +129,21 @@ class Remote(PosixPath):
             raise TransientError(self, "there is no such file", "check its path, or put it back") from None
         return bytes(data)
 
+    def write_bytes(self, data: Any) -> int:
+        """Write the whole file, which readers see whole or not at all.
+
+        Raises:
+            UsageError: This is no place to write to.
+            TransientError: Access is refused, or the storage failed again and again.
+        """
+        if self.tar is not None or self.scheme in ("http", "https"):
+            raise UsageError(self, "is no place to write to", "name a folder, or one at s3://, gs:// or az://")
+        try:
+            self._asked(lambda system: system._pipe_file(self._address, bytes(data)), done="written")
+        except FileNotFoundError:
+            raise TransientError(self, "cannot be written (there is no such place)", "check the address") from None
+        return len(data)
+
     @property
     def scheme(self) -> str:
         """The kind of the URL, such as ``s3``."""
@@ -140,8 +156,8 @@ class Remote(PosixPath):
             return f"{self.scheme}://{self.parts[1]}/{quote('/'.join(self.parts[2:]))}"
         return "/".join(self.parts[1:])
 
-    def _asked(self, request: Callable[[Any], Any], seconds: float | None = None) -> Any:
-        """Ask the storage, and again after a failure that may pass.
+    def _asked(self, request: Callable[[Any], Any], seconds: float = _MOST_SECONDS, done: str = "read") -> Any:
+        """Ask the storage, and again after a failure that may pass. ``done`` is what then cannot be done.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -153,7 +169,7 @@ class Remote(PosixPath):
         for pause in (*_PAUSES, None):
             try:
                 system = _file_system(self)
-                return sync(system.loop, request, system, timeout=seconds or _MOST_SECONDS)
+                return sync(system.loop, request, system, timeout=seconds)
             except (FileNotFoundError, UsageError):
                 raise
             except Exception as error:  # noqa: BLE001 - each driver has errors of its own
@@ -161,7 +177,7 @@ class Remote(PosixPath):
                 if isinstance(error, PermissionError) or any(word in why.lower() for word in _REFUSALS):
                     raise TransientError(self, f"access is refused ({why})", _REFUSED) from None
                 if pause is None:
-                    raise TransientError(self, f"cannot be read ({why})", _NOT_REACHED) from None
+                    raise TransientError(self, f"cannot be {done} ({why})", _NOT_REACHED) from None
                 time.sleep(pause)
         raise AssertionError
 
@@ -240,14 +256,14 @@ def check_url(path: Path) -> None:
     """Check that a URL holds no secrets, which would get into logs and settings, and that its driver is installed.
 
     Raises:
-        ValueError: It holds a user or a query.
+        ValueError: It holds a user or a query, or no bucket or host.
         UsageError: The driver is missing.
     """
     if not isinstance(path, Remote) or not path.at_url:
         return
     if len(path.parts) < 2:
         raise ValueError("names no bucket, container or host")
-    if "@" in path.parts[1] or "?" in str(path):
+    if "@" in path.parts[1] or re.search(r"\?.*=", str(path)):  # a ? alone is a wildcard
         raise ValueError("holds a password, key or signature, which belongs into the storage's own configuration")
     _file_system(path)
 
@@ -283,9 +299,10 @@ def _file_system(path: Remote) -> Any:
     return system
 
 
-def threads_for(place: Path) -> ThreadPoolExecutor:
-    """Return threads to read files of a place: many where requests mostly wait for a server."""
-    return ThreadPoolExecutor(THREADS if isinstance(place, Remote) and place.at_url else None)
+def threads_for(*places: Path) -> ThreadPoolExecutor:
+    """Return threads to read files of some places: many where requests mostly wait for a server."""
+    at_url = any(isinstance(place, Remote) and place.at_url for place in places)
+    return ThreadPoolExecutor(THREADS if at_url else None)
 
 
 def listing(place: Remote, *, single: bool = False) -> Iterator[Listed]:
@@ -310,12 +327,22 @@ def listing(place: Remote, *, single: bool = False) -> Iterator[Listed]:
 
 def _found(root: Remote) -> Iterator[Listed]:
     address = root._address
-    infos = root._asked(lambda system: system._find(address, detail=True), seconds=86_400)
-    if not infos:
+
+    def row(info: dict[str, Any]) -> tuple[str, int, int]:
+        return info["name"][len(address) + 1 :], info["size"] or 0, _version(info)
+
+    async def rows(system: Any) -> list[tuple[str, int, int]]:
+        if hasattr(system, "_iterdir"):  # of s3fs, page by page: else it holds 1.5 KB for each file
+            bucket, _, key = address.partition("/")
+            pages = system._iterdir(bucket, delimiter="", prefix=key and f"{key}/")
+            return [row(info) async for info in pages]
+        infos = (await system._find(address, detail=True)).values()
+        return [row(info) for info in infos if info["type"] == "file"]
+
+    found = root._asked(rows, seconds=86_400)
+    if not found:
         raise FileNotFoundError(address)
-    for name, info in infos.items():
-        if info["type"] == "file" and name != address and not name.endswith("/"):
-            yield Listed(name[len(address) + 1 :], info["size"] or 0, _version(info))
+    yield from (Listed(*file) for file in found if file[0] and not file[0].endswith("/"))
 
 
 def _links(root: Remote) -> Iterator[Listed]:
@@ -346,6 +373,15 @@ def _version(info: dict[str, Any]) -> int:
     return time.time_ns() if told is None else xxhash.xxh3_64_intdigest(told.encode()) >> 1
 
 
+class _Header(tarfile.TarInfo):
+    """A header whose sizes are checked: Python before 3.11.14 loops without end where one is negative."""
+
+    def _block(self, count: int) -> int:
+        if count < 0:
+            raise tarfile.ReadError("a size is negative")
+        return super()._block(count)  # type: ignore[misc, no-any-return]
+
+
 def members(tar: Path) -> Iterator[Listed]:
     """List the files in a tar file by its headers; ``version`` is 0.
 
@@ -354,17 +390,20 @@ def members(tar: Path) -> Iterator[Listed]:
         TransientError: It cannot be read.
     """
     try:
-        with tar.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as opened:
+        with tar.open("rb") as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as opened:
             end = file.seek(0, io.SEEK_END)
             for member in opened:
-                if member.offset_data + member.size > end:
+                if not 0 <= member.size <= end - member.offset_data:
                     raise tarfile.ReadError("it ends within a member")
                 if member.isreg():
                     yield Listed(member.name, member.size, 0, member.offset_data)
                 opened.members = []  # type: ignore[attr-defined]  # else it keeps them all
-    except tarfile.TarError as error:
-        raise ImageError(tar, f"is no whole tar file ({error})", "copy it again, uncompressed") from None
+            # tarfile takes a damaged header for the end, which is a block of zeros.
+            file.seek(opened.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("a header is damaged, or the end is missing")
     except OSError as error:
-        raise TransientError(
-            tar, f"cannot be read ({error.strerror or error})", "check the disk and run again"
-        ) from None
+        reason = f"cannot be read ({error.strerror or error})"
+        raise TransientError(tar, reason, "check the disk and run again") from None
+    except (tarfile.TarError, ValueError, ArithmeticError, MemoryError, RecursionError) as error:
+        raise ImageError(tar, f"is no whole tar file ({described(error)})", "copy it again, uncompressed") from None

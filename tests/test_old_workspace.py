@@ -70,9 +70,11 @@ def rounded(document: Any) -> Any:
 
 
 def images(workspace: Path) -> list[dict[str, object]]:
-    """What the manifest says of the images; times of files do not survive every copy."""
-    rows = pq.read_table(workspace / "manifest.parquet").to_pylist()
-    return [{name: value for name, value in row.items() if not name.endswith("_mtime")} for row in rows]
+    """What the manifest says of the images; times do not survive every copy, and old manifests lack offsets."""
+    table = pq.read_table(workspace / "manifest.parquet")
+    rows = table.drop_columns([name for name in table.column_names if name.endswith(("_mtime", "_offset"))]).to_pylist()
+    assert all(table[name].null_count == len(table) for name in table.column_names if name.endswith("_offset"))
+    return rows
 
 
 def seconds(workspace: Path) -> dict[str, dict[str, float]]:

@@ -117,11 +117,12 @@ def profile_by_header(path: Path) -> Treatment | None:
 
 def most_pixels(files: Iterable[Path]) -> int:
     """Return the pixel count of the largest image that `decode` accepts by its header; 0 where there is none."""
-    most = 0
-    remaining = iter(files)
-    while batch := list(islice(remaining, _BATCH)):
-        with threads_for(batch[0]) as pool:
+    most, remaining = 0, iter(files)
+    batch = list(islice(remaining, _BATCH))
+    with threads_for(*batch[:1]) as pool:
+        while batch:
             most = max(most, *pool.map(_pixel_count, batch))
+            batch = list(islice(remaining, _BATCH))
     return most
 
 

@@ -431,6 +431,8 @@ def _in_tars(place: Path) -> tuple[Path | None, str | None]:
 def no_images(place: Path, remedy: str, passed_over: Mapping[str, int]) -> UsageError:
     """Return the error for a place without images, which lists the other files there."""
     others = kinds_in_words(passed_over)
+    if TAR in passed_over:
+        remedy += f"; name tar files by a glob, like '{place}/*{TAR}'"
     return UsageError(place, "holds no images" + (f", but {others}" if others else ""), remedy)
 
 

@@ -228,8 +228,12 @@ class Detection(CorpusSettings):
 
     verb: ClassVar[str] = "detect"
 
-    mse_sr: Path = Field(description="Folder of the MSE-trained model's results; or one file, or a glob in quotes.")
-    gan_sr: Path = Field(description="Folder of the GAN-trained model's results; or one file, or a glob in quotes.")
+    mse_sr: Path = Field(
+        description="Folder of the MSE-trained model's results; or one file, a glob in quotes, a URL, or tar files."
+    )
+    gan_sr: Path = Field(
+        description="Folder of the GAN-trained model's results; or one file, a glob in quotes, a URL, or tar files."
+    )
     lr: Path | None = Field(
         None,
         description="Folder of the low-resolution inputs, for the pictures of the report.",
@@ -262,7 +266,9 @@ class Mining(CorpusSettings):
     verb: ClassVar[str] = "mine"
     heading: ClassVar[Heading | None] = "Networks"
 
-    photos: Path = Field(description="Folder of low-resolution photos; or one photo, or a glob in quotes.")
+    photos: Path = Field(
+        description="Folder of low-resolution photos; or one photo, a glob in quotes, a URL, or tar files of photos."
+    )
     gan_model: Path = Field(description="Checkpoint of the GAN-trained model.")
     mse_model: Annotated[str, path_unless(BICUBIC)] = Field(
         default_factory=lambda given: str(Workspace(given["workspace"]).twin),

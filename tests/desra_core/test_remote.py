@@ -19,9 +19,9 @@ import pytest
 
 from desra_core import remote
 from desra_core.errors import AbsentError, DesraError, TransientError, UsageError
-from desra_core.files import read_bytes
+from desra_core.files import content_key, read_bytes, write_output
 from desra_core.images.codec import most_pixels
-from desra_core.images.scanning import image_files, kinds_in_words, paths_of
+from desra_core.images.scanning import image_files, paths_of
 from desra_core.remote import Remote, check_url, place_of
 from desra_core.settings import CorpusSettings, Detection, Mining
 from desra_core.stages import read_content
@@ -29,6 +29,7 @@ from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import image_refs, read_manifest, scan
 from desra_core.workspace.matching import Sources
 from desra_core.workspace.products import read_records
+from tasks import question
 from tests.in_process import process
 from tests.object_store import BUCKET, ObjectStore, Proxy, object_store
 
@@ -153,14 +154,6 @@ def test_the_listing_of_a_url_is_that_of_the_same_folder(
     assert contents[0] == contents[1]
 
 
-def test_only_what_is_included_is_taken_and_counted(tmp_path: Path) -> None:
-    write(tmp_path, {"a.png": b"", "b.jpg": b"", "new/a.png": b"", "new/deep/c.jpg": b"", "x.txt": b""})
-    found = image_files(tmp_path, include=["new", "b.*", "*.tif"], exclude=["deep"])
-    assert sorted(found.files["path"].to_pylist()) == ["b.jpg", "new/a.png"]
-    words = "1 .txt, 1 excluded by --exclude deep, 1 not matched by --include, nothing matched by --include *.tif"
-    assert kinds_in_words(found.passed_over) == words
-
-
 def test_members_are_named_by_the_rules_of_webdataset(tmp_path: Path) -> None:
     members = {"a.jpg": b"1", "a.json": b"2", "a.seg.png": b"3", "b/c.JPG": b"4", "b/c.cls": b"5", "../up.png": b"6",
                "/abs.png": b"7"}  # fmt: skip
@@ -178,9 +171,16 @@ def test_a_damaged_tar_file_leaves_the_others(tmp_path: Path) -> None:
     content = tar_of(tmp_path / "a.tar", {"x.png": b"x" * 5000, "y.png": b"y"}).read_bytes()
     (tmp_path / "b.tar").write_bytes(content[:2000])
     (tmp_path / "c.tar").write_bytes(b"no tar" * 200)
+    second = content.index(b"y.png")
+    (tmp_path / "e.tar").write_bytes(content[:second] + b"Y" + content[second + 1 :])
+    negative = tarfile.TarInfo("x.png")
+    negative.size = -512
+    header = negative.tobuf(tarfile.GNU_FORMAT)
+    (tmp_path / "f.tar").write_bytes(header * 3)
+    (tmp_path / "g.tar").write_bytes(content[: second + 1024])
     found = image_files(tmp_path / "*.tar")
     assert sorted(found.files["path"].to_pylist()) == ["a.tar/x.png", "a.tar/y.png"]
-    assert {Path(error.subject).name for error in found.problems} == {"b.tar", "c.tar"}
+    assert {Path(error.subject).name for error in found.problems} == {f"{name}.tar" for name in "bcefg"}
     assert all("is no whole tar file" in error.reason for error in found.problems)
     (tmp_path / "d.tar").mkdir()
     write(tmp_path / "d.tar", {"z.png": b"z"})
@@ -239,7 +239,7 @@ def test_members_keep_their_ids_while_their_tar_file_grows(store: ObjectStore, t
     assert contents == {("a",): b"a" * 3000, ("x",): b"x", ("y",): b"Y"}
 
 
-def test_a_server_that_stalls_or_cuts_off_is_asked_again_then_named(store: ObjectStore, proxy: Proxy) -> None:
+def test_a_server_that_stalls_or_cuts_off_is_asked_again(store: ObjectStore, proxy: Proxy) -> None:
     store.put({"p/a.png": b"a" * 10_000})
     file = place_of(f"s3://{BUCKET}/p/a.png")
     proxy.stalls = 1
@@ -247,7 +247,11 @@ def test_a_server_that_stalls_or_cuts_off_is_asked_again_then_named(store: Objec
     forget()
     proxy.cuts = 1
     assert len(file.read_bytes()) == 10_000
-    forget()
+
+
+@pytest.mark.slow
+def test_a_server_that_stalls_for_good_is_named(store: ObjectStore, proxy: Proxy) -> None:
+    file = place_of(f"s3://{BUCKET}/p/a.png")
     proxy.stalls = 1000
     with pytest.raises(TransientError, match=r"^s3://photos/p/a\.png: cannot be read \(.*[Tt]imeout.*check the net"):
         file.read_bytes()
@@ -265,6 +269,43 @@ def test_the_size_of_a_picture_takes_its_header_alone(store: ObjectStore, proxy:
         proxy.bytes = 0
         assert most_pixels(files) == most
         assert proxy.bytes < 60_000
+
+
+def test_output_is_written_below_a_folder_or_a_url(store: ObjectStore, tmp_path: Path) -> None:
+    for root in (tmp_path / "out", place_of(f"s3://{BUCKET}/out")):
+        write_output(root, "a b/c#.png", b"content")
+        assert (root / "a b/c#.png").read_bytes() == b"content"
+        assert (root / "a b/c#.png").exists()
+        assert not (root / "a b/d.png").exists()
+    with pytest.raises(UsageError, match="is no place to write to; name a folder, or one at s3://"):
+        write_output(place_of("https://host/out"), "a.png", b"content")
+    with pytest.raises(TransientError, match=r"^s3://none/a\.png: "):
+        write_output(place_of("s3://none"), "a.png", b"content")
+
+
+def test_a_worker_is_asked_whether_it_reads_the_same_photos(store: ObjectStore, tmp_path: Path) -> None:
+    store.put({"p/a.png": b"a"})
+    tar = tar_of(tmp_path / "t.tar", {"x.png": b"x", "y.png": b"y"})
+    for place in (place_of(f"s3://{BUCKET}/p"), tar):
+        file = list(paths_of(place, image_files(place).files))[-1]
+        asked = str(file), content_key(file), pickle.dumps(file)
+        assert question._has_another(*asked) is None
+        assert question._has_another(asked[0], "0" * 32, asked[2]) == (
+            f"this worker sees another file as {file}", "have photos and models there under the same paths"
+        )  # fmt: skip
+    tar.unlink()
+    store.delete("p/a.png")
+    assert "this worker cannot read" in str(question._has_another(*asked))
+
+
+def test_tar_files_in_a_folder_are_pointed_to(tmp_path: Path) -> None:
+    tar_of(tmp_path / "photos/t.tar", {"x.png": b"x"})
+    workspace = Workspace(tmp_path / "ws")
+    workspace.create()
+    with pytest.raises(
+        UsageError, match=r"holds no images, but 1 \.tar; .*; name tar files by a glob, like '.*/\*\.tar'"
+    ):
+        scanned(tmp_path / "photos", workspace)
 
 
 def test_access_that_is_refused_is_one_line(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,6 +367,7 @@ def test_settings_refuse_secrets_other_urls_and_missing_drivers(
         mining("gs://bucket/p", tmp_path, models)
     with pytest.raises(ValueError, match="names no bucket"):
         mining("s3://", tmp_path, models)
+    assert str(mining("s3://bucket/p?/[ab]*.png", tmp_path, models).photos) == "s3://bucket/p?/[ab]*.png"
     settings = mining(f"s3://{BUCKET}/p", tmp_path, models, segmenter="labels:s3://other/labels")
     assert isinstance(settings.photos, Remote)
     assert str(settings.labels) == "s3://other/labels"

@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import struct
+import tarfile
 import tempfile
 import zipfile
 import zlib
@@ -35,6 +36,7 @@ from desra_core.evaluation.mask_files import decode_any_mask
 from desra_core.images.codec import decode, decode_labels, image_size
 from desra_core.networks.checkpoints import read_kinds
 from desra_core.networks.segmentation import segmenter_key
+from desra_core.remote import file_at, members
 from desra_core.settings.models import SETTINGS
 from tests.picture_files import Page, bmp_file, bmp_rows, png_file, tiff_file
 
@@ -329,6 +331,21 @@ def configs() -> Iterator[bytes]:
     yield b"_base_ = './config.py'\n"
 
 
+def read_tar(data: bytes) -> None:
+    for member in list(members(path := file_of(data, "x.tar"))):
+        file_at(path.parent, f"{path.name}/x", member.size, member.offset).read_bytes()
+
+
+def tars() -> Iterator[bytes]:
+    for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        with tarfile.open(fileobj=(file := io.BytesIO()), mode="w", format=form) as tar:
+            for name in ("a.jpg", "b/" * 80 + "c.png"):
+                member = tarfile.TarInfo(name)
+                member.size = 3
+                tar.addfile(member, io.BytesIO(b"abc"))
+        yield file.getvalue()
+
+
 TARGETS = {
     "pictures": Target(read_picture, pictures, ("IHDR", "PLTE", "tRNS", "eXIf", "iCCP", "zTXt", "RIFF", "WEBP")),
     "checkpoints": Target(read_checkpoint, checkpoints, ("params", "PK", "__metadata__", "data_offsets", "F32")),
@@ -337,5 +354,6 @@ TARGETS = {
     "coco": Target(read_coco_file, documents(coco), ("images", "annotations", "segmentation", "counts", "bbox")),
     "weights": Target(read_class_weights, class_weights, ("[[class]]", "index", "weight", "interval", "version")),
     "settings": Target(read_settings, settings, (" = ", "[", "{", "'''", "#")),
+    "tars": Target(read_tar, tars, ("ustar", "x", "L", "size=", "path=", "GNU.sparse.size=")),
     "segmenter": Target(read_config, configs, ("_base_", "[", "(", "lambda")),
 }

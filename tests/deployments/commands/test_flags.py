@@ -48,7 +48,8 @@ TEXTS = {
     "perceptual": "~/vgg.pth",
     "mse_model": "~/mse.pth",
 }
-NO_PATHS = {"group_by", "min_area", "name", "mine_at", "cycle_at", "timezone", "webhook", "history", "exclude"}
+NO_PATHS = {"group_by", "min_area", "name", "mine_at", "cycle_at", "timezone", "webhook", "history", "exclude",
+            "include"}  # fmt: skip
 DETECTOR = """class Own:
     threshold, smallest, inputs = 0.1, 1, ()
 

@@ -54,6 +54,16 @@ def test_folders_that_machines_put_beside_photos_are_left_out(tmp_path: Path, fo
     assert taken(tmp_path / folder) == ["a.png/THUMB.jpg"], "a folder that the user names is searched"
 
 
+def test_previews_and_thumbnails_that_programs_put_beside_photos_are_left_out(tmp_path: Path) -> None:
+    put(tmp_path, "a.png", "a Previews.lrdata/1/x.jpg", "a.lrcat-data/y.jpg", "SYNOPHOTO_THUMB_XL.jpg")
+    put(tmp_path, "b/SYNOPHOTO_THUMB_M.jpg", "b/SYNOPHOTO_FILM_M.jpg", "b/._a.jpg", "b/Thumbs.db")
+    found = image_files(tmp_path)
+    assert found.files["path"].to_pylist() == ["a.png"]
+    assert found.passed_over == {
+        "a Previews.lrdata/": 1, "a.lrcat-data/": 1, "SYNOPHOTO_THUMB*": 2, "SYNOPHOTO_FILM*": 1, ".db": 1,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("folder", [".thumbnails", ".AppleDouble", ".Trash-1000", ".@__thumb", ".git"])
 def test_hidden_folders_are_left_out(tmp_path: Path, folder: str) -> None:
     put(tmp_path, "a.png", f"{folder}/b.png", f"trip/{folder}/b.png", "trip/._c.jpg")
@@ -79,6 +89,33 @@ def test_a_glob_leaves_files_and_folders_out(tmp_path: Path, exclude: list[str],
     assert taken(tmp_path, *exclude) == left
     passed_over = image_files(tmp_path, exclude=exclude).passed_over
     assert all((passed_over[f"excluded by --exclude {one}"] > 0) == (one != "nothing") for one in exclude)
+
+
+@pytest.mark.parametrize(
+    ("include", "taken_files"),
+    [
+        (["new"], ["new/a.png", "new/deep/c.jpg"]),
+        (["*.jpg"], ["b.jpg", "new/deep/c.jpg"]),
+        (["a.png", "deep/"], ["a.png", "new/a.png", "new/deep/c.jpg"]),
+        (["/a.png"], ["a.png"]),
+        (["new/*"], ["new/a.png", "new/deep/c.jpg"]),
+        (["nothing"], []),
+    ],
+)
+def test_a_glob_takes_files_and_folders(tmp_path: Path, include: list[str], taken_files: list[str]) -> None:
+    put(tmp_path, "a.png", "b.jpg", "new/a.png", "new/deep/c.jpg")
+    found = image_files(tmp_path, include=include)
+    assert sorted(found.files["path"].to_pylist()) == taken_files
+    left_out = {"not matched by --include": 4 - len(taken_files)}
+    assert found.passed_over == left_out | {f"matched by --include {one}": 0 for one in include if one == "nothing"}
+
+
+def test_only_what_is_included_is_taken_and_counted(tmp_path: Path) -> None:
+    put(tmp_path, "a.png", "b.jpg", "new/a.png", "new/deep/c.jpg", "x.txt")
+    found = image_files(tmp_path, include=["new", "b.*", "*.tif"], exclude=["deep"])
+    assert sorted(found.files["path"].to_pylist()) == ["b.jpg", "new/a.png"]
+    words = "1 .txt, 1 excluded by --exclude deep, 1 not matched by --include, nothing matched by --include *.tif"
+    assert kinds_in_words(found.passed_over) == words
 
 
 def test_a_glob_leaves_out_decomposed_names_of_a_mac(tmp_path: Path) -> None:
