@@ -97,11 +97,6 @@ class Remote(PosixPath):
         assert self.size is not None
         return self.read_range(0, self.size)
 
-    def write_bytes(self, data: Any) -> int:
-        """Write the whole file, which is there whole or not at all; returns its bytes (raises `TransientError`)."""
-        self._asked(lambda system: system._pipe_file(self._address, data))
-        return len(data)
-
     def open(self, *_: Any, **__: Any) -> Any:
         """Open the file to read a few bytes of it, such as its header."""
         return io.BufferedReader(_Ranges(self), _HEAD)

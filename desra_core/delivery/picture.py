@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from desra_core.delivery.plan import Order, delivery_key, map_path, mask_of, picture_path, place_of, write_output
+from desra_core.delivery.plan import Order, delivery_key, map_path, mask_of, picture_path, place_of
 from desra_core.detection.detectors import DetectorInputs
 from desra_core.detection.mask import suspects
 from desra_core.detection.repair import Share, repair
 from desra_core.errors import ArgumentError, ImageError
-from desra_core.files import as_json, checksum, read_checked, storage_errors
+from desra_core.files import as_json, checksum, read_checked, storage_errors, write_output
 from desra_core.images.codec import Mask, Photo, Pixels, check_size, decode, decode_mask, encode_png
 from desra_core.images.delivery import encode_picture, read_origin
 from desra_core.networks.super_resolution import resize_alpha
@@ -36,7 +36,7 @@ def deliver_clean(
     key = delivery_key(delivering, job.target, image.id, None)
     with contextlib.suppress(ImageError):
         files = _files(image, read_content(image.lr), photo.alpha, gan_sr, None, delivering)
-        if not _in_the_way(files):
+        if not _in_the_way(files, delivering.output):
             _write(image, files, key, "inferred", gan_sr.shape, workspace, delivering)
 
 
@@ -72,7 +72,7 @@ def deliver_image(image: ImageRef, order: Order, workspace: Workspace, job: Stag
     doubtful = None if doubt is None else int(doubt.sum())
     del share, doubt, mask
     files = _files(image, data, alpha, pixels, trust_map, delivering)
-    if not order.known and (path := _in_the_way(files)):
+    if not order.known and (path := _in_the_way(files, delivering.output)):
         raise ImageError(path, "is in the way: desra deliver has not written it", "move it, or name another --output")
     _write(image, files, order.key, origin, pixels.shape, workspace, delivering, count, doubtful)
 
@@ -137,8 +137,8 @@ def _trust_map(shape: tuple[int, ...], share: Share | None, doubt: Mask | None) 
 
 def _files(
     image: ImageRef, data: bytes, alpha: Pixels | None, pixels: Pixels, trust_map: bytes | None, delivering: Delivering
-) -> dict[Path, bytes]:
-    """Encode the picture of an image; return its files, the picture before the map.
+) -> dict[str, bytes]:
+    """Encode the picture of an image; return its files by path in the output folder, the picture before the map.
 
     Args:
         image: The image.
@@ -157,15 +157,16 @@ def _files(
         )
     except ArgumentError as error:
         raise ImageError(image.path, f"cannot be delivered: {error.subject} {error.reason}", error.remedy) from None
-    files = {delivering.output / picture_path(delivering, name): encoded for name in image.names}
+    files = {picture_path(delivering, name): encoded for name in image.names}
     if trust_map is not None:
-        files |= dict.fromkeys((delivering.output / map_path(name) for name in image.names), trust_map)
+        files |= dict.fromkeys(map(map_path, image.names), trust_map)
     return files
 
 
-def _in_the_way(files: Mapping[Path, bytes]) -> Path | None:
-    """Find a file that is there with another content."""
-    for path, content in files.items():
+def _in_the_way(files: Mapping[str, bytes], output: Path) -> Path | None:
+    """Find a file in the output folder that is there with another content."""
+    for relative, content in files.items():
+        path = output / relative
         with storage_errors(path):
             if path.exists() and path.read_bytes() != content:
                 return path
@@ -174,7 +175,7 @@ def _in_the_way(files: Mapping[Path, bytes]) -> Path | None:
 
 def _write(
     image: ImageRef,
-    files: Mapping[Path, bytes],
+    files: Mapping[str, bytes],
     key: str,
     results: str,
     shape: tuple[int, ...],
@@ -189,7 +190,7 @@ def _write(
     """
     encoded = next(iter(files.values()))
     row = {
-        "pictures": {name: str(picture_path(delivering, name)) for name in image.names},
+        "pictures": {name: picture_path(delivering, name) for name in image.names},
         "id": image.id,
         "results": results,
         "height": shape[0],
@@ -202,5 +203,5 @@ def _write(
     journal = workspace.delivery_journal(place_of(delivering), image.shard) / f"{image.id}.json"
     workspace.publish(journal, as_json(row))
     for path, content in files.items():
-        write_output(path, content)
+        write_output(delivering.output, path, content)
     workspace.publish(journal, as_json(row | {"key": key}))

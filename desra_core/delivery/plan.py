@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from desra_core.errors import UsageError
 from desra_core.evaluation.table import counted
-from desra_core.files import fingerprint, parse_json, paths_in, read_bytes, replace_file
+from desra_core.files import fingerprint, parse_json, paths_in, read_bytes, write_output
 from desra_core.gate.model_registry import current_model
 from desra_core.images.delivery import suffix_of
 from desra_core.networks.checkpoints import BICUBIC
@@ -97,7 +97,7 @@ class Deliveries:
         delivered = {row["image"]: row for row in self.table(number).to_pylist()}
         records = read_shard(self.workspace, number)
         rows = self._rows.filter(pc.equal(self._rows["shard"], number))
-        paths = pa.array([str(picture_path(self.settings, name)) for name in rows["name"].to_pylist()], pa.string())
+        paths = pa.array([picture_path(self.settings, name) for name in rows["name"].to_pylist()], pa.string())
         known = {row["path"] for row in delivered.values()} | set(
             paths.filter(pc.is_in(paths, self._known)).to_pylist()
         )
@@ -106,7 +106,7 @@ class Deliveries:
             record, human = records[image.id], self._human.get(image.id)
             key = delivery_key(self.settings, self.target, image.id, mask_of(record, human))
             if not all(self._is_there(delivered.get(name), key, name) for name in image.names):
-                is_known = known.issuperset(str(picture_path(self.settings, name)) for name in image.names)
+                is_known = known.issuperset(picture_path(self.settings, name) for name in image.names)
                 work.append((image, Order(record, human, key, is_known)))
         return work
 
@@ -170,13 +170,13 @@ class Deliveries:
         names, ids = (self._rows[column].combine_chunks() for column in ("name", "id"))
         now = ids.take(pc.index_in(table["image"].combine_chunks(), names))
         table = table.filter(pc.equal(table["id"], now)).sort_by("image").combine_chunks()
-        write_output(self.settings.output / TABLE, as_parquet(table))
+        write_output(self.settings.output, TABLE, as_parquet(table))
         return Pictures(table.num_rows, pc.sum(pc.greater(table["repaired"], 0)).as_py() or 0)
 
     def _is_there(self, row: dict[str, Any] | None, key: str, name: str) -> bool:
         """Check whether a picture and its map are in the output folder."""
         path = picture_path(self.settings, name)
-        if row is None or row["key"] != key or row["path"] != str(path):
+        if row is None or row["key"] != key or row["path"] != path:
             return False
         paths = {path: row["bytes"]}
         if self.settings.trust_map:
@@ -184,10 +184,10 @@ class Deliveries:
         sizes = {path: self._size(path) for path in paths}
         return all(sizes[path] is not None and size in (None, sizes[path]) for path, size in paths.items())
 
-    def _size(self, path: Path) -> int | None:
+    def _size(self, path: str) -> int | None:
         """Return the bytes of a file of the output folder; None where it is not there."""
         if self._sizes is not None:
-            return self._sizes.get(str(path))
+            return self._sizes.get(path)
         with contextlib.suppress(OSError):
             return (self.settings.output / path).stat().st_size
         return None
@@ -226,14 +226,14 @@ def mask_of(record: Record, human: HumanMask | None) -> str | None:
     return (record.checksums.get("masks") or record.mask_key) if record.artifact_pixels else None
 
 
-def picture_path(delivering: Delivering, name: str) -> Path:
+def picture_path(delivering: Delivering, name: str) -> str:
     """Return the path of the picture of an image in the output folder."""
-    return Path(f"{name}{delivering.suffix}{suffix_of(delivering.format)}")
+    return f"{name}{delivering.suffix}{suffix_of(delivering.format)}"
 
 
-def map_path(name: str) -> Path:
+def map_path(name: str) -> str:
     """Return the path of the trust map of an image in the output folder."""
-    return Path("trust_maps", f"{name}.png")
+    return f"trust_maps/{name}.png"
 
 
 def place_of(delivering: Delivering) -> str:
@@ -244,14 +244,6 @@ def place_of(delivering: Delivering) -> str:
 def sizes_at(output: Remote) -> dict[str, int]:
     """List the files at a URL with their bytes; none where the URL does not exist yet (raises as `listing`)."""
     return {file.path: file.size for file in listing(output)} if output.exists() else {}
-
-
-def write_output(path: Path, content: bytes) -> None:
-    """Write a file of an output folder whole or not at all (raises `TransientError` or `ImageError`)."""
-    if isinstance(path, Remote):
-        path.write_bytes(content)
-    else:
-        replace_file(path, content)
 
 
 def corpus_of(delivering: Delivering) -> CorpusSettings:
