@@ -84,6 +84,8 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
                 f"{counted(pixels, 'pixel')}, which count as normal: calibrate on pairs without any, or leave them out "
                 "with --exclude MASKS"
             )
+        for doubt in calibrated.origin["doubts"]:
+            say(f"warning: these weights may be of no real pair: {doubt}")
         _show(calibrated, settings)
         show_people(counting.human_masks)
         assert prepared.scanned is not None
