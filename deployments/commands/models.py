@@ -127,12 +127,15 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
     unjudged = 0
     promoted: Path | None = None
     lost: ServerLostError | None = None
+    is_new = not workspace.exists()
     with workspace.opened() as workspace:
         end_leftover_server(workspace)
         if code := twin_first(settings, machine):
             return code
         mining = gate.mining_of(settings)
         which = "the workspace's current model" if mining.gan_model != settings.gan_model else "--gan-model"
+        if is_new:  # before photos are read, so that a refused command leaves no workspace
+            gate.check_training(settings, mining)
         say(f"finding the artifacts of {which}, {mining.gan_model}")
         prepared = runs.prepare_corpus(mining)
         finetuning = gate.finetuning_of(settings, mining)
