@@ -27,5 +27,6 @@ def calibrated_weights() -> CalibratedWeights:
     rows = derive_weights(histogram, min_pixels=1000, fallback="one")
     published = load_weights("published").values
     suggested = suggest(histogram, weight_values(rows), published, 0.001)
-    origin = {"workspace": "/a <b> & c", "min_pixels": 1000, "min_images": 3, "fallback": "one", "exclude": None}
+    origin = {"workspace": "/a <b> & c", "min_pixels": 1000, "min_images": 3, "fallback": "one", "exclude": None,
+              "doubts": []}  # fmt: skip
     return CalibratedWeights(rows, histogram, suggested, (0.25, 0.5), origin)

@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,14 +20,17 @@ import torch
 import desra_core
 from desra_core.errors import DesraError
 from desra_core.evaluation.fidelity import load_lpips
-from desra_core.images.codec import read_image
+from desra_core.images.codec import encode_png, read_image
 from desra_core.networks.checkpoints import load_checkpoint, load_model, read_kinds, read_weights
 from desra_core.networks.segmentation import load_segmenter
+from desra_core.settings import Mining
+from desra_core.settings.models import SETTINGS
 from desra_core.training import networks
 from desra_core.training.loop import finetune
 from desra_core.training.patches import open_frozen
 from desra_core.training.plan import RunFolder
 from tests.conftest import MODELS, Desra, refusal
+from tests.in_process import process
 
 
 class Payload:
@@ -145,9 +148,7 @@ def frozen(path: Path) -> None:
 
 
 def segmenter(path: Path) -> None:
-    mmseg = pytest.importorskip("mmseg")
-    config = Path(mmseg.__file__).parent / ".mim/configs/segformer/segformer_mit-b0_512x512_160k_ade20k.py"
-    load_segmenter(f"mmseg:{config},{path}", "cpu")
+    load_segmenter(f"mmseg:{_config()},{path}", "cpu")
 
 
 # Everything that reads a file of weights, or of arrays.
@@ -213,26 +214,83 @@ def test_code_in_a_file_never_runs(entry: str, files: tuple[dict[str, Path], Pat
         assert len(str(caught.value)) < 800, form
 
 
-@pytest.mark.parametrize("form", ["beside weights", "old format", "pickle 4", "tar", "zip"])
+@pytest.fixture(scope="module")
+def place(make_models: Any, make_photos: Any, make_pairs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos, the workspace of their artifacts, pairs, and pairs with masks."""
+    root = tmp_path_factory.mktemp("place")
+    mse, gan = make_models(root / "models")
+    make_photos(root / "photos", 18)
+    process(Mining(photos=root / "photos", mse_model=str(mse), gan_model=gan, workspace=root / "ws"))
+    make_pairs(root / "pairs", 2)
+    make_pairs(root / "set", 2)
+    for old, new in (("mse_sr", "MSE-SR"), ("gan_sr", "GAN-SR")):
+        (root / "set" / old).rename(root / "set" / new)
+    for path in (root / "set/GAN-SR").rglob("*.png"):
+        mask = root / "set/GT-Mask" / path.relative_to(root / "set/GAN-SR")
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        mask.write_bytes(encode_png(np.zeros((200, 240), np.uint8)))
+    return root
+
+
+# Of each command, the settings that it needs; HERE is the folder of `place`, NEW one that does not exist.
+_MODELS = {"gan_model": "HERE/models/gan.pth", "mse_model": "HERE/models/mse.pth"}
+_PAIRS = {"mse_sr": "HERE/pairs/mse_sr", "gan_sr": "HERE/pairs/gan_sr"}
+_MINING = _MODELS | {"photos": "HERE/photos", "workspace": "NEW"}
+GIVEN: dict[str, dict[str, str]] = {
+    "mine": _MINING,
+    "detect": _PAIRS | {"workspace": "NEW"},
+    "twin": {"photos": "HERE/photos", "gan_model": _MODELS["gan_model"], "output": "NEW/twin.pth"},
+    "finetune": {"workspace": "HERE/ws", "output": "NEW", "perceptual": "off"},
+    "compare": {"workspace": "HERE/ws", "after": "HERE/models/mse.pth"},
+    "cycle": _MINING | {"perceptual": "off"},
+    "serve": _MINING | {"perceptual": "off"},
+    "calibrate": {"workspace": "HERE/ws", "output": "NEW.toml"},
+    "benchmark": {"dataset": "HERE/set", "output": "NEW"},
+    "benchmark synthetic": _PAIRS | {"output": "NEW"},
+    "verify": {"workspace": "HERE/ws"},
+}
+# Settings that name a file of weights, and all others that may hold a path.
+WEIGHTS = ("gan_model", "mse_model", "after", "before", "segmenter", "weights", "perceptual", "discriminator", "lpips")
+OTHERS = {"photos", "workspace", "output", "lr", "mse_sr", "gan_sr", "labels", "exclude", "dataset", "twin_photos"}
+OTHERS |= {"method", "methods"}  # code, by design
+TEXTS = {"min_area", "group_by", "name", "mine_at", "cycle_at", "timezone", "webhook", "history"}
+
+
+def _weights_settings() -> list[tuple[str, str]]:
+    return [(verb, name) for verb, kind in SETTINGS.items() for name in kind.model_fields if name in WEIGHTS]
+
+
+def test_each_setting_is_known_to_name_weights_or_not() -> None:
+    for verb, kind in SETTINGS.items():
+        for name, field in kind.model_fields.items():
+            if {Path, str} & {field.annotation, *get_args(field.annotation)}:
+                assert name in OTHERS | TEXTS | set(WEIGHTS), f"{verb} {name}: does it name a file of weights?"
+    assert SETTINGS.keys() == GIVEN.keys()
+
+
+@pytest.mark.parametrize(("verb", "name"), _weights_settings())
 def test_commands_refuse_it(
-    form: str, files: tuple[dict[str, Path], Path], desra_here: Desra, make_photos: Any, tmp_path: Path
+    verb: str, name: str, files: tuple[dict[str, Path], Path], place: Path, desra_here: Desra, tmp_path: Path
 ) -> None:
+    """In one line that names the file, before anything starts."""
     paths, trace = files
-    make_photos(tmp_path / "photos", 2)
-    gan, mse, workspace = MODELS / "gan.pth", MODELS / "mse.pth", ("--workspace", tmp_path / "ws")
-    mine = ("mine", tmp_path / "photos", *workspace)
-    for command in (
-        (*mine, "--gan-model", paths[form], "--mse-model", mse),
-        (*mine, "--gan-model", gan, "--mse-model", paths[form]),
-        (*mine, "--gan-model", gan, "--mse-model", mse, "--segmenter", f"mmseg:{_config(tmp_path)},{paths[form]}"),
-        ("twin", tmp_path / "photos", "--gan-model", paths[form], "--output", tmp_path / "ws/twin/twin.pth"),
-    ):
-        line = refusal(desra_here(*command))
+    for form in ("beside weights", "pickle 4"):
+        value = f"mmseg:{_config()},{paths[form]}" if name == "segmenter" else str(paths[form])
+        given = GIVEN[verb] | {name: value}
+        given = {
+            key: text.replace("HERE", str(place)).replace("NEW", str(tmp_path / "new")) for key, text in given.items()
+        }
+        positional = [given.pop(key) for key in ("photos", "dataset") if key in given and verb != "serve"]
+        flags = [text for key, value in given.items() for text in (f"--{key.replace('_', '-')}", value)]
+        line = refusal(desra_here(*verb.split(), *positional, *flags))
         assert str(paths[form]) in line
+        assert len(line) < 800
         assert not trace.exists()
+        assert not (tmp_path / "new").exists()
 
 
-def _config(folder: Path) -> Path:
+def _config() -> Path:
     found = find_spec("mmseg")  # importing it would warn
-    assert found is not None
+    if found is None:
+        pytest.skip("MMSegmentation is not installed")
     return Path(str(found.origin)).parent / ".mim/configs/segformer/segformer_mit-b0_512x512_160k_ade20k.py"

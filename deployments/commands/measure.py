@@ -13,6 +13,7 @@ from desra_core.calibration.weights import CalibratedWeights
 from desra_core.errors import UsageError, printable
 from desra_core.evaluation.table import counted, document_as_text
 from desra_core.images.scanning import image_files
+from desra_core.networks.segmentation import try_segmenter
 from desra_core.settings import CorpusSettings, Machine, given_values
 from desra_core.settings.models import Benchmarking, Calibrating, SyntheticBenchmarking
 from desra_core.workspace import Workspace
@@ -37,6 +38,8 @@ def run_benchmark(settings: Benchmarking | SyntheticBenchmarking, machine: Machi
         # Failures that are known before anything is computed; the progress shows the others.
         say_each("failed", planned.failed(), ": the JSON file lists them")
         if planned.missing():
+            if planned.runs_networks:
+                try_segmenter(settings.segmenter)
             published = run_flow(workspace, settings, machine).published
         else:
             typer.echo("nothing to do: all was judged before")
@@ -84,6 +87,8 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
                 f"{counted(pixels, 'pixel')}, which count as normal: calibrate on pairs without any, or leave them out "
                 "with --exclude MASKS"
             )
+        for doubt in calibrated.origin["doubts"]:
+            say(f"warning: these weights may be of no real pair: {doubt}")
         _show(calibrated, settings)
         show_people(counting.human_masks)
         assert prepared.scanned is not None

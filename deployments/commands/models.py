@@ -15,6 +15,8 @@ from desra_core.gate import comparison as gate
 from desra_core.gate.comparison import Comparison, comparing_of, plan_comparison
 from desra_core.gate.criteria import Verdict, score_rows
 from desra_core.gate.model_registry import current_model
+from desra_core.planning.doubts import stored_doubts
+from desra_core.planning.plan import load_settings
 from desra_core.settings import Machine
 from desra_core.settings.models import Comparing, Cycling, Finetuning, Serving, Twinning
 from desra_core.training.plan import RunFolder, check_networks, plan_finetune
@@ -40,6 +42,8 @@ def run_finetune(settings: Finetuning, machine: Machine) -> int:
         if plan.ended:
             typer.echo("nothing to do: this finetune has ended before")
         else:
+            for doubt in stored_doubts(workspace, *load_settings(workspace)):
+                say(f"warning: the pseudo ground truths may be of no real pair: {printable(doubt)}")
             check_networks(plan.gan_model, plan.training)
             runs.run_flow(workspace, settings, machine, (settings, plan))
         _show_finetune(plan.run, settings.iterations)
@@ -123,12 +127,15 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
     unjudged = 0
     promoted: Path | None = None
     lost: ServerLostError | None = None
+    is_new = not workspace.exists()
     with workspace.opened() as workspace:
         end_leftover_server(workspace)
         if code := twin_first(settings, machine):
             return code
         mining = gate.mining_of(settings)
         which = "the workspace's current model" if mining.gan_model != settings.gan_model else "--gan-model"
+        if is_new:  # before photos are read, so that a refused command leaves no workspace
+            gate.check_training(settings, mining)
         say(f"finding the artifacts of {which}, {mining.gan_model}")
         prepared = runs.prepare_corpus(mining)
         finetuning = gate.finetuning_of(settings, mining)

@@ -22,11 +22,12 @@ from desra_core.calibration import weights
 from desra_core.calibration.weights import HISTOGRAM, CalibratedWeights, ClassHistogram, count_image, merged
 from desra_core.detection.class_weights import load_weights
 from desra_core.detection.mask import THRESHOLD, valid
-from desra_core.errors import ImageError, LostError, TransientError, UsageError
+from desra_core.errors import ImageError, LostError, TransientError, UsageError, printable
 from desra_core.evaluation.mask_files import decode_any_mask
 from desra_core.files import content_key, digest, fingerprint, read_bytes
 from desra_core.images.codec import Mask, check_size
 from desra_core.images.scanning import image_files, normalized
+from desra_core.planning.doubts import stored_doubts
 from desra_core.planning.plan import check_kind, load_settings, reference_key, target_of
 from desra_core.settings import CorpusSettings, Detection, Mining, detector_of
 from desra_core.settings.models import Calibrating
@@ -355,6 +356,7 @@ def derive_calibration(calibrating: Calibrating, corpus: CorpusSettings, countin
         "images": histogram.seen,
         "pixels": int(histogram.pixels.sum()),
         "excluded_pixels": histogram.excluded,
+        "doubts": [printable(doubt) for doubt in stored_doubts(counting.workspace, corpus, counting.target)],
     }
     suggested = weights.suggest(histogram, ours, published, calibrating.false_alarm_rate)
     return CalibratedWeights(rows, histogram, suggested, (below[0], below[1]), origin)

@@ -342,18 +342,18 @@ def render_calibration(calibrated: CalibratedWeights, output: Path) -> str:
     if ratios := {row.name: row.weight / row.published_weight for row in changed}:
         figure = bar_chart(ratios, xlabel="weight as a multiple of the published one")
         charts[COMPARISON] = [("", inline(figure, "Largest differences to the published weights"))]
-    thin = thin_classes(calibrated)
+    doubts, thin = calibrated.origin["doubts"], thin_classes(calibrated)
     return render_page(
         "document.html.j2",
         title=f"Class weights in {output.name}",
         lead="",
-        notes=[thin] if thin else [],
+        notes=[f"{note}." for note in doubts] + ([thin] if thin else []),
         sections=weight_sections(calibrated),
         charts=charts,
         worst={},
         captions={},
         flip="",
-        about={name.replace("_", " "): value for name, value in calibrated.origin.items()},
+        about={name.replace("_", " "): value for name, value in calibrated.origin.items() if name != "doubts"},
     )
 
 

@@ -1,7 +1,7 @@
 """How far real pairs of results are from pairs that are none, by the numbers of desra_core/detection/agreement.py.
 
-Run it with ``python tests/benchmarks/run.py agreement``. It reads ../shared/data, and makes the table of docs/method.md
-("Wrong pairs").
+Run it with ``python tests/benchmarks/run.py agreement``. It reads ../shared/data, and makes the numbers of
+docs/method.md ("Wrong pairs"), in some minutes.
 """
 
 import time
@@ -9,38 +9,53 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 from markdown import Cell, print_table
 
 from desra_core import load_pair, read_image, super_resolve, variance_similarity
-from desra_core.detection.agreement import CONTRAST, PairAgreement, find_doubts, measure_agreement
+from desra_core.detection.agreement import (
+    CONTRAST,
+    FIRST,
+    LEAST,
+    Columns,
+    PairAgreement,
+    find_doubts,
+    measure_agreement,
+)
 from desra_core.images.codec import Pixels
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+WEIGHTS, SMALL = DATA / "weights", Path(__file__).resolve().parents[1] / "models"
 # The middle of each photo; of sharp photos, once as they are and once at a quarter of their size.
 SIDE = 96
 PAIRS = (
-    ("realesr-general-x4v3-l1-twin.safetensors", "realesr-general-x4v3.pth"),
-    ("bicubic", "realesr-general-x4v3.pth"),
-    ("bicubic", "realesr-animevideov3.pth"),
-    ("rlfn-ntire2022-x4.pth", "realesr-general-wdn-x4v3.pth"),
+    (WEIGHTS / "realesr-general-x4v3-l1-twin.safetensors", WEIGHTS / "realesr-general-x4v3.pth"),
+    ("bicubic", WEIGHTS / "realesr-general-x4v3.pth"),
+    ("bicubic", WEIGHTS / "realesr-animevideov3.pth"),
+    (WEIGHTS / "rlfn-ntire2022-x4.pth", WEIGHTS / "realesr-general-wdn-x4v3.pth"),
+    (SMALL / "mse.pth", SMALL / "gan.pth"),
 )
-HEADINGS = ("pair", "results", "photos", "correlation, least", "difference, median", "shift, px", "texture", "doubts")
+HEADINGS = (
+    "pair", "results", "photos", "correlation, median", "least", "difference, median", "from the photo, median",
+    "contrast, least", "shift, px", "texture", "doubts", "draws of 8 with doubts", "of 16",
+)  # fmt: skip
+DRAWS = 300
 
 Pair = tuple[Pixels, Pixels, Pixels]
 
 
 def run() -> None:
-    if not (DATA / "weights").is_dir():
+    if not WEIGHTS.is_dir():
         print("Not measured: there is no ../shared/data beside the checkout.")
         return
     photos = real_photos()
     rows: list[list[Cell]] = []
     for mse, gan in PAIRS:
-        models = load_pair(mse if mse == "bicubic" else DATA / "weights" / mse, DATA / "weights" / gan)
+        models = load_pair(mse, gan)
         found = [(lr, *(super_resolve(model, lr).pixels for model in models)) for lr in photos]
         pairs: list[Pair] = [(lr, one, other) for lr, one, other in found]
         for name, changed in ways(pairs).items():
-            rows.append([f"{gan}, {mse}", name, *judged(changed)])
+            rows.append([f"{gan.name}, {Path(mse).name}", name, *judged(changed)])
     print_table(HEADINGS, rows)
     mse_sr, gan_sr = (np.tile(pixels, (3, 3, 1)) for pixels in pairs[0][1:])
     print("\nCPU seconds of a pair of 1152x1152 px, as a share of those of the similarity map: ", end="")
@@ -75,6 +90,7 @@ def ways(pairs: list[Pair]) -> dict[str, list[Pair]]:
         "one pixel aside": [(lr, mse_sr, np.roll(gan_sr, 1, 1)) for lr, mse_sr, gan_sr in pairs],
         "red and blue exchanged": [(lr, mse_sr, gan_sr[:, :, ::-1]) for lr, mse_sr, gan_sr in pairs],
         "a tenth too dark": [(lr, mse_sr, (gan_sr * 0.9).astype(gan_sr.dtype)) for lr, mse_sr, gan_sr in pairs],
+        "too small by 255": [(lr, mse_sr, (gan_sr / 255).astype(gan_sr.dtype)) for lr, mse_sr, gan_sr in pairs],
         "of another photo": [(one[0], one[1], other[2]) for one, other in alike],
     }
 
@@ -87,15 +103,27 @@ def judged(pairs: list[Pair]) -> list[Cell]:
     }
     told = {name: values[columns["contrast"] >= CONTRAST] for name, values in columns.items()}
     shift = np.hypot(np.nanmedian(told["shift_x"]), np.nanmedian(told["shift_y"]))
+    contrast = np.minimum(told["mse_contrast"], told["gan_contrast"]) / told["contrast"]
     doubts = [" ".join(doubt.reason.split()[:4]) for doubt in find_doubts(columns, "the MSE", "the GAN")]
+    rng = np.random.default_rng(0)
+    draws = [[rng.permutation(len(told["contrast"]))[:size] for _ in range(DRAWS)] for size in (LEAST, FIRST)]
+    doubted = [sum(bool(find_doubts(_of(told, rows), "the MSE", "the GAN")) for rows in drawn) for drawn in draws]
     return [
         len(told["contrast"]),
+        f"{np.median(told['correlation']):.2f}",
         f"{told['correlation'].min():.2f}",
         f"{np.median(told['difference']):.2f}",
+        f"{max(np.nanmedian(told['mse_off']), np.nanmedian(told['gan_off'])):.2f}",
+        f"{contrast.min():.3f}",
         f"{shift:.2f}",
         f"{np.median(told['texture']):+.2f}",
         ", ".join(doubts) or "none",
+        *(f"{count} of {DRAWS}" for count in doubted),
     ]
+
+
+def _of(columns: Columns, rows: npt.NDArray[np.intp]) -> Columns:
+    return {name: values[rows] for name, values in columns.items()}
 
 
 def _seconds(function: object, *arguments: Pixels) -> float:

@@ -17,6 +17,7 @@ TITLES = {
     "inference": "Super-resolution against the plain loop, and its share of desra mine",
     "agreement": "Real pairs of results, and wrong ones",
     "windows": "Windows, precision and memory of trained networks",
+    "checksums": "Reading with the check of its bytes, against the reader alone",
     "memory": "Peak memory for a 16 MP pair",
     "detect": "The whole of desra detect",
     "training": "Steps of a finetune against the plain loop, and its loader",

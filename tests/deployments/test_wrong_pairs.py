@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 from desra_core import load_pair, super_resolve
 from desra_core.detection.agreement import FIRST
 from desra_core.images.codec import Pixels, encode_png
+from desra_core.settings import Mining
 from desra_core.workspace import Workspace
 from desra_core.workspace.products import read_records
 from tests.conftest import MODELS, refusal
+from tests.in_process import process
 from tests.wrong_pairs import real_photos
 
 COUNT = FIRST + 8
@@ -70,6 +73,27 @@ def test_an_exchanged_pair_is_told_early_and_stays_visible(desra, results, tmp_p
     assert "as if the two were exchanged" in Workspace(workspace).report.read_text("utf-8")
     again = desra("mine", photos, *models, "--workspace", workspace)
     assert f"doubt    {line}\n" in again.stdout
+
+
+def test_what_is_made_of_an_exchanged_pair_says_so(desra, desra_here, results, tmp_path) -> None:
+    """Weights and finetunes, long after the run that found it; the weights file keeps the line."""
+    photos, workspace, output = write(tmp_path / "photos", results["lr"]), tmp_path / "ws", tmp_path / "weights.toml"
+    labels = write(tmp_path / "labels", [np.zeros(result.shape[:2], np.uint8) for result in results["gan_sr"]])
+    mse, gan = MODELS / "gan.pth", MODELS / "mse.pth"
+    process(Mining(photos=photos, mse_model=str(mse), gan_model=gan, workspace=workspace, min_area="100",
+                   segmenter=f"labels:{labels}"))  # fmt: skip
+    said = f"{mse}: has more fine texture than {gan} in "
+    for command in (desra, desra_here):  # the second has nothing to do
+        run = command("calibrate", "--workspace", workspace, "--output", output)
+        assert run.returncode == 0, run.stderr
+        told = "warning: these weights may be of no real pair: "
+        (line,) = (line for line in run.stderr.splitlines() if line.startswith(told + said))
+        assert f"of {COUNT} images" in line
+        assert [line.removeprefix(told)] == tomllib.loads(output.read_text("utf-8"))["origin"]["doubts"]
+    assert "as if the two were exchanged" in output.with_suffix(".html").read_text("utf-8")
+    quick = "--preset", "cpu", "--iterations", 2, "--patch", 32, "--gan-weight", 0
+    run = desra_here("finetune", "--workspace", workspace, *quick)
+    assert f"warning: the pseudo ground truths may be of no real pair: {said}" in run.stderr
 
 
 def test_the_real_pair_is_not_doubted(desra, results, tmp_path) -> None:
