@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.errors import ImageError, LostError
+from desra_core.errors import ImageError, LostError, UsageError
 from desra_core.files import digest, fingerprint, paths_in, read_checked, replace_file
 from desra_core.images.codec import Mask, decode_mask
 from desra_core.workspace import Workspace, as_parquet, read_table
@@ -61,8 +61,15 @@ class HumanMask(NamedTuple):
 
 
 def human_mask_rows(workspace: Workspace, gan_sr_key: str | None) -> pa.Table:
-    """List the human masks that count under a key of GAN results, None for files (schema `HUMAN_MASKS`)."""
+    """List the human masks that count under a key of GAN results, None for files (schema `HUMAN_MASKS`).
+
+    Raises:
+        UsageError: Their table is damaged, or is gone although there are masks.
+    """
     remedy = "bring it back from a copy, or delete it and import the masks again"
+    if not workspace.human_manifest.exists() and next(workspace.human.rglob("*.png"), None):
+        reason = f"is not there, so no mask in {workspace.human} counts"
+        raise UsageError(workspace.human_manifest, reason, "bring it back from a copy, or import the masks again")
     rows = read_table(workspace.human_manifest, HUMAN_MASKS, remedy=remedy)
     there = [workspace.human_mask(name).exists() for name in rows["name"].to_pylist()]
     rows = rows.filter(pa.array(there, pa.bool_()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import os
 import signal
@@ -12,8 +14,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+import pillow_heif
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image, ImageCms
 
 from desra_core.detection.repair import repair
 from desra_core.images.codec import read_image
@@ -21,6 +25,7 @@ from desra_core.networks.checkpoints import load_model
 from desra_core.networks.super_resolution import super_resolve
 from tests.conftest import desra_command, photo
 from tests.object_store import BUCKET, object_store
+from tests.profiles import ADOBE, P3
 
 Array = npt.NDArray[np.generic]
 
@@ -178,6 +183,66 @@ def test_what_cannot_be_is_one_line(desra_here, make_photos, models, tmp_path) -
         run = desra_here("deliver", *arguments)
         assert (run.returncode, words in run.stderr) == (2, True), run.stderr
     assert not (tmp_path / "out").exists()
+
+
+def profile_of(path: Path) -> bytes | None:
+    with Image.open(path) as image:
+        return image.info.get("icc_profile")
+
+
+def seen(path: Path) -> Array:
+    """Read a picture as sRGB of 8 bits by Pillow alone, its plugins and LittleCMS."""
+    with Image.open(path) as image:
+        profile = image.info.get("icc_profile")
+        image = image.convert("RGB")
+        if profile:
+            source, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+            image = ImageCms.profileToProfile(image, source, srgb, ImageCms.Intent.RELATIVE_COLORIMETRIC)
+        return np.asarray(image)
+
+
+@pytest.mark.slow
+def test_every_format_comes_in_and_goes_out(desra, models, tmp_path) -> None:
+    pillow_heif.register_heif_opener()
+    importlib.import_module("pillow_jxl")  # which Pillow then knows
+    mse, gan = models
+    photos, workspace = tmp_path / "photos", tmp_path / "ws"
+    photos.mkdir()
+    kinds = {"png": {}, "jpg": {"quality": 95}, "webp": {"lossless": True}, "tif": {}, "avif": {"quality": 95},
+             "heic": {"quality": 95}, "jxl": {"lossless": True}, "bmp": {}}  # fmt: skip
+    for number, (suffix, options) in enumerate(kinds.items()):
+        colours = {} if suffix == "bmp" else {"icc_profile": (P3, ADOBE)[number % 2]}
+        Image.fromarray(photo(number, bright=True)[:, :, ::-1]).save(
+            photos / f"{suffix}.{suffix}", **options, **colours
+        )
+    given = ("--gan-model", gan, "--mse-model", mse, "--workspace", workspace)
+    assert desra("mine", photos, *given).returncode == 0
+    network = load_model(gan)
+    wanted = {path.stem: super_resolve(network, seen(path)).pixels for path in photos.iterdir()}
+    for kind, suffix in (("png", "png"), ("jpeg", "jpg"), ("webp", "webp"), ("tiff", "tif"), ("avif", "avif")):
+        output = tmp_path / kind
+        run = desra(
+            "deliver",
+            "--workspace",
+            workspace,
+            "--output",
+            output,
+            "--format",
+            kind,
+            "--quality",
+            100,
+            "--repair",
+            "off",
+        )
+        assert run.returncode == 0, run.stderr
+        assert {path.name for path in output.iterdir()} == {f"{name}.{suffix}" for name in wanted} | {
+            "delivered.parquet"
+        }
+        for name, pixels in wanted.items():
+            path = output / f"{name}.{suffix}"
+            difference = np.abs(seen(path).astype(int) - pixels.astype(int)).mean()
+            assert difference < (2.0 if kind in ("jpeg", "avif") else 1.0), (kind, name, difference)
+            assert profile_of(path) == profile_of(photos / f"{name}.{name}"), (kind, name)
 
 
 @pytest.mark.slow
