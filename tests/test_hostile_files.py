@@ -21,6 +21,7 @@ from desra_core.images.scanning import image_files
 from tests.conftest import MODELS, Desra
 from tests.fuzz.targets import healed, pictures, tried
 from tests.picture_files import Page, bmp_file, chunk, png_file, tiff_file
+from tests.profiles import CMYK, P3
 
 Files = Iterator[tuple[str, bytes]]
 SAMPLES = np.arange(3 * 9 * 13, dtype=np.uint8).reshape(9, 13, 3)
@@ -135,7 +136,24 @@ def odd() -> Files:
     yield "svg", b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>"
 
 
-FAMILIES = (cut, flipped, lying, bombs, odd)
+def profiles() -> Files:
+    """Colour profiles that are cut, lie about sizes and places of their parts, or belong to other pictures."""
+    for name, whole in (("p3", P3), ("cmyk", CMYK)):
+        made = {f"cut-{length}": whole[:length] for length in (1, 127, 128, 131, 140, 200, len(whole) - 1)}
+        entries = struct.unpack_from(">I", whole, 128)[0]
+        small = name == "p3"  # an attempt with the other takes a tenth of a second
+        for place in (0, 128, *range(132, 132 + 12 * entries, 4 if small else 20)):
+            for lie in (0, 1, 2**31 - 1, 2**32 - 1) if small else (1, 2**32 - 1):
+                made[f"{place}-{lie}"] = whole[:place] + struct.pack(">I", lie) + whole[place + 4 :]
+        for lie, profile in made.items():
+            yield f"profile-{name}-{lie}", png_file(SAMPLES, 2, 8, chunk(b"iCCP", b"k\0\0" + zlib.compress(profile, 1)))
+    page = Page(np.dstack([SAMPLES, SAMPLES[:, :, :1]]), 5, 8)
+    for length in (200, len(CMYK) // 2):
+        page.tags[34675] = tuple(CMYK[:length])
+        yield f"profile-tiff-{length}", tiff_file(page)
+
+
+FAMILIES = (cut, flipped, lying, bombs, odd, profiles)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)

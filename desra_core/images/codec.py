@@ -43,7 +43,6 @@ LUMINANCE = (0.299, 0.587, 0.114)
 _BOMB_PIXELS = 2**26
 _BOMB_PIXELS_PER_BYTE = 20_000
 _PNG_HEADER = 24  # bytes from the beginning of a file to the end of its size
-_HEAD = 2**16  # bytes that tell the size of a HEIC, AVIF or JPEG XL
 _BATCH = 128  # files whose headers are read at a time
 TRANSPOSED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width
 
@@ -223,15 +222,15 @@ def _pixel_count(path: Path) -> int:
         if (pixels := further_decoders.most_raw_pixels(path)) is not None:
             return pixels
         with path.open("rb") as file:
-            start = file.read(_HEAD)
+            start = file.read(_PNG_HEADER)
             length = file.seek(0, io.SEEK_END)
             file.seek(0)
             if start.startswith(PNG_SIGNATURE):
                 size = struct.unpack_from(">II", start, _PNG_HEADER - 8)
-            elif (stored := further_decoders.most_stored_pixels(start)) is not None:
-                size = stored, 1
             elif start.startswith(TIFF_SIGNATURES):
                 size = decoders.stored_tiff_size(file)
+            elif (stored := further_decoders.most_stored_pixels(file)) is not None:
+                size = stored, 1
             else:
                 with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
                     size = image.size

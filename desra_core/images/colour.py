@@ -105,7 +105,7 @@ def from_srgb(pixels: "Pixels", profile: bytes) -> "Pixels":
 
 def _converted(pixels: "Pixels", source: bytes, aim: bytes, model: str, aim_model: str, channels: int) -> "Pixels":
     """Convert strip by strip, so that little memory is needed beside the pixels and the result."""
-    # LittleCMS is 14 times as fast if it may merge both profiles into one table. Then 8-bit values of profiles without
+    # LittleCMS is 13 times as fast if it may merge both profiles into one table. Then 8-bit values of profiles without
     # tables of their own differ by at most 1; other values by up to 20 levels of 255.
     exact = pixels.dtype != np.uint8 or any(b"A2B" in profile[_HEADER:4096] for profile in (source, aim))
     flags = _FLAGS.BLACKPOINTCOMPENSATION | (_FLAGS.NOOPTIMIZE if exact else 0)

@@ -47,13 +47,13 @@ _READ_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I;16
 _NAMED = ("JPEG", "WEBP", "BMP")  # kinds that the error about a damaged file names
 _SAVE_AGAIN = "save it again as PNG, or remove it"
 # Raised by Pillow for damaged files.
-DAMAGE = (OSError, SyntaxError, ValueError, TypeError, OverflowError)
+DAMAGE = (OSError, SyntaxError, ValueError, TypeError, OverflowError, RuntimeError)
 
 # `desra_core.images.codec` checks the size of an image, instead of Pillow's fixed limit.
 Image.MAX_IMAGE_PIXELS = None
 
 # Raised by tifffile and imagecodecs for damaged files.
-_TIFF_DAMAGE = (*DAMAGE, LookupError, ArithmeticError, AttributeError, RuntimeError, struct.error)
+_TIFF_DAMAGE = (*DAMAGE, LookupError, ArithmeticError, AttributeError, struct.error)
 _REDUCED, _MASK = 1, 4  # bits of a page's subfile type
 _MODELS: dict[int, str] = {
     PHOTOMETRIC.MINISWHITE: "gray", PHOTOMETRIC.MINISBLACK: "gray", PHOTOMETRIC.RGB: "RGB",
@@ -113,7 +113,7 @@ class Picture:
 
     def metadata(self) -> Metadata:
         """Read what the file says about its picture; damaged parts count as absent."""
-        return _metadata(io.BytesIO(self._data))
+        return metadata_by_pillow(io.BytesIO(self._data))
 
     def channels(self, *, indices: bool) -> Pixels:
         """Decode to ``(H, W, C)``, uint8 or uint16, alpha last.
@@ -155,7 +155,7 @@ class PngPicture(Picture):
 
     def metadata(self) -> Metadata:
         """Read the metadata as `Picture` says."""
-        return _metadata(io.BytesIO(self._dot))
+        return metadata_by_pillow(io.BytesIO(self._dot))
 
     def channels(self, *, indices: bool) -> Pixels:
         """Decode the picture as `Picture` says."""
@@ -166,7 +166,7 @@ class PngPicture(Picture):
                     pixels = np.asarray(image.convert("L") if image.mode == "1" else image)
             else:
                 pixels = imagecodecs.png_decode(self._reduced(_PICTURE))
-        except (RuntimeError, *DAMAGE) as error:
+        except DAMAGE as error:
             raise self._damaged(error if self._chunks[-1][0] == b"IEND" else "it ends before its last row") from None
         return pixels.reshape(*pixels.shape[:2], -1)
 
@@ -219,7 +219,7 @@ def _orientation(file: io.BytesIO) -> int:
         return 1
 
 
-def _metadata(file: io.BytesIO) -> Metadata:
+def metadata_by_pillow(file: io.BytesIO) -> Metadata:
     """Read the metadata of a file that Pillow opens."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(file) as image:

@@ -10,16 +10,24 @@ import io
 import struct
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import AvifImagePlugin
 
 from desra_core.errors import ImageError
 from desra_core.images import colour
-from desra_core.images.decoders import DAMAGE, Metadata, Picture, PillowPicture, block_of, metadata_of
+from desra_core.images.decoders import (
+    DAMAGE,
+    Metadata,
+    Picture,
+    PillowPicture,
+    block_of,
+    metadata_by_pillow,
+    metadata_of,
+)
 
 if TYPE_CHECKING:
     from desra_core.images.codec import Pixels
@@ -41,6 +49,7 @@ _JXL_SIGNATURES = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _AVIF_BRANDS = (b"avif", b"avis")
 _HEAD = 2**16  # bytes at the beginning of a file, where sizes and colours are told
+_MORE_THAN_8_BITS, _TWELVE_BITS = 0x40, 0x20  # in the third byte of the box av1C
 _ROWS = 256  # rows that are spread to 16 bits at a time
 # Colours by number (ITU-T H.273): the primaries of Display P3 and BT.2020, whose curves count as that of sRGB.
 _PRIMARIES = {
@@ -53,19 +62,17 @@ _RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 
 _RAW_HEADERS = (b"IIRO", b"IIRS", b"IIU\0")  # of files that are laid out as TIFF otherwise
 
 
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # a worker has its threads for many images
+
+
 def missing_for(suffix: str) -> bool:
     """Check whether files of a suffix, in lower case, need a package that is not installed."""
     return (kind := _KINDS.get(suffix)) is not None and not _has(kind)
 
 
-def reason_of(kind: str) -> str:
-    """Return the reason for which a file of a kind is refused where its package is not installed."""
-    return f"is {kind}, which needs another package"
-
-
 def readable_now() -> list[str]:
-    """List the reasons of `reason_of` that no longer hold."""
-    return [reason_of(kind) for kind in _PACKAGES if _has(kind)]
+    """List the reasons for which files were refused without the packages that are installed here."""
+    return [f"is {kind}, which needs another package" for kind in _PACKAGES if _has(kind)]
 
 
 def further_picture(data: bytes, path: Path) -> Picture | None:
@@ -84,8 +91,10 @@ def further_picture(data: bytes, path: Path) -> Picture | None:
     return HeicPicture(data, path) if any(brand in brands for brand in _HEIC_BRANDS) else None
 
 
-def most_stored_pixels(head: bytes) -> int | None:
+def most_stored_pixels(file: BinaryIO) -> int | None:
     """Return at least the pixels of a HEIC, AVIF or JPEG XL by its first bytes; None for another kind."""
+    head = file.read(_HEAD)
+    file.seek(0)
     if head.startswith(_JXL_SIGNATURES):
         height, width, _ = _jxl_size(head)
         return height * width
@@ -105,23 +114,26 @@ def most_raw_pixels(path: Path) -> int | None:
 
 
 class AvifPicture(PillowPicture):
-    """The first picture of an AVIF file: Pillow reads its header, libavif its pixels, of up to 12 bits."""
+    """The first picture of an AVIF file: Pillow reads it, but pixels of more than 8 bits imagecodecs."""
 
     def __init__(self, data: bytes, path: Path) -> None:
         super().__init__(data, path)
         self.profile = self.profile or _told_profile(data, path)
 
-    def channels(self, *, indices: bool) -> Pixels:  # noqa: ARG002 no palettes
+    def channels(self, *, indices: bool) -> Pixels:
         """Decode the picture as `Picture` says."""
+        (flags,) = self._data[:_HEAD].partition(b"av1C")[2][2:3] or b"\0"
+        # imagecodecs 2026.3 ends the process when it reads the first picture of an animation.
+        if not flags & _MORE_THAN_8_BITS or getattr(self._image, "n_frames", 1) > 1:
+            return super().channels(indices=indices)
         try:
-            samples = imagecodecs.avif_decode(self._data, index=0, numthreads=1)
-        except (RuntimeError, *DAMAGE) as error:
+            samples = imagecodecs.avif_decode(self._data, numthreads=1)
+        except DAMAGE as error:
             raise self._damaged(error) from None
-        samples = samples.reshape(*samples.shape[-3:] if samples.ndim > 3 else samples.shape[:2], -1)
+        samples = samples.reshape(*samples.shape[:2], -1)
         if self._image.mode in ("L", "LA") and samples.shape[2] > 2:
             samples = samples[:, :, [0] if self._image.mode == "L" else [0, 3]]
-        bits = 12 if self._data[:_HEAD].partition(b"av1C")[2][2:3] >= b"\x60" else 10
-        return _spread(samples, bits)
+        return _spread(samples, 12 if flags & _TWELVE_BITS else 10)
 
 
 class HeicPicture(Picture):
@@ -134,7 +146,7 @@ class HeicPicture(Picture):
             file = package.HeifFile(io.BytesIO(data), convert_hdr_to_8bit=False, hdr_to_16bit=False)
             self._image = file[file.primary_index]
             width, height = self._image.size
-        except (RuntimeError, EOFError, *DAMAGE) as error:
+        except (LookupError, EOFError, *DAMAGE) as error:
             raise ImageError(path, f"is a HEIC file that cannot be read ({error})", _SAVE_AGAIN) from None
         self.size, self.orientation = (height, width), 1
         self._info: dict[str, Any] = self._image.info
@@ -148,7 +160,7 @@ class HeicPicture(Picture):
         """Decode the picture as `Picture` says."""
         try:
             samples = np.asarray(self._image)
-        except (RuntimeError, EOFError, *DAMAGE) as error:
+        except (LookupError, EOFError, *DAMAGE) as error:
             raise self._damaged(error) from None
         return _spread(samples.reshape(*samples.shape[:2], -1), int(self._info.get("bit_depth") or 8))
 
@@ -179,8 +191,8 @@ class JxlPicture(Picture):
         except Exception as error:  # noqa: BLE001 the package raises what its Rust code panics with
             raise self._damaged(error) from None
         if is_jpeg:
-            with Image.open(io.BytesIO(decoded)) as image:
-                return profile, block_of(image.info.get("exif")), image.info.get("xmp")
+            exif, xmp, _ = metadata_by_pillow(io.BytesIO(decoded))
+            return profile, exif, xmp
         content = {bytes(box.box_type): bytes(box.data) for box in boxes if box.box_type in (b"Exif", b"xml ")}
         exif = content.get(b"Exif", b"")
         exif = exif[4:] if exif[4:6] in (b"II", b"MM") else exif  # as a rule, 4 bytes come before it
@@ -194,12 +206,13 @@ class JxlPicture(Picture):
         """Decode the picture as `Picture` says."""
         try:
             samples = imagecodecs.jpegxl_decode(self._data, index=0, numthreads=1)
-        except (RuntimeError, *DAMAGE) as error:
+            samples = samples.reshape(*self.size, -1)
+        except DAMAGE as error:
             raise self._damaged(error) from None
         if samples.dtype not in (np.uint8, np.uint16) or colour.model_of(self.profile or b"") == "cmyk":
             kind = "CMYK" if samples.dtype in (np.uint8, np.uint16) else f"JPEG XL ({samples.dtype})"
             raise ImageError(self._path, f"has the colour model {kind}", "convert it to RGB or gray of 8 or 16 bits")
-        pixels: Pixels = samples.reshape(*self.size, -1)
+        pixels: Pixels = samples
         return pixels
 
 
@@ -225,8 +238,7 @@ class RawPicture(Picture):
             data = b"II*\0" + data[4:]
         if data.startswith(b"FUJIFILM") and len(data) > 92:  # the photo as JPEG is in it
             start, length = struct.unpack_from(">II", data, 84)
-            with Image.open(io.BytesIO(data[start : start + length])) as image:
-                data = block_of(image.info.get("exif")) or b""
+            return metadata_by_pillow(io.BytesIO(data[start : start + length]))
         return metadata_of(data, None)
 
     def channels(self, *, indices: bool) -> Pixels:  # noqa: ARG002 no palettes
@@ -256,7 +268,7 @@ def _has(kind: str) -> bool:
 def _package(kind: str, path: Path) -> Any:
     """Import the package that reads a kind of files (raises `ImageError` where it is missing)."""
     if not _has(kind):
-        raise ImageError(path, reason_of(kind), "pip install 'desra[formats]'")
+        raise ImageError(path, f"is {kind}, which needs another package", "pip install 'desra[formats]'")
     return importlib.import_module(_PACKAGES[kind])
 
 

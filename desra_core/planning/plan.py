@@ -50,6 +50,7 @@ _KINDS: dict[str, type[CorpusSettings]] = {kind.verb: kind for kind in (Detectio
 # Packages on whose versions results depend.
 PACKAGES = (
     "torch", "openvino", "spandrel", "mmsegmentation", "numpy", "opencv-python", "pillow", "tifffile", "imagecodecs",
+    "pillow-heif", "pillow-jxl-plugin", "rawpy",
 )  # fmt: skip
 
 REGIONS = pa.schema(

@@ -34,11 +34,13 @@ from desra_core.errors import DesraError
 from desra_core.evaluation.coco_masks import decode_coco_mask, read_coco
 from desra_core.evaluation.mask_files import decode_any_mask
 from desra_core.images.codec import decode, decode_labels, image_size
+from desra_core.images.delivery import read_origin
 from desra_core.networks.checkpoints import read_kinds
 from desra_core.networks.segmentation import segmenter_key
 from desra_core.remote import file_at, members
 from desra_core.settings.models import SETTINGS
-from tests.picture_files import Page, bmp_file, bmp_rows, png_file, tiff_file
+from tests.picture_files import Page, bmp_file, bmp_rows, chunk, png_file, tiff_file
+from tests.profiles import P3
 
 # The place of the file that a target reads: in memory where the machine has such a disk.
 FOLDER = Path(tempfile.mkdtemp(prefix="desra-fuzz-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
@@ -79,6 +81,7 @@ def read_picture(data: bytes) -> None:
     """All that a run or an import does with the bytes of a picture; checksums of PNG are mended first."""
     data, path = healed(data), Path("photo")
     decode(data, path, max_pixels=2**22)
+    read_origin(data, path)
     height, width = image_size(data, path)
     for read in (decode_labels, decode_any_mask):
         with contextlib.suppress(DesraError):
@@ -105,7 +108,10 @@ def pictures() -> Iterator[bytes]:
     samples = {depth: rng.integers(0, 256, (9, 13, depth), np.uint8) for depth in (1, 2, 3, 4)}
     deep = rng.integers(0, 65536, (9, 13, 3)).astype(np.uint16)
     yield png_file(samples[3], 2, 8)
-    yield png_file(deep, 2, 16)
+    yield png_file(deep, 2, 16, chunk(b"iCCP", b"p\0\0" + zlib.compress(P3)))
+    exif = Image.Exif()
+    exif[271], exif[282], exif[283] = "Maker", 300.0, 300.0
+    exif.get_ifd(34665)[36867] = "2020:01:01 00:00:00"
     for compression, predictor, tile in ((1, 1, 0), (5, 2, 0), (8, 2, 16), (32773, 1, 0), (50000, 1, 16)):
         yield tiff_file(Page(samples[3], 2, 8, compression=compression, predictor=predictor, tile=tile))
     yield tiff_file(Page(deep, 2, 16, planar=2), big=True, order=">")
@@ -115,7 +121,7 @@ def pictures() -> Iterator[bytes]:
     photo = Image.fromarray(samples[3])
     options: dict[str, Any]
     for kind, options in (
-        ("JPEG", {}), ("JPEG", {"progressive": True, "exif": Image.Exif()}), ("WEBP", {"lossless": True}),
+        ("JPEG", {}), ("JPEG", {"progressive": True, "exif": exif, "icc_profile": P3}), ("WEBP", {"lossless": True}),
         ("WEBP", {}), ("PNG", {"pnginfo": None}), ("TIFF", {"compression": "jpeg"}), ("GIF", {}),
         ("TIFF", {"compression": "tiff_lzw"}), ("PNG", {"save_all": True, "append_images": [photo.rotate(180)]}),
     ):  # fmt: skip
@@ -347,7 +353,9 @@ def tars() -> Iterator[bytes]:
 
 
 TARGETS = {
-    "pictures": Target(read_picture, pictures, ("IHDR", "PLTE", "tRNS", "eXIf", "iCCP", "zTXt", "RIFF", "WEBP")),
+    "pictures": Target(
+        read_picture, pictures, ("IHDR", "PLTE", "tRNS", "eXIf", "iCCP", "zTXt", "RIFF", "WEBP", "acsp")
+    ),
     "checkpoints": Target(read_checkpoint, checkpoints, ("params", "PK", "__metadata__", "data_offsets", "F32")),
     "pickles": Target(read_pickle, pickles, ("torch\n", "_utils\n", "_rebuild_tensor_v2\n", "storage", "FloatStorage")),
     "labelme": Target(read_drawn, documents(drawn), ("shapes", "points", "mask", "imageWidth")),

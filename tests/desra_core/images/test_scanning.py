@@ -23,10 +23,10 @@ def taken(place: Path, *exclude: str) -> list[str]:
 
 
 def test_files_of_other_kinds_are_counted_by_suffix(tmp_path: Path) -> None:
-    put(tmp_path, "a.png", "b.HEIC", "c/d.heic", "e.txt", "README", ".hidden.cr2", "c/.DS_Store")
+    put(tmp_path, "a.png", "b.PSD", "c/d.psd", "e.txt", "README", ".hidden.cr2", "c/.DS_Store")
     found = image_files(tmp_path)
-    assert found.passed_over == {".heic": 2, ".txt": 1, "without a suffix": 1}
-    assert kinds_in_words(found.passed_over) == "2 .heic, 1 .txt, 1 without a suffix"
+    assert found.passed_over == {".psd": 2, ".txt": 1, "without a suffix": 1}
+    assert kinds_in_words(found.passed_over) == "2 .psd, 1 .txt, 1 without a suffix"
     assert kinds_in_words({}) is None
 
 
@@ -124,10 +124,10 @@ def test_a_glob_leaves_out_decomposed_names_of_a_mac(tmp_path: Path) -> None:
 
 
 def test_a_single_file(tmp_path: Path) -> None:
-    put(tmp_path, "a.png", "b.png", "c.heic")
+    put(tmp_path, "a.png", "b.png", "c.psd")
     assert taken(tmp_path / "a.png") == ["a.png"]
-    with pytest.raises(UsageError, match=r"c\.heic: is no image; name a PNG, JPEG, WebP, TIFF or BMP file"):
-        image_files(tmp_path / "c.heic")
+    with pytest.raises(UsageError, match=r"c\.psd: is no image; name a PNG, JPEG, WebP, AVIF, TIFF or BMP file"):
+        image_files(tmp_path / "c.psd")
     with pytest.raises(UsageError, match=r"d\.png: does not exist"):
         image_files(tmp_path / "d.png")
 
