@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from desra_core.errors import UsageError
 from desra_core.files import read_input
+from desra_core.remote import Remote, place_of
 from desra_core.settings import Frozen, Heading, Machine, at_home, folder_of, heading_of, whole_path
 from tasks.logs import carry, configure, say
 
@@ -103,10 +104,13 @@ def with_flags(
 def paths_at_home(
     run: Callable[..., None], *, interrupted: str = "the same command begins again"
 ) -> Callable[..., None]:
-    """Wrap a command that declares its own flags: replace ``~`` in paths, and end with a line on Ctrl-C."""
+    """Wrap a command that declares its own flags: replace ``~`` in paths, refuse URLs, and end in a line on Ctrl-C."""
 
     @wraps(run)
     def command(**values: Any) -> None:
+        for value in values.values():
+            if isinstance(value, Path) and isinstance(url := place_of(value), Remote):
+                raise UsageError(url, "is a URL, which this command does not take", "give a path on a file system")
         try:
             run(**{name: at_home(value) if isinstance(value, Path) else value for name, value in values.items()})
         except KeyboardInterrupt:

@@ -31,7 +31,8 @@ LEFT_OUT = frozenset(
     }
 )  # fmt: skip
 _PREVIEWS = (".lrdata", ".lrcat-data")
-_THUMBNAILS = ("SYNOPHOTO_THUMB", "SYNOPHOTO_FILM")  # the beginnings of names that Synology gives
+_SYNOLOGY = "SYNOPHOTO_"
+_THUMBNAIL = re.compile(rf"{_SYNOLOGY}(?:THUMB|FILM)")
 
 # The prefix that Label Studio gives to the names of files.
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")
@@ -111,7 +112,7 @@ def image_files(
     batches: list[pa.RecordBatch] = []
     columns: tuple[list[Any], ...] = tuple([] for _ in FILES)
     for row in rows:
-        for column, value in zip(columns, row, strict=True):
+        for column, value in zip(columns, row, strict=False):  # local files have no offsets
             column.append(value)
         if len(columns[0]) == _BATCH:
             batches.append(_batch(columns))
@@ -139,7 +140,12 @@ def paths_of(place: Path, files: pa.Table, role: str = "") -> Iterator[Path]:
 
 def _batch(columns: tuple[list[Any], ...]) -> pa.RecordBatch:
     """Move columns of files into a batch of the schema `FILES`."""
-    batch = pa.record_batch([pa.array(column, kind) for column, kind in zip(columns, FILES.types, strict=True)], FILES)
+    rows = len(columns[0])
+    arrays = [
+        pa.array(column, kind) if column else pa.nulls(rows, kind)
+        for column, kind in zip(columns, FILES.types, strict=True)
+    ]
+    batch = pa.record_batch(arrays, FILES)
     for column in columns:
         column.clear()
     return batch
@@ -187,7 +193,7 @@ class _Search:
                 reason = f"cannot be looked at ({error.strerror})"
                 self.problems.append(ImageError(path, reason, "mend or remove it"))
                 continue
-            yield relative[: relative.rindex(".")], relative, status.st_size, status.st_mtime_ns, None
+            yield relative[: relative.rindex(".")], relative, status.st_size, status.st_mtime_ns
 
     def listed(self, place: Remote) -> Iterator[tuple[Any, ...]]:
         """Yield the rows of the files at a URL: of a folder, of a single file, or of what a glob matches."""
@@ -332,11 +338,12 @@ class _Search:
         return None if here in above or skipped or workspace else above | {here}
 
     def _entry(self, path: str, above: FolderIds, *, is_folder: bool) -> Iterator[str]:
-        if self._left_out(self.relative(path), is_folder=is_folder):
+        relative = self.relative(path)
+        if self._left_out(relative, is_folder=is_folder):
             return
         if is_folder:
             yield from self.walk(path, above)
-        elif self._is_image(self.relative(path)):
+        elif self._is_image(relative):
             yield path
 
     def _is_image(self, relative: str, kind: str | None = None) -> bool:
@@ -348,9 +355,8 @@ class _Search:
         if suffix not in SUFFIXES:
             self.passed_over[suffix or _NO_SUFFIX] += 1
             return False
-        if relative.startswith(_THUMBNAILS, start := relative.rfind("/") + 1):
-            beginning = next(each for each in _THUMBNAILS if relative.startswith(each, start))
-            self.passed_over[f"{beginning}*"] += 1
+        if _SYNOLOGY in relative and (thumbnail := _THUMBNAIL.match(relative, relative.rfind("/") + 1)):
+            self.passed_over[f"{thumbnail[0]}*"] += 1
             return False
         if not self.including:
             return True

@@ -84,6 +84,10 @@ def test_what_is_refused_before_anything_starts(desra_here, make_models, store: 
     assert line.startswith("error: --workspace: s3://bucket/ws is not accepted (is a URL; only pictures are read from")
     assert "secret" not in refused("s3://me:secret@bucket/corpus")
     assert "abcdef" not in refused("https://host/corpus?X-Amz-Signature=abcdef")
+    for flag in ("--workspace", "--output"):
+        given = {"--workspace": tmp_path / "ws", "--output": tmp_path / "out"} | {flag: "s3://bucket/x"}
+        line = refusal(desra_here("export", "--format", "coco", *(part for pair in given.items() for part in pair)))
+        assert line == "error: s3://bucket/x: is a URL, which this command does not take; give a path on a file system"
     assert refused(f"s3://{BUCKET}/nothing-here").startswith(f"error: s3://{BUCKET}/nothing-here: does not exist")
     assert refused("gs://bucket/corpus") == (
         "error: gs://bucket/corpus: needs a driver that is not installed; pip install 'desra[gs]'"
