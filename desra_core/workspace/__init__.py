@@ -40,6 +40,7 @@ from desra_core.files import (
     reading_errors,
     replace_file,
     storage_errors,
+    sweep,
     this_machine,
 )
 
@@ -362,7 +363,7 @@ class Workspace:
         Raises:
             LockedError: Another process holds it; the message names host, process and start.
             UsageError: It is of a newer desra.
-            TransientError: What earlier runs left in `tmp` cannot be deleted, or the disk is full.
+            TransientError: What killed runs have left cannot be deleted, or the disk is full.
         """
         me = {"host": socket.gethostname(), "machine": this_machine(), "pid": os.getpid(), "token": _PROCESS}
         started = datetime.fromtimestamp(psutil.Process().create_time()).astimezone().isoformat(timespec="seconds")
@@ -376,6 +377,8 @@ class Workspace:
                 self.check_format()
                 for leftover in paths_in(self.tmp, "*"):
                     self._take_away(leftover)
+                with self.writing(self.root):
+                    sweep(self.root)  # such as what workers had to find there
                 held = stack.enter_context(replace(self, fence=None)._fenced(fence))
                 # Two machines that do not see each other's locks may have begun at once: the later note counts. On SMB,
                 # where locks hold on all machines, no one can read a file that is locked.
