@@ -458,18 +458,23 @@ def read_table(
         UsageError: The file is damaged or of another version.
         TransientError: The disk or the system refuses to read it for now.
     """
+    names = columns or schema.names
     if not path.exists():
-        return schema.empty_table().select(columns or schema.names)
+        return schema.empty_table().select(names)
     try:
         with reading_errors(path), pa.OSFile(os.fspath(path)) as file:
             check_parquet(file)
-            table = pq.read_table(file, columns=columns, schema=schema)
+            stored = pq.ParquetFile(file)  # in half the time of pq.read_table, and without importing pyarrow.dataset
+            known = stored.schema_arrow
+            table = stored.read([name for name in names if name in known.names])
+            for name in set(names).difference(table.column_names):  # an older desra did not know it
+                table = table.append_column(name, pa.nulls(table.num_rows, schema.field(name).type))
+            table = table.select(names).cast(pa.schema([schema.field(name) for name in names]))
             table.validate(full=True)  # Parquet itself takes any bytes for text
-            metadata = pq.read_schema(file).metadata
-        for value in (metadata or {}).values():
+        for value in (known.metadata or {}).values():
             value.decode()
-        return table.replace_schema_metadata(metadata)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        return table.replace_schema_metadata(known.metadata)
+    except (pa.ArrowException, OSError, LookupError, ValueError) as error:  # such as bytes that are no text
         reason = f"cannot be read ({' '.join(str(error).split())})"
         raise UsageError(path, reason, remedy) from None
 
