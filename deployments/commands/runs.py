@@ -10,7 +10,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
@@ -156,6 +155,8 @@ def server_for_run(workspace: Workspace, meanwhile: Callable[[], object] = lambd
 
 def _server_error(error: BaseException | None) -> DesraError | None:
     """Make the error to report for an exception due to Prefect's server; return None for other exceptions."""
+    import httpx
+
     lost = False
     while error is not None:
         status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 0

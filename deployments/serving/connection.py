@@ -1,4 +1,7 @@
-"""Set the address, key and proxies with which this process and its child processes reach a Prefect server."""
+"""Set the address, key and proxies with which this process and its child processes reach a Prefect server.
+
+Functions import httpx themselves: that takes a tenth of a second, which commands without a server do without.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import httpx
 
 from desra_core.errors import TransientError, UsageError, printable, without_password
 from desra_core.workspace import Workspace
@@ -39,6 +40,7 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 # A server that does not answer must not keep desra serve from stopping.
 _ANSWER_SECONDS, _MOST_RETRIES = 20, 1
 _ARRIVAL_SECONDS = 20
+_RETURN_SECONDS = 300  # such as a server needs to be updated
 
 
 def configure(workspace: Workspace, url: str, key: str | None) -> None:
@@ -72,6 +74,8 @@ def forget(key: str | None) -> None:
 
 def _heed_proxies() -> None:
     """Use the proxies of the environment only for other machines, in this process and in its child processes."""
+    import httpx
+
     # httpx, which Prefect uses, makes a transport for every proxy, needed or not, and fails if it cannot read one.
     for name in [name for name in os.environ if name.lower() in _PROXIES and os.environ[name].strip()]:
         value = os.environ[name].strip()
@@ -91,6 +95,8 @@ def _heed_proxies() -> None:
 
 def _is_readable(host: str) -> bool:
     """Check whether httpx understands a host of ``no_proxy``: it rejects ranges of IPv6 addresses."""
+    import httpx
+
     with contextlib.suppress(ValueError):
         return bool(ipaddress.IPv6Address(host))
     with contextlib.suppress(httpx.InvalidURL):
@@ -99,19 +105,31 @@ def _is_readable(host: str) -> bool:
 
 
 def check_server(url: str) -> None:
-    """Check that a configured server answers.
+    """Check that a configured server answers; wait for it where this command has restarted itself after it lost it.
 
     Raises:
-        TransientError: The server does not answer, and this command has restarted itself after it lost the server.
+        TransientError: The server does not answer again within five minutes.
         UsageError: The server does not answer.
     """
+    import httpx
+
     _heed_proxies()
-    try:
-        httpx.get(f"{url}/health", timeout=10)  # any answer will do, even a demand for a key
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        kind = TransientError if AGAIN in os.environ else UsageError
-        reason = f"no Prefect server answers ({error})"
-        raise kind(f"PREFECT_API_URL={url}", reason, "start it, or unset the variable") from None
+    again, waiting = AGAIN in os.environ, False
+    deadline = time.monotonic() + (_RETURN_SECONDS if again else 0)
+    while True:
+        try:
+            httpx.get(f"{url}/health", timeout=10)  # any answer will do, even a demand for a key
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            if time.monotonic() >= deadline:
+                kind = TransientError if again else UsageError
+                reason = f"no Prefect server answers ({error})"
+                raise kind(f"PREFECT_API_URL={url}", reason, "start it, or unset the variable") from None
+        else:
+            return
+        if not waiting:
+            say(f"waiting for the Prefect server to answer again, at most {_RETURN_SECONDS / 60:.0f} minutes")
+            waiting = True
+        time.sleep(1)
 
 
 def key_file(workspace: Workspace) -> Path:
@@ -152,6 +170,7 @@ def connected() -> Iterator[SyncPrefectClient]:
     Raises:
         UsageError: The server does not answer, or refuses a request.
     """
+    import httpx
     from prefect import settings
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectException
@@ -184,6 +203,7 @@ def drain() -> None:
 
 def wait_for_task_runs(flow_run_id: str, expected: int) -> bool:
     """Wait until the server knows how each task run of a flow run ended; return False after 20 s."""
+    import httpx
     from prefect.client.orchestration import get_client
 
     drain()

@@ -23,7 +23,6 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-import httpx
 import psutil
 
 from deployments.serving import connection, processes
@@ -216,6 +215,8 @@ class Server(processes.Child):
 
     def _answers(self) -> bool:
         """Wait until the server answers; return False where it ends instead, or takes too long."""
+        import httpx
+
         began = said = now = time.monotonic()
         while self.exit_code is None and not self.unwanted.is_set() and now - began < _START_SECONDS:
             with contextlib.suppress(httpx.HTTPError, psutil.Error):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +20,9 @@ from distributed import Client, get_worker
 import desra_core
 import tasks
 from desra_core.errors import AbsentError, TransientError, UsageError
+from desra_core.files import is_unfinished
 from desra_core.settings import Machine
+from desra_core.workspace import Workspace
 from tasks import lost_workers
 from tasks.dask_cluster import open_dask
 from tasks.dask_map import device_of
@@ -227,6 +230,23 @@ def test_refused_workers_are_asked_again(one_and_two, tmp_path, monkeypatch) -> 
             dask.admission.returned(address, "fails", "wait")
         work = job(lambda image, about: time.sleep(1))
         assert [result for _, result in dask.map(*work, names(1))] == [None]
+
+
+def test_the_next_run_deletes_what_workers_had_to_find_for_a_killed_one(one_and_two, tmp_path) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    workspace.create()
+    script = f"""import os, signal
+from pathlib import Path
+from desra_core.settings import Machine
+from tasks.dask_cluster import open_dask
+with open_dask(Machine(scheduler={one_and_two.address!r}), folder=Path({str(workspace.root)!r})):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (left,) = (path.name for path in workspace.root.iterdir() if is_unfinished(path.name))
+    with workspace.locked():
+        assert left not in os.listdir(workspace.root)
 
 
 @pytest.mark.slow

@@ -71,8 +71,31 @@ def test_a_server_that_stays_away_in_the_second_start_leaves_work_to_do(environm
     with pytest.raises(UsageError, match="no Prefect server answers"):
         check_server(f"http://{DEAD}/api")
     monkeypatch.setenv(AGAIN, "1")
+    monkeypatch.setattr(connection, "_RETURN_SECONDS", 2)
     with pytest.raises(TransientError, match="no Prefect server answers"):
         check_server(f"http://{DEAD}/api")
+
+
+def test_a_second_start_waits_for_a_server_that_is_away(environment, monkeypatch, capsys) -> None:
+    """It may be restarting, and what is left to do needs it."""
+    monkeypatch.setenv(AGAIN, "1")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with ThreadingHTTPServer(("127.0.0.1", port), HttpProxy, bind_and_activate=False) as back:
+        back.asked = []
+
+        def start() -> None:
+            back.server_bind()
+            back.server_activate()
+            back.serve_forever()
+
+        started = threading.Timer(1.5, start)
+        started.start()
+        check_server(f"http://127.0.0.1:{port}/api")
+        back.shutdown()
+        started.join()
+    assert back.asked == ["/api/health"]
+    assert capsys.readouterr().err == "waiting for the Prefect server to answer again, at most 5 minutes\n"
 
 
 def test_no_proxy_at_all_stays_that(environment, tmp_path, monkeypatch) -> None:

@@ -377,6 +377,79 @@ def test_a_run_whose_server_has_trouble_is_done_nevertheless(
     assert pid_of(workspace) is None
 
 
+class OwnServer:
+    """A Prefect server of the user's own, with its database in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir()
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self._port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}/api"
+        self.database = folder / "prefect.db"
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app",
+                   "--host", "127.0.0.1", "--port", str(self._port), "--log-level", "warning"]  # fmt: skip
+        environment = os.environ | {"PREFECT_HOME": str(self._folder)}
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        until(self._answers)
+
+    def _answers(self) -> bool:
+        assert self._process.poll() is None, (self._folder / "log").read_text()
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{self.url}/health", timeout=10).is_success
+        return False
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture
+def own_server(environment, tmp_path) -> Iterator[OwnServer]:
+    server = OwnServer(tmp_path / "prefect")
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_whose_own_server_is_away_for_a_while_is_done_and_recorded(
+    own_server, standing_workers, make_pairs, tmp_path
+) -> None:
+    """The work goes on meanwhile; what was done then is told to the server when it is back."""
+    make_pairs(tmp_path, 120)
+    workspace = Workspace(tmp_path / "ws")
+    workspace.create()
+    said = tmp_path / "said"
+
+    def masks() -> int:
+        assert run.poll() is None, said.read_text()
+        return len(list(workspace.masks.rglob("*.png")))
+
+    with said.open("wb") as stderr:
+        environment = os.environ | standing_workers | {"PREFECT_API_URL": own_server.url}
+        run = subprocess.Popen([*run_of(tmp_path, workspace.root), "--shard-size", "4"], env=environment, stderr=stderr)
+        until(lambda: masks() > 0)
+        own_server.kill()
+        before = rows(own_server.database, "task_run")["task_run"]
+        until(lambda: masks() >= 60)
+        own_server.start()
+        assert run.wait() == 0, said.read_text()
+    told = said.read_text()
+    assert "Traceback" not in told
+    assert "ERROR" not in told
+    assert told.count("warning: the Prefect server") <= 1, told
+    assert len(list(workspace.masks.rglob("*.png"))) == 120
+    with contextlib.closing(sqlite3.connect(own_server.database)) as opened:
+        assert opened.execute("SELECT state_type FROM flow_run").fetchall() == [("COMPLETED",)], told
+        (done,) = opened.execute("SELECT count(*) FROM task_run WHERE state_type = 'COMPLETED'").fetchone()
+    assert done >= 60 > before
+
+
 class Postgres:
     """A PostgreSQL server of this test alone."""
 
