@@ -192,6 +192,9 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
     elif run.root.exists():
         # A run that was killed while it began leaves only data, lock and unfinished files.
         names = [path.name for path in run.root.iterdir()]
+        if run.state.name in names or run.models():
+            remedy = f"bring it back from a copy, or delete {run.root} to start anew"
+            raise UsageError(run.document, "is gone", remedy)
         if any(name not in ("data", "lock") and not name.startswith(".") for name in names):
             raise UsageError(run.root, "is a folder with other things in it", "name a new folder as --output")
     ended = document is not None and run.reached(training.iterations, training.patience)

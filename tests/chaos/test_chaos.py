@@ -77,6 +77,8 @@ def result_of(stage: Stage, kind: Kind, rng: random.Random) -> Result:
     again, codes, redone = stage.entry() == damage.entry, [], 0
     if not again and damage.in_place:  # the next command begins another turn of the cycle
         again, end = True, "turned twice"
+    if not again and stage.entry() == "0002":  # a second run, which began after the first one had ended
+        end = "turned twice"
     while again:
         lacking = IMAGES - finished(outputs(stage.workspace))
         ended = stage.run(scene.arguments)

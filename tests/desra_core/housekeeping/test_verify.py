@@ -252,6 +252,9 @@ def test_damage_in_a_training_is_found_and_trained_again(corpus: Corpus) -> None
         assert damage.remedy is not None
         with pytest.raises(UsageError, match=r"run\.json: is damaged; bring it back from a copy"):
             plan_finetune(finetuning(workspace))
+        run.document.unlink()
+        with pytest.raises(UsageError, match=r"run\.json: is gone; bring it back from a copy, or delete"):
+            plan_finetune(finetuning(workspace))
 
 
 def test_damaged_promoted_models_are_named_and_stay(corpus: Corpus) -> None:

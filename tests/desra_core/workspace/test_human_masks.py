@@ -16,6 +16,7 @@ import pytest
 
 from desra_core.annotations.corrections import ImportSummary, publish_corrections, read_corrections
 from desra_core.annotations.export import export_workspace
+from desra_core.errors import UsageError
 from desra_core.gate.comparison import plan_comparison
 from desra_core.planning.plan import load_settings, make_plan
 from desra_core.settings import Detection, Mining
@@ -453,3 +454,12 @@ def test_a_photo_of_the_same_name_joins(mined, copy, tmp_path) -> None:
     _, target = load_settings(workspace)
     assert [mask.name for mask in read_human_masks(workspace, target.gan_sr_key).values() if not mask.pixels] == [one]
     assert not pq.read_table(workspace.dataset_manifest, filters=[("image", "=", one)])["artifact_pixels"][0].as_py()
+
+
+def test_masks_whose_table_is_gone_are_not_forgotten_silently(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    assert read_human_masks(workspace, None) == {}
+    workspace.human_mask("set/a").parent.mkdir(parents=True)
+    workspace.human_mask("set/a").write_bytes(b"mask")
+    with pytest.raises(UsageError, match=r"human/manifest\.parquet: is not there, so no mask in .*human counts; bring"):
+        read_human_masks(workspace, None)
