@@ -16,7 +16,7 @@ from desra_core.detection.repair import Share, repair
 from desra_core.errors import ArgumentError, ImageError
 from desra_core.files import as_json, checksum, read_checked, storage_errors, write_output
 from desra_core.images.codec import Mask, Photo, Pixels, check_size, decode, decode_mask, encode_png
-from desra_core.images.delivery import encode_picture, read_origin
+from desra_core.images.encoding import encode_picture, read_origin
 from desra_core.networks.super_resolution import resize_alpha
 from desra_core.settings.models import Delivering
 from desra_core.stages import StageJob, infer, read_content, read_labels, read_photo

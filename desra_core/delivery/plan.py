@@ -18,7 +18,7 @@ from desra_core.errors import UsageError
 from desra_core.evaluation.table import counted
 from desra_core.files import fingerprint, parse_json, paths_in, read_bytes, write_output
 from desra_core.gate.model_registry import current_model
-from desra_core.images.delivery import suffix_of
+from desra_core.images.encoding import suffix_of
 from desra_core.networks.checkpoints import BICUBIC
 from desra_core.planning.plan import COLUMNS, Standing, lacks_twin, load_settings, target_of
 from desra_core.remote import Remote, listing

@@ -34,7 +34,7 @@ from desra_core.errors import DesraError
 from desra_core.evaluation.coco_masks import decode_coco_mask, read_coco
 from desra_core.evaluation.mask_files import decode_any_mask
 from desra_core.images.codec import decode, decode_labels, image_size
-from desra_core.images.delivery import read_origin
+from desra_core.images.encoding import read_origin
 from desra_core.networks.checkpoints import read_kinds
 from desra_core.networks.segmentation import segmenter_key
 from desra_core.remote import file_at, members

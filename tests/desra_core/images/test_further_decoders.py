@@ -11,14 +11,14 @@ import pytest
 import pyvips
 import tifffile
 from PIL import Image, ImageOps
+from tests.desra_core.images.test_delivery import XMP, told
 
 from desra_core.errors import ImageError
 from desra_core.images import further_decoders
 from desra_core.images.codec import SUFFIXES, decode, image_size, most_pixels
-from desra_core.images.delivery import read_origin
+from desra_core.images.encoding import read_origin
 from desra_core.images.scanning import image_files, kinds_in_words
 from tests.desra_core.images.test_colour import DEEP, PATH, RGB, saved
-from tests.desra_core.images.test_delivery import XMP, told
 from tests.profiles import P3, delta_e
 
 RGBA = np.dstack([RGB, RGB[::-1, :, 0]])

@@ -13,7 +13,7 @@ from PIL import Image
 from desra_core.errors import ArgumentError, ImageError
 from desra_core.images import colour
 from desra_core.images.codec import decode, encode_png
-from desra_core.images.delivery import FORMATS, Origin, encode_picture, read_origin, suffix_of
+from desra_core.images.encoding import FORMATS, Origin, encode_picture, read_origin, suffix_of
 from tests.desra_core.images.test_colour import DEEP, INKS, PATH, RGB, deep_tiff, saved
 from tests.profiles import ADOBE, CMYK, GRAY, P3, VIPS_SRGB, delta_e
 
