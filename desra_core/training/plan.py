@@ -73,9 +73,12 @@ class RunFolder:
         return paths_in(self.root / "models", "iteration_??????.pth")
 
     def lost_models(self) -> list[UsageError]:
-        """List the models of a training that has ended whose files are gone, by the documents beside them."""
+        """List the models whose files are gone, by the documents beside them, which are written before them."""
         remedy = f"bring it back from a copy, or delete {self.root} to train again"
-        documents = paths_in(self.root / "models", "iteration_??????.json") if self.has_ended() else []
+        done = read_document(self.progress).get("iteration", 0)
+        documents = [
+            path for path in paths_in(self.root / "models", "iteration_??????.json") if _iteration(path) <= done
+        ]
         gone = (path.with_suffix(".pth") for path in documents if not path.with_suffix(".pth").exists())
         return [UsageError(path, "is gone: the gate cannot choose it", remedy) for path in gone]
 
@@ -113,6 +116,11 @@ class RunFolder:
         """Check whether the model of the last iteration is saved, or the run stopped early."""
         progress = read_document(self.progress)
         return self.model(iterations).exists() or progress.get("worse", 0) >= patience
+
+
+def _iteration(path: Path) -> int:
+    """Return the iteration of a saved model by the name of its file, or of the document beside it."""
+    return int(path.stem.rpartition("_")[2])
 
 
 class FinetunePlan(NamedTuple):

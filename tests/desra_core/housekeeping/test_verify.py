@@ -224,12 +224,12 @@ def test_damage_in_a_training_is_found_and_trained_again(corpus: Corpus) -> None
     with in_one_thread():
         run = train(finetuning(workspace))
         weights = {path.name: path.read_bytes() for path in run.models()}
-        gone = run.models()[0]
-        gone.unlink()
-        (damage,) = verified(workspace).damaged
-        remedy = f"bring it back from a copy, or delete {run.root} to train again"
-        assert (damage.path, damage.reason, damage.remedy) == (gone, "is gone: the gate cannot choose it", remedy)
-        gone.write_bytes(weights[gone.name])
+        for gone in (run.models()[0], run.models()[-1]):
+            gone.unlink()
+            (damage,) = verified(workspace).damaged
+            remedy = f"bring it back from a copy, or delete {run.root} to train again"
+            assert (damage.path, damage.reason, damage.remedy) == (gone, "is gone: the gate cannot choose it", remedy)
+            gone.write_bytes(weights[gone.name])
         for path in (run.models()[0], run.models()[-1], run.state, next(run.data.rglob("*.npy"))):
             flipped(path, 0.4 if path.suffix == ".npy" else place_of_weights(path))
             found = verified(workspace)
