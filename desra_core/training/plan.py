@@ -73,7 +73,12 @@ class RunFolder:
         return paths_in(self.root / "models", "iteration_??????.pth")
 
     def lost_models(self) -> list[UsageError]:
-        """List the models whose files are gone, by the documents beside them, which are written before them."""
+        """List the models whose files are gone, by the documents beside them, which are written before them.
+
+        The training of a twin that has its verdict has deleted its models.
+        """
+        if (self.root / "verdict.json").exists():
+            return []
         remedy = f"bring it back from a copy, or delete {self.root} to train again"
         done = read_document(self.progress).get("iteration", 0)
         documents = [
