@@ -169,7 +169,8 @@ class Remote(PosixPath):
                 raise
             except Exception as error:  # noqa: BLE001 - each driver has errors of its own
                 why = described(error)
-                if isinstance(error, PermissionError) or any(word in why.lower() for word in _REFUSALS):
+                words = re.sub(r"\w+://\S+", "", why).lower()  # less the address, which may hold any word
+                if isinstance(error, PermissionError) or any(word in words for word in _REFUSALS):
                     raise TransientError(self, f"access is refused ({why})", _REFUSED) from None
                 if pause is None:
                     raise TransientError(self, f"cannot be {done} ({why})", _NOT_REACHED) from None

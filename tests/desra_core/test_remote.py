@@ -251,9 +251,11 @@ def test_a_server_that_stalls_or_cuts_off_is_asked_again(store: ObjectStore, pro
 
 @pytest.mark.slow
 def test_a_server_that_stalls_for_good_is_named(store: ObjectStore, proxy: Proxy) -> None:
-    file = place_of(f"s3://{BUCKET}/p/a.png")
+    file = place_of(f"s3://{BUCKET}/p/token-expired.png")
     proxy.stalls = 1000
-    with pytest.raises(TransientError, match=r"^s3://photos/p/a\.png: cannot be read \(.*[Tt]imeout.*check the net"):
+    with pytest.raises(
+        TransientError, match=r"^s3://photos/p/token-expired\.png: cannot be read \(.*[Tt]imeout.*check"
+    ):
         file.read_bytes()
     with pytest.raises(AbsentError, match=r"^s3://photos/p: cannot be read \(.*[Tt]imeout"):
         image_files(file.parent)
