@@ -47,7 +47,7 @@ test-all: $(STAMP)  ## run all tests; about half an hour on two cores
 
 SEED ?= 0
 FAULTS ?= 200
-chaos: $(STAMP)  ## disturb runs by FAULTS=200 random faults of SEED=0, and hosts; or repeat ONLY=17; two hours on two cores
+chaos: $(STAMP)  ## disturb runs by FAULTS=200 random faults of SEED=0, and hosts; or repeat ONLY=17; an hour and a half
 	SEED=$(SEED) FAULTS=$(FAULTS) ONLY="$(ONLY)" $(RUN) -m pytest -s -m faults $(if $(ONLY),-k many)
 
 lint: $(STAMP) audit  ## check rules and format (ruff), types (mypy), spelling (codespell), sizes of files, and audit
