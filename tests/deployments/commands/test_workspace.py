@@ -134,8 +134,8 @@ def test_files_that_cannot_be_deleted_are_named(ws: Path, desra_here, monkeypatc
 
 
 def test_status_tells_sizes(ws: Path, desra_here) -> None:
-    (ws / "human").mkdir()
-    (ws / "human/a.png").write_bytes(bytes(12_345))
+    (ws / "pages").mkdir()
+    (ws / "pages/a.html").write_bytes(bytes(12_345))
     (ws / "prefect").mkdir()
     (ws / "prefect/prefect.db").write_bytes(bytes(10**7))
     found = files(ws)
@@ -144,7 +144,7 @@ def test_status_tells_sizes(ws: Path, desra_here) -> None:
     total, by_kind = line.removeprefix("size       ").split(": ")
     assert total == f"{bytes_in_words(sum(map(len, found.values())))} in {len(found)} files"
     assert by_kind.startswith("prefect 10 MB, ")
-    assert "human 12.3 kB" in by_kind
+    assert "pages 12.3 kB" in by_kind
     dataset = sum(len(data) for path, data in found.items() if path.startswith("dataset/"))
     assert f"dataset {bytes_in_words(dataset)}" in by_kind
     without = desra_here("status", "--workspace", ws).stdout.splitlines()
