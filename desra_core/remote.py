@@ -29,7 +29,7 @@ _SCHEMES = frozenset(f"{scheme}:" for scheme in _EXTRAS)
 _STALL_SECONDS, _MOST_SECONDS = 15, 600
 _PAUSES = (0.5, 2)  # before a request is tried again, in seconds
 _HEAD = 16_384  # bytes that are fetched at a time where only the header of a file is read
-_REFUSALS = ("credential", "expired", "token", "accesskey", "signature", "denied", "forbidden", "unauthorized", "401")
+_REFUSALS = ("credential", "expired", "token", "accesskey", "signature", "denied", "forbidden", "unauthorized")
 _NOT_REACHED = "check the network and the address, and run again"
 _REFUSED = "renew or mend the credentials, and run again"
 

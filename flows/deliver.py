@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from desra_core.delivery.picture import deliver_clean
-from desra_core.delivery.plan import corpus_of, plan_deliveries
+from desra_core.delivery.plan import Pictures, corpus_of, plan_deliveries
 from desra_core.planning.plan import target_of
 from desra_core.settings import Machine, Mining
 from desra_core.settings.models import Delivering
 from desra_core.stages import StageJob
-from flows.desra_flow import desra_flow, opened_workspace, process_corpus
+from flows.desra_flow import desra_flow, files_of, opened_workspace, process_corpus
 from tasks.dask_cluster import gpus_wanted, open_dask
 from tasks.dask_map import device_of
 from tasks.judging import deliver_shard, publish_deliveries
@@ -24,6 +24,7 @@ class Delivered(RunEnd):
 
     found: Summary
     failures: int
+    pictures: Pictures
 
 
 @desra_flow
@@ -42,7 +43,7 @@ def deliver(delivering: Delivering, machine: Machine = Machine(), rescan: bool =
         found = process_corpus(corpus, machine, rescan=rescan, on_clean=on_clean)
         deliveries = plan_deliveries(delivering, corpus)
         missing, failures = deliveries.missing(), 0
-        if missing:
+        if missing.images:
             networks = deliveries.target.super_resolves
             with open_dask(
                 machine,
@@ -50,27 +51,27 @@ def deliver(delivering: Delivering, machine: Machine = Machine(), rescan: bool =
                 networks=networks,
                 openvino=isinstance(corpus, Mining) and corpus.backend == "openvino",
                 gpus=gpus_wanted(networks, machine),
-                most_pixels=deliveries.most_pixels,
-                files=deliveries.some_files,
+                most_pixels=lambda: missing.pixels,
+                files=partial(files_of, corpus, deliveries.some_files),
             ) as dask:
-                count, seconds = deliveries.inferred_again()
-                if count:
-                    minutes = count * seconds / dask.workers / 60
+                if missing.inferred:
+                    minutes = missing.seconds / dask.workers / 60
                     about = f", in about {minutes:.0f} min" if minutes >= 1 else ""
-                    say(f"results that were not kept, inferred again: {count}{about}")
+                    say(f"results that were not kept, inferred again: {missing.inferred}{about}")
                 target, weights = target_of(corpus)
                 device = device_of(machine, dask) if networks else "cpu"
                 key = target.gan_sr_key or ""
                 job = StageJob(corpus, target, weights, key, device, machine.tile, dask.threads, dask.max_pixels)
-                with RunProgress("deliver", sum(missing.values()), 1) as progress:
-                    for number in missing:
+                with RunProgress("deliver", sum(missing.images.values()), 1) as progress:
+                    for number in missing.images:
                         failures += deliver_shard(number, deliveries, job, dask, progress)
         pictures = publish_deliveries(deliveries)
     return Delivered(
         in_one_line=f"{pictures} in {delivering.output}",
-        task_runs=found.task_runs + len(missing) + 1,
+        task_runs=found.task_runs + len(missing.images) + 1,
         to_look_at=found.to_look_at or failures > 0,
         problem=found.problem,
         found=found,
         failures=failures,
+        pictures=pictures,
     )

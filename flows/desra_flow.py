@@ -362,7 +362,7 @@ def opened_dask(settings: CorpusSettings, machine: Machine, plan: Plan) -> Abstr
         openvino=openvino,
         gpus=gpus,
         most_pixels=largest,
-        files=partial(_files_of, settings, plan),
+        files=partial(files_of, settings, plan.some_files),
     )
 
 
@@ -380,12 +380,12 @@ def bfloat16_share(cpu: Path = CPU) -> str | None:
     return next((share for feature, share in shares.items() if feature in features), None)
 
 
-def _files_of(settings: CorpusSettings, plan: Plan) -> list[Path]:
+def files_of(settings: CorpusSettings, some_files: Callable[[], list[Path]]) -> list[Path]:
     """List files that workers read: models, the user's own detector, and some of the photos, results and labels."""
     given: list[str | Path] = [settings.gan_model, settings.mse_model] if isinstance(settings, Mining) else []
     given += [settings.method] if isinstance(settings, Detection) else []
     files = [Path(name) for name in given if name not in (BICUBIC, *METHODS)]
-    return files + segmenter_files(settings.segmenter) + plan.some_files()
+    return files + segmenter_files(settings.segmenter) + some_files()
 
 
 def _most_pixels(settings: CorpusSettings, plan: Plan) -> int:

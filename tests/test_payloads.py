@@ -248,12 +248,13 @@ GIVEN: dict[str, dict[str, str]] = {
     "benchmark": {"dataset": "HERE/set", "output": "NEW"},
     "benchmark synthetic": _PAIRS | {"output": "NEW"},
     "verify": {"workspace": "HERE/ws"},
+    "deliver": _MINING | {"output": "NEW/out"},
 }
 # Settings that name a file of weights, and all others that may hold a path.
 WEIGHTS = ("gan_model", "mse_model", "after", "before", "segmenter", "weights", "perceptual", "discriminator", "lpips")
-OTHERS = {"photos", "workspace", "output", "lr", "mse_sr", "gan_sr", "labels", "exclude", "dataset", "twin_photos"}
-OTHERS |= {"method", "methods"}  # code, by design
-TEXTS = {"min_area", "group_by", "name", "mine_at", "cycle_at", "timezone", "webhook", "history"}
+OTHERS = {"photos", "workspace", "output", "lr", "mse_sr", "gan_sr", "labels", "dataset", "twin_photos"}
+OTHERS |= {"exclude", "include", "method", "methods"}  # globs, and code, by design
+TEXTS = {"min_area", "suffix", "group_by", "name", "mine_at", "cycle_at", "timezone", "webhook", "history"}
 
 
 def _weights_settings() -> list[tuple[str, str]]:

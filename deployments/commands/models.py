@@ -19,7 +19,7 @@ from desra_core.planning.doubts import stored_doubts
 from desra_core.planning.plan import load_settings
 from desra_core.settings import Machine
 from desra_core.settings.models import Comparing, Cycling, Finetuning, Serving, Twinning
-from desra_core.training.plan import RunFolder, check_networks, plan_finetune
+from desra_core.training.plan import RunFolder, check_networks, iteration_of, plan_finetune
 from desra_core.training.twin import delete_training, plan_twin, twinning_of
 from desra_core.workspace import Workspace
 from desra_core.workspace.matching import match
@@ -197,7 +197,7 @@ def _show_finetune(run: RunFolder, iterations: int) -> None:
         say(f"warning: {printable(lost)}")
     document, losses = read_document(run.document), run.read_losses()
     models = run.models()
-    last = int(models[-1].stem.rpartition("_")[2]) if models else 0
+    last = iteration_of(models[-1]) if models else 0
     early = ", and stopped early: the pixel loss had stopped falling" if last < iterations else ""
     images = document.get("images", [])
     typer.echo(f"{counted(last, 'iteration')} on {counted(len(images), 'image')}{early}")

@@ -70,15 +70,16 @@ def run_deliver(delivering: Delivering, machine: Machine) -> int:
         end_leftover_server(workspace)
         prepared = prepare_corpus(corpus)
         pending, failed, broken = prepared.plan.pending, 0, ()
-        if pending or plan_deliveries(delivering, corpus).missing():
+        deliveries = None if pending else plan_deliveries(delivering, corpus)
+        if deliveries is None or deliveries.missing().images:
             with contextlib.ExitStack() as stack:
                 plan = corpus, prepared
                 start_workers = partial(_start_workers, stack, corpus, machine, prepared) if pending else lambda: None
                 ended = run_flow(workspace, delivering, machine, plan, meanwhile=start_workers, rescan=False)
-                failed, broken = ended.failures, ended.found.broken_shards
+                pictures, failed, broken = ended.pictures, ended.failures, ended.found.broken_shards
         else:
             renew_results(prepared)
-        pictures = plan_deliveries(delivering, corpus).publish()
+            pictures = deliveries.publish()
         code = sum_up(prepared, corpus, broken)
     typer.echo(f"pictures {delivering.output} ({pictures})\ntable    {delivering.output / TABLE}")
     return max(code, int(failed > 0))

@@ -6,10 +6,11 @@ Workers call `deliver_clean` while a photo is mined and its result is in memory,
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from desra_core.delivery.plan import Order, delivery_key, map_path, mask_of, picture_path, place_of
+from desra_core.delivery.plan import Order, delivery_key, map_path, mask_of, output_key, picture_path
 from desra_core.detection.detectors import DetectorInputs
 from desra_core.detection.mask import suspects
 from desra_core.detection.repair import Share, repair
@@ -19,10 +20,11 @@ from desra_core.images.codec import Mask, Photo, Pixels, check_size, decode, dec
 from desra_core.images.encoding import encode_picture, read_origin
 from desra_core.networks.super_resolution import resize_alpha
 from desra_core.settings.models import Delivering
-from desra_core.stages import StageJob, infer, read_content, read_labels, read_photo
+from desra_core.stages import StageJob, infer, read_content, read_labels, read_photo, read_result
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import find_array
 from desra_core.workspace.manifest import ImageRef
+from desra_core.workspace.products import Record
 
 
 def deliver_clean(
@@ -33,11 +35,13 @@ def deliver_clean(
     What goes wrong here is left to `deliver_image`, because the photo can be mined nevertheless.
     """
     assert image.lr is not None
-    key = delivery_key(delivering, job.target, image.id, None)
-    with contextlib.suppress(ImageError):
+    key = delivery_key(delivering, job.target, image.id, Record(image.id), None)
+    with contextlib.suppress(Exception):
         files = _files(image, read_content(image.lr), photo.alpha, gan_sr, None, delivering)
-        if not _in_the_way(files, delivering.output):
-            _write(image, files, key, "inferred", gan_sr.shape, workspace, delivering)
+        if not _in_the_way(files, delivering.output, {}):
+            _write(
+                image, files, Order(Record(image.id), None, key, {}), "inferred", gan_sr.shape, workspace, delivering
+            )
 
 
 def deliver_image(image: ImageRef, order: Order, workspace: Workspace, job: StageJob, delivering: Delivering) -> None:
@@ -54,6 +58,8 @@ def deliver_image(image: ImageRef, order: Order, workspace: Workspace, job: Stag
     alpha = photo.alpha
     mask = _mask(image, order, workspace) if mask_of(order.record, order.human) else None
     repaired = mask is not None and delivering.repair != "off"
+    if mask is not None:
+        check_size(mask, image.path, "run desra mine or detect again", order.record.shape)
     pair, origin = _results(image, order, photo, workspace, job, pair=repaired or delivering.trust_map)
     doubt = None
     if delivering.trust_map:
@@ -64,7 +70,6 @@ def deliver_image(image: ImageRef, order: Order, workspace: Workspace, job: Stag
     pixels, share = pair.pop("gan_sr"), None
     if repaired:
         assert mask is not None
-        check_size(mask, image.path, "run desra mine or detect again", pixels.shape[:2])
         pixels, share = repair(pair["mse_sr"], pixels, mask, feather=delivering.feather, strength=delivering.strength)
     pair.clear()  # encoding needs memory
     trust_map = _trust_map(pixels.shape[:2], share, doubt) if delivering.trust_map else None
@@ -72,9 +77,10 @@ def deliver_image(image: ImageRef, order: Order, workspace: Workspace, job: Stag
     doubtful = None if doubt is None else int(doubt.sum())
     del share, doubt, mask
     files = _files(image, data, alpha, pixels, trust_map, delivering)
-    if not order.known and (path := _in_the_way(files, delivering.output)):
-        raise ImageError(path, "is in the way: desra deliver has not written it", "move it, or name another --output")
-    _write(image, files, order.key, origin, pixels.shape, workspace, delivering, count, doubtful)
+    if path := _in_the_way(files, delivering.output, order.ours):
+        reason = "is in the way: it is not as desra deliver has written it, if it did"
+        raise ImageError(path, reason, "move it, or name another --output")
+    _write(image, files, order, origin, pixels.shape, workspace, delivering, count, doubtful)
 
 
 def _results(
@@ -117,6 +123,9 @@ def _suspects(
         scores = np.negative(similarity, out=similarity)
     else:
         lr = photo.pixels if image.gan_sr is None else image.lr and read_photo(image.lr, job.max_pixels).pixels
+        if image.mse_sr and image.gan_sr:  # which were compared as they are stored
+            pair = {"mse_sr": read_result(image.mse_sr, job.max_pixels).pixels,
+                    "gan_sr": read_result(image.gan_sr, job.max_pixels).pixels}  # fmt: skip
         inputs = DetectorInputs(pair["mse_sr"], pair["gan_sr"], lr, labels)
         scores = job.detector.score(image.path, inputs, job.settings.window, job.tile, job.threads)
     frame = (shape[0] - scores.shape[0]) // 2
@@ -163,20 +172,21 @@ def _files(
     return files
 
 
-def _in_the_way(files: Mapping[str, bytes], output: Path) -> Path | None:
-    """Find a file in the output folder that is there with another content."""
+def _in_the_way(files: Mapping[str, bytes], output: Path, ours: Mapping[str, tuple[str, ...]]) -> Path | None:
+    """Find a file in the output folder that is neither as it is to be, nor as desra deliver has written it."""
     for relative, content in files.items():
         path = output / relative
         with storage_errors(path):
-            if path.exists() and path.read_bytes() != content:
-                return path
+            there = path.read_bytes() if path.exists() else content
+        if there != content and checksum(there) not in ours.get(relative, ()):
+            return path
     return None
 
 
 def _write(
     image: ImageRef,
     files: Mapping[str, bytes],
-    key: str,
+    order: Order,
     results: str,
     shape: tuple[int, ...],
     workspace: Workspace,
@@ -184,24 +194,28 @@ def _write(
     repaired: int = 0,
     doubtful: int | None = None,
 ) -> None:
-    """Write the files of an image; before them an entry without a key, by which they are known to be ours.
+    """Write the files of an image; before them an entry that they are begun, by which they are known to be ours.
 
     A worker whose run has ended fails at that entry. Afterwards, the entry gets the key.
     """
-    encoded = next(iter(files.values()))
-    row = {
-        "pictures": {name: picture_path(delivering, name) for name in image.names},
-        "id": image.id,
-        "results": results,
-        "height": shape[0],
-        "width": shape[1],
-        "repaired": repaired,
-        "doubtful": doubtful,
-        "bytes": len(encoded),
-        "checksum": checksum(encoded),
-    }
-    journal = workspace.delivery_journal(place_of(delivering), image.shard) / f"{image.id}.json"
-    workspace.publish(journal, as_json(row))
+    rows = []
+    for name in image.names:
+        for path in (picture_path(delivering, name), map_path(name)):
+            if path in files:
+                row: dict[str, Any] = {
+                    "image": name,
+                    "id": image.id,
+                    "path": path,
+                    "key": order.key,
+                    "results": results,
+                }
+                row |= {"height": shape[0], "width": shape[1], "repaired": repaired, "doubtful": doubtful}
+                row |= {"bytes": len(files[path]), "checksum": checksum(files[path]), "begun": None}
+                rows.append(row)
+    before = {path: known[-1] for path, known in order.ours.items() if known}
+    begun = [row | {"key": None, "checksum": before.get(row["path"]), "begun": row["checksum"]} for row in rows]
+    journal = workspace.delivery_journal(output_key(delivering), image.shard) / f"{image.id}.json"
+    workspace.publish(journal, as_json({"files": begun}))
     for path, content in files.items():
         write_output(delivering.output, path, content)
-    workspace.publish(journal, as_json(row | {"key": key}))
+    workspace.publish(journal, as_json({"files": rows}))

@@ -7,6 +7,7 @@ before they write its pictures, so a picture without an entry is somebody else's
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from desra_core.evaluation.table import counted
 from desra_core.files import fingerprint, parse_json, paths_in, read_bytes, write_output
 from desra_core.gate.model_registry import current_model
 from desra_core.images.encoding import suffix_of
+from desra_core.images.scanning import is_selection
 from desra_core.networks.checkpoints import BICUBIC
 from desra_core.planning.plan import COLUMNS, Standing, lacks_twin, load_settings, target_of
 from desra_core.remote import Remote, listing
@@ -33,15 +35,21 @@ from desra_core.workspace.products import Record, Target, read_records, read_sha
 DELIVERY_VERSION = 1
 TABLE = "delivered.parquet"
 
+_REMEDY = "bring it back from a copy, or delete it and empty the output folder"
+_MAPS = "trust_maps"
+
 # A row per picture. ``path`` is relative to the output folder. ``results`` says where the results came from: ``files``,
 # ``stored`` in the workspace, or ``inferred`` for the picture. ``repaired`` counts the pixels that hold anything of the
 # MSE result, ``doubtful`` those that are green in the trust map; it is null where there is no map.
-DELIVERED = pa.schema(
+PICTURES = pa.schema(
     [pa.field(name, pa.string()) for name in ("image", "id", "path", "key", "results")]
     + [pa.field(name, pa.int32()) for name in ("height", "width")]
     + [pa.field(name, pa.int64()) for name in ("repaired", "doubtful", "bytes")]
     + [pa.field("checksum", pa.string())]
 )
+# A row per file, trust maps too. ``key`` is null and ``begun`` the checksum to come where a write has begun and may not
+# have ended; ``checksum`` is that of the file before.
+DELIVERED = PICTURES.append(pa.field("begun", pa.string()))
 
 
 class Order(NamedTuple):
@@ -51,13 +59,29 @@ class Order(NamedTuple):
         record: The record of the image.
         human: Its mask by a person.
         key: The key of its picture.
-        known: Whether its pictures may replace files that are there, because desra deliver has written these.
+        ours: By path, the checksums of the files that desra deliver has written there, which may be replaced.
     """
 
     record: Record
     human: HumanMask | None
     key: str
-    known: bool
+    ours: dict[str, tuple[str, ...]]
+
+
+class Missing(NamedTuple):
+    """What an output folder lacks.
+
+    Attributes:
+        images: The number of images by shard.
+        pixels: Of the largest picture.
+        inferred: The number of images whose GAN result is not kept.
+        seconds: Estimated time of a worker to infer these again.
+    """
+
+    images: dict[int, int]
+    pixels: int
+    inferred: int
+    seconds: float
 
 
 class Pictures(NamedTuple):
@@ -78,61 +102,54 @@ class Deliveries:
         self.workspace = workspace
         self.settings = delivering
         self.target = target
-        self.place = place_of(delivering)
+        self.place = output_key(delivering)
         rows = asked_for(read_manifest(workspace)).slice(0, limit)
         standing = Standing(rows, read_records(workspace, COLUMNS), target)
         self._rows = rows.filter(pa.array(standing.current & ~standing.failed))
+        if delivering.trust_map and pc.any(pc.starts_with(self._rows["name"], f"{_MAPS}/")).as_py():
+            raise UsageError("--trust-map", f"writes to {_MAPS}, where photos have their pictures", "leave it out")
         self._human = read_human_masks(workspace, target.gan_sr_key)
         # A photo that has changed may be in another shard than the one that it was delivered in.
-        tables = (
-            read_table(path, DELIVERED, ["path"]) for path in paths_in(workspace.deliveries / self.place, "*.parquet")
-        )
-        self._known = pa.concat_tables([DELIVERED.empty_table().select(["path"]), *tables])["path"].combine_chunks()
+        tables = [
+            read_table(path, DELIVERED, ["path", "checksum", "begun"], remedy=_REMEDY)
+            for path in paths_in(workspace.deliveries / self.place, "*.parquet")
+        ]
+        self._written = pa.concat_tables([DELIVERED.empty_table().select(["path", "checksum", "begun"]), *tables])
         # Of an output at a URL, the sizes of its files by path.
         self._sizes = sizes_at(delivering.output) if isinstance(delivering.output, Remote) else None
         self.shards: list[int] = sorted(self._rows["shard"].unique().to_pylist())
 
     def work(self, number: int) -> list[tuple[ImageRef, Order]]:
-        """List the images of a shard that lack a picture."""
-        delivered = {row["image"]: row for row in self.table(number).to_pylist()}
+        """List the images of a shard that lack a picture or a map."""
+        written = {row["path"]: row for row in self.table(number).to_pylist()}
         records = read_shard(self.workspace, number)
-        rows = self._rows.filter(pc.equal(self._rows["shard"], number))
-        paths = pa.array([picture_path(self.settings, name) for name in rows["name"].to_pylist()], pa.string())
-        known = {row["path"] for row in delivered.values()} | set(
-            paths.filter(pc.is_in(paths, self._known)).to_pylist()
-        )
         work = []
-        for image in image_refs(rows):
+        for image in image_refs(self._rows.filter(pc.equal(self._rows["shard"], number))):
             record, human = records[image.id], self._human.get(image.id)
-            key = delivery_key(self.settings, self.target, image.id, mask_of(record, human))
-            if not all(self._is_there(delivered.get(name), key, name) for name in image.names):
-                is_known = known.issuperset(picture_path(self.settings, name) for name in image.names)
-                work.append((image, Order(record, human, key, is_known)))
-        return work
+            key = delivery_key(self.settings, self.target, image.id, record, human)
+            if not all(self._is_there(written.get(path), key) for path in paths_of(self.settings, image)):
+                work.append((image, Order(record, human, key, {})))
+        paths = [path for image, _ in work for path in paths_of(self.settings, image)]
+        ours: dict[str, tuple[str, ...]] = dict.fromkeys(paths, ())
+        elsewhere = self._written.filter(pc.is_in(self._written["path"], pa.array(paths, pa.string()))).to_pylist()
+        for row in (*elsewhere, *(written[path] for path in paths if path in written)):
+            ours[row["path"]] += tuple(one for one in (row["checksum"], row["begun"]) if one)
+        return [
+            (image, order._replace(ours={path: ours[path] for path in paths_of(self.settings, image)}))
+            for image, order in work
+        ]
 
-    def missing(self) -> dict[int, int]:
-        """Count the images that lack a picture, by shard."""
-        counts = {number: len(self.work(number)) for number in self.shards}
-        return {number: count for number, count in counts.items() if count}
-
-    def inferred_again(self) -> tuple[int, float]:
-        """Count the images whose GAN result is not kept, and estimate the seconds of a worker to infer one again."""
-        if not self.target.super_resolves:
-            return 0, 0.0
-        count, seconds = 0, []
+    def missing(self) -> Missing:
+        """Find what is lacking."""
+        images: dict[int, int] = {}
+        pixels, seconds = 0, list[float]()
         for number in self.shards:
             for image, order in self.work(number):
-                if not (self.workspace.group(image.id) / "gan_sr").exists():
-                    count += 1
-                    seconds.append(order.record.seconds.get("inference", 0.0))
-        # Mining inferred two results of each.
-        return count, sum(seconds) / max(1, count) / 2
-
-    def most_pixels(self) -> int:
-        """Return the number of pixels of the largest picture."""
-        records = read_records(self.workspace, ["id", "height", "width"])
-        sizes = records.filter(pc.is_in(records["id"], self._rows["id"].combine_chunks()))
-        return int(pc.max(pc.multiply(sizes["height"].cast("int64"), sizes["width"])).as_py() or 0)
+                images[number] = images.get(number, 0) + 1
+                pixels = max(pixels, math.prod(order.record.shape))
+                if self.target.super_resolves and not (self.workspace.group(image.id) / "gan_sr").exists():
+                    seconds.append(order.record.seconds.get("inference", 0.0) / 2)  # mining has inferred two results
+        return Missing(images, pixels, len(seconds), sum(seconds))
 
     def some_files(self) -> list[Path]:
         """List the files of the first and the last of the images."""
@@ -140,19 +157,16 @@ class Deliveries:
 
     def table(self, number: int) -> pa.Table:
         """Read what was delivered of a shard (schema `DELIVERED`), its journal included."""
-        table = read_table(self.workspace.delivered(self.place, number), DELIVERED)
+        table = read_table(self.workspace.delivered(self.place, number), DELIVERED, remedy=_REMEDY)
         rows: list[dict[str, Any]] = []
         for path in paths_in(self.workspace.delivery_journal(self.place, number), "*.json"):
             with contextlib.suppress(ValueError, TypeError, LookupError, pa.ArrowException):
-                row = parse_json(read_bytes(path))
-                pictures = row.pop("pictures").items()
-                new = [row | {"image": name, "path": path} for name, path in pictures]
-                rows += pa.Table.from_pylist(new, DELIVERED).to_pylist()
+                rows += pa.Table.from_pylist(parse_json(read_bytes(path))["files"], DELIVERED).to_pylist()
         if not rows:
             return table
         journaled = pa.Table.from_pylist(rows, DELIVERED)
-        older = table.filter(pc.invert(pc.is_in(table["image"], journaled["image"].combine_chunks())))
-        return pa.concat_tables([older, journaled]).sort_by("image")
+        older = table.filter(pc.invert(pc.is_in(table["path"], journaled["path"].combine_chunks())))
+        return pa.concat_tables([older, journaled]).sort_by("path")
 
     def gather(self, number: int) -> None:
         """Turn the journal of a shard into its table."""
@@ -168,21 +182,17 @@ class Deliveries:
         tables = [self.table(number) for number in self.shards]
         table = pa.concat_tables([DELIVERED.empty_table(), *tables])
         names, ids = (self._rows[column].combine_chunks() for column in ("name", "id"))
-        now = ids.take(pc.index_in(table["image"].combine_chunks(), names))
-        table = table.filter(pc.equal(table["id"], now)).sort_by("image").combine_chunks()
+        paths = pa.array([picture_path(self.settings, name) for name in names.to_pylist()], pa.string())
+        index = pc.index_in(table["path"].combine_chunks(), paths)
+        # Rows of maps, of pictures in other formats and of photos that have changed since are left out.
+        table = table.filter(pc.and_(pc.equal(table["id"], ids.take(index)), pc.is_valid(table["key"])))
+        table = table.select(PICTURES.names).sort_by("image").combine_chunks()
         write_output(self.settings.output, TABLE, as_parquet(table))
         return Pictures(table.num_rows, pc.sum(pc.greater(table["repaired"], 0)).as_py() or 0)
 
-    def _is_there(self, row: dict[str, Any] | None, key: str, name: str) -> bool:
-        """Check whether a picture and its map are in the output folder."""
-        path = picture_path(self.settings, name)
-        if row is None or row["key"] != key or row["path"] != path:
-            return False
-        paths = {path: row["bytes"]}
-        if self.settings.trust_map:
-            paths[map_path(name)] = None
-        sizes = {path: self._size(path) for path in paths}
-        return all(sizes[path] is not None and size in (None, sizes[path]) for path, size in paths.items())
+    def _is_there(self, row: dict[str, Any] | None, key: str) -> bool:
+        """Check whether a file is in the output folder, by its row, where there is one."""
+        return row is not None and row["key"] == key and self._size(row["path"]) == row["bytes"]
 
     def _size(self, path: str) -> int | None:
         """Return the bytes of a file of the output folder; None where it is not there."""
@@ -198,15 +208,16 @@ def plan_deliveries(delivering: Delivering, corpus: CorpusSettings) -> Deliverie
     return Deliveries(Workspace(corpus.workspace), delivering, target_of(corpus)[0], corpus.limit)
 
 
-def delivery_key(delivering: Delivering, target: Target, image_id: str, mask: str | None) -> str:
+def delivery_key(delivering: Delivering, target: Target, image_id: str, record: Record, human: HumanMask | None) -> str:
     """Make the key of a picture from all that goes into it.
 
     Args:
         delivering: How to write pictures.
         target: The settings of detection and the models.
         image_id: The content of the photo, or of the pair of results.
-        mask: Identifies the mask of the artifacts; None where it is empty.
+        record, human: The record of the image, and its mask by a person.
     """
+    mask = mask_of(record, human)
     repair = (target.mse_sr_key, mask, delivering.feather, delivering.strength)
     return fingerprint(
         "delivery",
@@ -214,7 +225,7 @@ def delivery_key(delivering: Delivering, target: Target, image_id: str, mask: st
         image_id,
         target.gan_sr_key,
         repair if mask and delivering.repair != "off" else None,
-        (target.mse_sr_key, mask, target.mask_key) if delivering.trust_map else None,
+        (target.mse_sr_key, mask, target.mask_key, record.labels_hash) if delivering.trust_map else None,
         *(getattr(delivering, name) for name in ("format", "quality", "colour")),
     )
 
@@ -233,10 +244,16 @@ def picture_path(delivering: Delivering, name: str) -> str:
 
 def map_path(name: str) -> str:
     """Return the path of the trust map of an image in the output folder."""
-    return f"trust_maps/{name}.png"
+    return f"{_MAPS}/{name}.png"
 
 
-def place_of(delivering: Delivering) -> str:
+def paths_of(delivering: Delivering, image: ImageRef) -> list[str]:
+    """List the paths of the files of an image in the output folder: its pictures, and its maps where wanted."""
+    pictures = [picture_path(delivering, name) for name in image.names]
+    return pictures + (list(map(map_path, image.names)) if delivering.trust_map else [])
+
+
+def output_key(delivering: Delivering) -> str:
     """Name the folder of what is known about an output folder."""
     return fingerprint("output", str(delivering.output.absolute()))
 
@@ -274,8 +291,8 @@ def corpus_of(delivering: Delivering) -> CorpusSettings:
         corpus = type(corpus)(**(corpus.model_dump() | given | {"workspace": workspace.root}))
     if isinstance(corpus, Mining) and "mse_model" not in given and lacks_twin(corpus):
         corpus = corpus.model_copy(update={"mse_model": BICUBIC})
-    for folder in corpus.sources.folders.values():
-        if delivering.output.resolve().is_relative_to(folder.resolve()):
-            reason = f"lies inside {folder}, whose pictures the next run would take for photos"
+    for place in corpus.sources.places.values():  # where all files of a folder are asked for, not only some
+        if not is_selection(place) and delivering.output.resolve().is_relative_to(place.resolve()):
+            reason = f"lies inside {place}, whose pictures the next run would take for photos"
             raise UsageError(delivering.output, reason, "name a folder outside of it")
     return corpus

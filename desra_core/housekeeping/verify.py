@@ -43,6 +43,7 @@ _REMEDIES = {
     "imports": f"{_COPY}, or delete it: then that import cannot be undone",
     "exported": f"{_COPY}, or delete it: the folder of its export still has its masks",
     "models": f"{_COPY}, or roll back",
+    "deliveries": f"{_COPY}, or delete it and empty the output folder",
 }
 
 

@@ -1,6 +1,6 @@
-"""Read image files: PNG with libpng after a check of its checksums, TIFF with tifffile, every other kind with Pillow.
+"""Read image files: PNG with libpng after a check of its checksums, TIFF with tifffile, JPEG, WebP and BMP with Pillow.
 
-Only `desra_core.images.codec` uses this.
+`desra_core.images.further_decoders` reads the other kinds, and `desra_core.images.codec` chooses.
 """
 
 from __future__ import annotations

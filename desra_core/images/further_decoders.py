@@ -1,6 +1,6 @@
 """Read HEIC, AVIF, JPEG XL and camera raw. All but AVIF need packages of the extra ``desra[formats]``.
 
-Only `desra_core.images.codec` and the search for files use this.
+`desra_core.images.codec` chooses among these and those of `desra_core.images.decoders`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from desra_core.images.decoders import (
     metadata_by_pillow,
     metadata_of,
 )
+from desra_core.remote import Remote
 
 if TYPE_CHECKING:
     from desra_core.images.codec import Pixels
@@ -93,7 +94,11 @@ def further_picture(data: bytes, path: Path) -> Picture | None:
 
 def most_stored_pixels(file: BinaryIO) -> int | None:
     """Return at least the pixels of a HEIC, AVIF or JPEG XL by its first bytes; None for another kind."""
-    head = file.read(_HEAD)
+    head = file.read(32)
+    if not head.startswith(_JXL_SIGNATURES) and head[4:8] != b"ftyp":
+        file.seek(0)
+        return None
+    head += file.read(_HEAD)
     file.seek(0)
     if head.startswith(_JXL_SIGNATURES):
         height, width, _ = _jxl_size(head)
@@ -109,7 +114,10 @@ def most_raw_pixels(path: Path) -> int | None:
     if _KINDS.get(path.suffix.lower()) != RAW:
         return None
     with _package(RAW, path).RawPy() as raw:
-        raw.open_file(str(path))
+        if isinstance(path, Remote):
+            raw.open_buffer(io.BytesIO(path.read_bytes()))
+        else:
+            raw.open_file(str(path))
         return int(raw.sizes.iheight) * int(raw.sizes.iwidth)
 
 
@@ -210,7 +218,7 @@ class JxlPicture(Picture):
         except DAMAGE as error:
             raise self._damaged(error) from None
         if samples.dtype not in (np.uint8, np.uint16) or colour.model_of(self.profile or b"") == "cmyk":
-            kind = "CMYK" if samples.dtype in (np.uint8, np.uint16) else f"JPEG XL ({samples.dtype})"
+            kind = "CMYK in JPEG XL" if samples.dtype in (np.uint8, np.uint16) else f"JPEG XL ({samples.dtype})"
             raise ImageError(self._path, f"has the colour model {kind}", "convert it to RGB or gray of 8 or 16 bits")
         pixels: Pixels = samples
         return pixels

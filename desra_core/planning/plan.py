@@ -327,7 +327,8 @@ class Standing:
         self.current = same_mask | (self.clean & flags_of(self.column("mask_key").is_valid()))
         self.failed = flags_of(self.column("failed_stage").is_valid())
         same_run = self.equal("failed_key", target.run_key) & same_labels
-        overcome = flags_of(pc.is_in(self.column("reason"), pa.array([_OLD_CMYK, *readable_now()])))
+        passed = [*readable_now(), *([_OLD_CMYK] if target.super_resolves else [])]  # detect still refuses CMYK
+        overcome = flags_of(pc.is_in(self.column("reason"), pa.array(passed, pa.string())))
         self.failed_for_good = self.failed & same_run & ~self.says("transient") & ~overcome
 
     def column(self, name: str) -> pa.Array:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.errors import ImageError
+from desra_core.errors import ImageError, TransientError
 from desra_core.images.codec import profile_by_header
 from desra_core.images.colour import Treatment
 from desra_core.workspace import Workspace
@@ -29,6 +29,8 @@ def honour_profiles(workspace: Workspace, manifest: pa.Table) -> None:
         with ThreadPoolExecutor() as pool:
             treatments = list(pool.map(_treatment, images))
         for image, treatment in zip(images, treatments, strict=True):
+            if treatment is None:
+                continue
             if treatment == "converted":
                 # The arrays first: their keys are those of the new ones.
                 workspace.drop_group(image.id)
@@ -38,10 +40,12 @@ def honour_profiles(workspace: Workspace, manifest: pa.Table) -> None:
         gather_shard(workspace, shard, stored.values())
 
 
-def _treatment(image: ImageRef) -> Treatment:
-    """Look up a profile; one that cannot be read now counts as one that changes the photo."""
+def _treatment(image: ImageRef) -> Treatment | None:
+    """Look up a profile: None where it cannot be read for now; of a damaged file, as if it changed the photo."""
     assert image.lr is not None
     try:
         return profile_by_header(image.lr.path) or "unusable"
+    except TransientError:
+        return None
     except ImageError:
         return "converted"

@@ -80,10 +80,10 @@ class RunFolder:
         if (self.root / "verdict.json").exists():
             return []
         remedy = f"bring it back from a copy, or delete {self.root} to train again"
-        done = read_document(self.progress).get("iteration", 0)
-        documents = [
-            path for path in paths_in(self.root / "models", "iteration_??????.json") if _iteration(path) <= done
-        ]
+        documents = paths_in(self.root / "models", "iteration_[0-9][0-9][0-9][0-9][0-9][0-9].json")
+        # A training that was killed may have written the last document and not the model.
+        done = read_document(self.progress).get("iteration", iteration_of(documents[-1]) - 1 if documents else 0)
+        documents = [path for path in documents if iteration_of(path) <= done]
         gone = (path.with_suffix(".pth") for path in documents if not path.with_suffix(".pth").exists())
         return [UsageError(path, "is gone: the gate cannot choose it", remedy) for path in gone]
 
@@ -123,7 +123,7 @@ class RunFolder:
         return self.model(iterations).exists() or progress.get("worse", 0) >= patience
 
 
-def _iteration(path: Path) -> int:
+def iteration_of(path: Path) -> int:
     """Return the iteration of a saved model by the name of its file, or of the document beside it."""
     return int(path.stem.rpartition("_")[2])
 

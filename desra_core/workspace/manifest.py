@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.errors import ImageError
+from desra_core.errors import DesraError, ImageError
 from desra_core.files import digest, hash_file
 from desra_core.images.scanning import FILES, image_files, is_selection, paths_of
-from desra_core.remote import Listed, file_at, members, place_of, threads_for
+from desra_core.remote import Listed, Remote, file_at, members, place_of, threads_for
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import rename_human_masks
 from desra_core.workspace.matching import FAILURES, ROLES, Sources, match, scan_failure
@@ -442,7 +442,12 @@ def _unasked(previous: pa.Table, found: pa.Table, sources: Sources, workspace: W
     selects = any(is_selection(sources.places[each]) for each in sources.identity)
     if not selects or _stored_roots(previous).get(role) != str(sources.main).encode():
         return pa.array([], pa.string())
-    there = image_files(sources.main, workspace.root, **sources.globs()).files["path"].combine_chunks()
+    try:
+        there = image_files(sources.main, workspace.root, **sources.globs()).files["path"].combine_chunks()
+    except DesraError:
+        if not isinstance(sources.main, Remote):
+            raise
+        return pa.array([], pa.string())  # a web server need not list its folders
     paths = previous[f"{role}_path"]
     asked = pc.is_in(paths, found[f"{role}_path"].combine_chunks())
     return previous["name"].filter(pc.and_not(pc.is_in(paths, there), asked)).combine_chunks()

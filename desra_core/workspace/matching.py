@@ -116,7 +116,7 @@ def match(
     for folder in sources.folders.values():
         if folder.resolve().is_relative_to(skip.resolve()):
             raise UsageError(folder, "lies inside the workspace", "name a folder outside of it")
-    remedy = "name a folder with PNG, JPEG, WebP, TIFF or BMP files"
+    remedy = "name a folder with PNG, JPEG, WebP, AVIF, TIFF or BMP files"
     tables, problems, passed_over = _listed(sources.places, skip, remedy, sources.globs(), members_of)
     unfit = _unfit(pa.concat_tables([table.select(["name"]) for table in tables.values()])["name"].unique(), skip)
     names = pa.array((error.subject for error in unfit), pa.string())

@@ -152,19 +152,75 @@ def test_pairs_of_result_files_are_delivered(desra, make_pairs, tmp_path) -> Non
 def test_files_of_others_are_never_written_over(desra, make_photos, models, tmp_path) -> None:
     names = make_photos(tmp_path / "photos", 3)
     mse, gan = models
-    output = tmp_path / "out"
+    output, workspace = tmp_path / "out", tmp_path / "ws"
     (output / "set0").mkdir(parents=True)
     mine = output / f"{names[0]}.png"
     mine.write_bytes(b"mine")
-    given = ("--gan-model", gan, "--mse-model", mse)
-    run = desra("deliver", tmp_path / "photos", *given, "--workspace", tmp_path / "ws", "--output", output)
+    given = (tmp_path / "photos", "--gan-model", gan, "--mse-model", mse)
+
+    def deliver(*more: object) -> subprocess.CompletedProcess[str]:
+        return desra("deliver", *more, "--workspace", workspace, "--output", output)
+
+    run = deliver(*given)
     assert run.returncode == 1
-    assert f"{mine}: is in the way: desra deliver has not written it; move it, or name another --output" in run.stderr
+    line = f"{mine}: is in the way: it is not as desra deliver has written it, if it did; move it, or name another"
+    assert line in run.stderr
+    assert "(2 pictures, 2 of them repaired)" in run.stdout  # no line tells of one that was not written
     assert mine.read_bytes() == b"mine"
-    assert len(pictures(output)) == 4  # with the table
     mine.unlink()
-    run = desra("deliver", "--workspace", tmp_path / "ws", "--output", output)
-    assert (run.returncode, len(pictures(output))) == (0, 4), run.stderr
+    assert (deliver().returncode, len(pictures(output))) == (0, 4)  # with the table
+
+    # A picture that a person has changed, and a file in the place of a map.
+    whole = pictures(output)
+    mine.write_bytes(b"retouched")
+    trust_map = output / f"trust_maps/{names[1]}.png"
+    trust_map.parent.mkdir(parents=True)
+    trust_map.write_bytes(b"mine too")
+    run = deliver("--trust-map")
+    assert (run.returncode, run.stderr.count("is in the way")) == (1, 2)
+    assert (mine.read_bytes(), trust_map.read_bytes()) == (b"retouched", b"mine too")
+    mine.write_bytes(whole[f"{names[0]}.png"])
+    trust_map.unlink()
+    assert deliver("--trust-map").returncode == 0
+
+    # Another format, a copy of a photo, another strength, and back.
+    assert deliver("--format", "jpeg").returncode == 0
+    (tmp_path / "photos/copy.png").write_bytes((tmp_path / f"photos/{names[1]}.png").read_bytes())
+    assert deliver("--strength", "0.5").returncode == 0
+    assert deliver().returncode == 0
+    found = pictures(output)
+    assert {name: found[name] for name in whole if name.endswith(".png")} == {
+        name: content for name, content in whole.items() if name.endswith(".png")
+    }
+    assert found["copy.png"] == found[f"{names[1]}.png"]
+
+
+def test_one_photo_with_the_pictures_beside_it(desra, make_photos, models, tmp_path) -> None:
+    (name,) = make_photos(tmp_path, 1)
+    run = desra("deliver", tmp_path / f"{name}.png", "--gan-model", models[1], "--output", tmp_path / "set0/out")
+    assert run.returncode == 0, run.stderr
+    assert "against  bicubic enlargement" in run.stdout
+    assert (read_image(tmp_path / "set0/out/photo000.png") == expected(tmp_path / f"{name}.png", models, None)).all()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a disk")
+def test_a_full_output_costs_pictures_and_nothing_else(desra, make_photos, models, tmp_path) -> None:
+    make_photos(tmp_path / "photos", 3)
+    output, workspace = tmp_path / "out", tmp_path / "ws"
+    output.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", output], check=True)
+    command = ("deliver", tmp_path / "photos", "--gan-model", models[1], "--mse-model", models[0],
+               "--workspace", workspace, "--output", output)  # fmt: skip
+    try:
+        run = desra(*command)
+        assert run.returncode == 1
+        assert "the disk is full" in run.stderr
+        assert "3 of 3 images done" in run.stdout or "error: " in run.stderr
+        subprocess.run(["mount", "-o", "remount,size=64m", output], check=True)
+        again = desra(*command)
+        assert (again.returncode, len(pictures(output))) == (0, 4), again.stderr
+    finally:
+        subprocess.run(["umount", "-l", output], check=True)
 
 
 def test_what_cannot_be_is_one_line(desra_here, make_photos, models, tmp_path) -> None:
@@ -302,9 +358,8 @@ def test_killed_it_goes_on(make_photos, models, prefect_environment, tmp_path) -
         while run.poll() is None and len(pictures(tmp_path / "out")) < count and time.monotonic() < until:
             time.sleep(0.02)
         time.sleep(pause)
-        if run.poll() is None:
-            os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
+        os.killpg(run.pid, signal.SIGKILL)
+        assert run.wait() == -signal.SIGKILL
     last = subprocess.run(command(tmp_path / "out"), env=prefect_environment, capture_output=True, text=True)
     assert last.returncode == 0, last.stderr
     found, wanted = pictures(tmp_path / "out"), pictures(tmp_path / "whole")

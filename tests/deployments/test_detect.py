@@ -63,13 +63,13 @@ def test_a_run_and_then_nothing_to_do(make_pairs, desra, tmp_path) -> None:
     workspace = tmp_path / "ws"
     command = ("detect", "--mse-sr", tmp_path / "mse_sr", "--gan-sr", tmp_path / "gan_sr", "--workspace", workspace)
     (tmp_path / "gan_sr/@eaDir").mkdir()
-    (tmp_path / "gan_sr/set0/a.heic").touch()
+    (tmp_path / "gan_sr/set0/a.psd").touch()
     sources = mtimes(tmp_path / "mse_sr") | mtimes(tmp_path / "gan_sr")
     first = desra(*command)
     assert first.returncode == 0, first.stderr
-    assert "6 of 6 images done, 0 failed\npassed over 1 .heic, 1 @eaDir/\n" in first.stdout
+    assert "6 of 6 images done, 0 failed\npassed over 1 .psd, 1 @eaDir/\n" in first.stdout
     assert "weight 1" in first.stdout
-    assert "these were passed over: 1 .heic, 1 @eaDir/." in (workspace / "report.html").read_text()
+    assert "these were passed over: 1 .psd, 1 @eaDir/." in (workspace / "report.html").read_text()
     assert first.stderr.count("warning:") == 1
     assert set(read_masks(workspace)) == {f"{name}.png" for name in names}
     regions = pq.read_table(workspace / "regions.parquet").to_pylist()
@@ -87,7 +87,7 @@ def test_a_run_and_then_nothing_to_do(make_pairs, desra, tmp_path) -> None:
     assert status.returncode == 0
     assert "done       6" in status.stdout
     assert "pending    0" in status.stdout
-    assert "passed over 1 .heic, 1 @eaDir/" in status.stdout
+    assert "passed over 1 .psd, 1 @eaDir/" in status.stdout
 
     some = desra(*command, "--gan-sr", tmp_path / "gan_sr/set?/*00[012].png", "--exclude", "photo001.*", "--exclude=x")
     assert some.returncode == 0, some.stderr

@@ -66,7 +66,8 @@ def test_keys_change_with_what_the_picture_shows(tmp_path) -> None:
     delivering = Delivering(output=tmp_path, workspace=tmp_path)
 
     def key(mask: str | None, changed: Target = target, **changes: object) -> str:
-        return delivery_key(delivering.model_copy(update=changes), changed, "id", mask)
+        record = Record("id", artifact_pixels=int(mask is not None), checksums={"masks": mask or ""})
+        return delivery_key(delivering.model_copy(update=changes), changed, "id", record, None)
 
     other_mse, other_gan = replace(target, mse_sr_key="other"), replace(target, gan_sr_key="other")
     clean, repaired = key(None), key("mask")

@@ -11,7 +11,6 @@ import pytest
 import pyvips
 import tifffile
 from PIL import Image, ImageOps
-from tests.desra_core.images.test_delivery import XMP, told
 
 from desra_core.errors import ImageError
 from desra_core.images import further_decoders
@@ -19,6 +18,7 @@ from desra_core.images.codec import SUFFIXES, decode, image_size, most_pixels
 from desra_core.images.encoding import read_origin
 from desra_core.images.scanning import image_files, kinds_in_words
 from tests.desra_core.images.test_colour import DEEP, PATH, RGB, saved
+from tests.desra_core.images.test_encoding import XMP, told
 from tests.profiles import P3, delta_e
 
 RGBA = np.dstack([RGB, RGB[::-1, :, 0]])
