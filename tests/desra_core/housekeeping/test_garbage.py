@@ -254,6 +254,7 @@ def test_vanished_photos_are_deleted_with_vanished(corpus: Corpus) -> None:
     for name in ("b", "c", "d"):  # b has a twin
         (corpus.photos / f"{name}.png").unlink()
     workspace.publish(workspace.human_mask("c"), encode_mask(np.ones((200, 240), bool)))
+    workspace.publish_table(workspace.human_manifest, HUMAN_MASKS.empty_table())
     corpus.run(keep="all")
     assert swept(workspace) == {}
     assert holdings(workspace) == before
