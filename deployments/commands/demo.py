@@ -130,7 +130,8 @@ def make_photos(folder: Path) -> None:
             continue
         file = resources.files("skimage") / "data" / photo.source
         left, top, width, height = photo.box
-        part = codec.decode(file.read_bytes(), Path(str(file))).pixels[top : top + height, left : left + width]
+        stored = codec.decode(file.read_bytes(), Path(str(file)), as_stored=True)  # as the twin was trained on them
+        part = stored.pixels[top : top + height, left : left + width]
         size = photo.width, round(height * photo.width / width)
         kind = cv2.INTER_AREA if photo.width < width else cv2.INTER_LANCZOS4
         image = cv2.resize(part.astype(np.float32), size, interpolation=kind)  # (H, W) for a gray photo
