@@ -304,12 +304,7 @@ def count_shard(number: int, counting: Counting, dask: Dask, progress: RunProgre
     try:
         for image, result in dask.map("histogram", function, {}, list(work.values())):
             results[tokens[image.id]] = result
-            if isinstance(result, ImageError):
-                failures += 1
-                progress.failed(result, 1, 1)
-            else:
-                progress.passed(1, finished=1)
-            progress.show()
+            failures += progress.ended(result)
             if len(results) == _AT_A_TIME:
                 counting.add(number, results)
                 results = {}
@@ -326,12 +321,7 @@ def deliver_shard(number: int, deliveries: Deliveries, job: StageJob, dask: Dask
     with deliveries.workspace.fenced() as workspace:
         function = partial(deliver_image, workspace=workspace, job=job, delivering=deliveries.settings)
         for _, result in dask.map("deliver", function, gpu, deliveries.work(number)):
-            if isinstance(result, ImageError):
-                failures += 1
-                progress.failed(result, 1, 1)
-            else:
-                progress.passed(1, finished=1)
-            progress.show()
+            failures += progress.ended(result)
     deliveries.gather(number)
     return failures
 

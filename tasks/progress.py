@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, Task, TaskID, TaskProgressColumn, TextColumn
 
-from desra_core.errors import DesraError, TransientError, may_pass, printable
+from desra_core.errors import DesraError, ImageError, TransientError, may_pass, printable
 from tasks.logs import LINE_SECONDS, SHOWN_FAILURES, is_json, say
 
 _REFRESH_SECONDS = 1.0
@@ -150,6 +150,15 @@ class RunProgress:
             self.show()
         results = [shard.result(raise_on_failure=False) for shard in shards]
         return tuple(printable(result) for result in results if isinstance(result, BaseException))
+
+    def ended(self, result: object) -> bool:
+        """Count an image whose only stage has ended, and show it; returns whether its result is an error."""
+        if isinstance(result, ImageError):
+            self.failed(result, 1, 1)
+        else:
+            self.passed(1, finished=1)
+        self.show()
+        return isinstance(result, ImageError)
 
     def show(self, *, final: bool = False) -> None:
         """Refresh the bar and the artifact, and now and then print a line where there is no terminal.

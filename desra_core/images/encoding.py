@@ -129,9 +129,9 @@ def encode_picture(
     if exif and profile in (colours.SRGB, colours.GRAY):
         exif = _of_srgb(exif)
     if format == "png":
-        return _png(pixels, alpha, profile, exif, xmp, resolution)
+        return _png(pixels, alpha, Origin(profile, exif, xmp, resolution))
     if format == "tiff":
-        return _tiff(pixels, alpha, profile, exif, xmp, resolution)
+        return _tiff(pixels, alpha, Origin(profile, exif, xmp, resolution))
     pixels = eight_bits(pixels)
     samples = pixels if alpha is None else np.dstack([pixels, alpha])
     mode = {1: "L", 2: "LA", 3: "RGB", 4: "CMYK" if alpha is None else "RGBA"}[samples.shape[2]]
@@ -188,14 +188,8 @@ def _over_white(pixels: Pixels, alpha: Pixels) -> Pixels:
     return result
 
 
-def _png(
-    pixels: Pixels,
-    alpha: Pixels | None,
-    profile: bytes | None,
-    exif: bytes | None,
-    xmp: bytes | None,
-    resolution: tuple[float, float] | None,
-) -> bytes:
+def _png(pixels: Pixels, alpha: Pixels | None, told: Origin) -> bytes:
+    profile, exif, xmp, resolution = told
     encoded = encode_png(pixels, alpha)
     chunks = []
     if profile:
@@ -211,15 +205,9 @@ def _png(
     return b"".join([encoded[:start], *chunks, encoded[start:]])
 
 
-def _tiff(
-    pixels: Pixels,
-    alpha: Pixels | None,
-    profile: bytes | None,
-    exif: bytes | None,
-    xmp: bytes | None,
-    resolution: tuple[float, float] | None,
-) -> bytes:
+def _tiff(pixels: Pixels, alpha: Pixels | None, told: Origin) -> bytes:
     """Write a TIFF; the directories of EXIF become its own, which are appended to what tifffile writes."""
+    profile, exif, xmp, resolution = told
     samples = pixels if alpha is None else np.dstack([pixels, alpha])
     if samples.nbytes > _MOST_TIFF_BYTES:
         reason = f"is {pixels.shape[1]}x{pixels.shape[0]}, but tiff holds 4 GB of samples"
