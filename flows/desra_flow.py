@@ -29,7 +29,7 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel, ValidationError
 
-from desra_core.detection.detectors import METHODS
+from desra_core.detection.detectors import detector_files
 from desra_core.errors import DesraError, UsageError, may_pass, printable
 from desra_core.networks.checkpoints import BICUBIC, load_pair
 from desra_core.networks.segmentation import segmenter_files
@@ -383,8 +383,8 @@ def bfloat16_share(cpu: Path = CPU) -> str | None:
 def files_of(settings: CorpusSettings, some_files: Callable[[], list[Path]]) -> list[Path]:
     """List files that workers read: models, the user's own detector, and some of the photos, results and labels."""
     given: list[str | Path] = [settings.gan_model, settings.mse_model] if isinstance(settings, Mining) else []
-    given += [settings.method] if isinstance(settings, Detection) else []
-    files = [Path(name) for name in given if name not in (BICUBIC, *METHODS)]
+    files = [Path(name) for name in given if name != BICUBIC]
+    files += detector_files(settings.method) if isinstance(settings, Detection) else []
     return files + segmenter_files(settings.segmenter) + some_files()
 
 

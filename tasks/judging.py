@@ -22,7 +22,7 @@ from desra_core.calibration.summary import weight_sections
 from desra_core.calibration.weights import CalibratedWeights
 from desra_core.delivery.picture import deliver_image
 from desra_core.delivery.plan import Deliveries, Pictures
-from desra_core.detection.detectors import METHODS
+from desra_core.detection.detectors import detector_files
 from desra_core.errors import ImageError
 from desra_core.evaluation.table import counted, document_as_markdown
 from desra_core.files import read_document
@@ -185,7 +185,7 @@ def run_detectors(benchmark: AnyBenchmark, machine: Machine) -> None:
 
     folder, networks = benchmark.workspace.root, benchmark.runs_networks
     models = segmenter_files(benchmark.settings.segmenter)
-    models += [Path(method.spec) for method in benchmark.methods if method.spec not in METHODS]
+    models += [path for method in benchmark.methods for path in detector_files(method.spec)]
     results = each_image(
         "benchmark",
         judging,

@@ -33,8 +33,8 @@ FORBIDDEN = {
 # Which packages of desra_core a package may import, besides its modules; the lower ones come first.
 ARROWS = {
     "images": "",
-    "detection": "images",
     "networks": "images",
+    "detection": "images networks",
     "workspace": "images detection",
     "settings": "detection networks workspace",
     "planning": "images detection networks workspace settings",
@@ -43,6 +43,7 @@ ARROWS = {
     "annotations": "images detection workspace planning evaluation",
     "calibration": "images detection workspace settings planning stages evaluation",
     "benchmarking": "images detection networks workspace settings stages evaluation",
+    "learning": "images detection workspace planning evaluation annotations benchmarking",
     "training": "images detection networks workspace settings planning evaluation",
     "gate": "images detection networks workspace settings planning stages evaluation training",
     "delivery": "images detection networks workspace settings planning stages evaluation gate",

@@ -19,9 +19,9 @@ import torch
 
 import desra_core
 from desra_core.errors import DesraError
-from desra_core.evaluation.fidelity import load_lpips
 from desra_core.images.codec import encode_png, read_image
 from desra_core.networks.checkpoints import load_checkpoint, load_model, read_kinds, read_weights
+from desra_core.networks.perceptual import load_lpips
 from desra_core.networks.segmentation import load_segmenter
 from desra_core.settings import Mining
 from desra_core.settings.models import SETTINGS

@@ -11,6 +11,7 @@ import typer
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from desra_core.detection.detectors import SUFFIXES
 from desra_core.errors import UsageError
 from desra_core.files import read_input
 from desra_core.remote import Remote, place_of
@@ -60,7 +61,7 @@ def with_flags(
             values["segmenter"] = _segmenter(context, values.pop("labels"), values["segmenter"])
         if values.get("weights") not in (None, "published", "none"):
             values["weights"] = str(whole_path(values["weights"]))
-        if values.get("method", "").endswith(".py"):
+        if values.get("method", "").endswith(SUFFIXES):
             values["method"] = str(whole_path(values["method"]))
         machine = {name: values.pop(name) for name in Machine.model_fields}
         # A default may depend on other settings, so the model itself fills in the fields that were not given. The

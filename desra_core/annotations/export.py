@@ -20,7 +20,7 @@ The format ``folder`` holds, for any other tool::
 import contextlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -206,10 +206,7 @@ def export_workspace(
     settings, target = load_settings(workspace)
     mined = settings.verb == "mine"
     chosen = select_images(workspace, target, everything=everything, worst=worst)
-    files = picture_files(workspace, settings.verb, [image.name for image in chosen])
-    known = checksums_of(workspace, (image.id for image in chosen))
-    images = [image._replace(files=files[image.name], checksums=known.get(image.id, {})) for image in chosen]
-    images = [image for image in images if not mined or image.files["gan_sr"].exists()]
+    images = with_pictures(workspace, chosen, mined=mined)
     if not images:
         remedy = "give --all to export clean ones, which desra mine keeps with --keep all"
         raise UsageError(workspace.root, "has no image to export that is done", remedy)
@@ -328,6 +325,14 @@ def select_images(workspace: Workspace, target: Target, *, everything: bool, wor
     return sorted(sorted(found.values(), key=order)[:worst], key=lambda image: image.name)
 
 
+def with_pictures(workspace: Workspace, chosen: Sequence[MaskedImage], *, mined: bool) -> list[MaskedImage]:
+    """Find the pictures of images; of a mined corpus, those whose results were not kept are left out."""
+    files = picture_files(workspace, "mine" if mined else "detect", [image.name for image in chosen])
+    known = checksums_of(workspace, (image.id for image in chosen))
+    images = [image._replace(files=files[image.name], checksums=known.get(image.id, {})) for image in chosen]
+    return [image for image in images if not mined or image.files["gan_sr"].exists()]
+
+
 def _write(image: MaskedImage, *, form: Form, folder: ExportFolder, pictures: bool) -> _Written | ImageError:
     """Write the files of an image; return the error of an image that cannot be read."""
     annotations: list[dict[str, Any]] = []
@@ -358,7 +363,7 @@ def _write(image: MaskedImage, *, form: Form, folder: ExportFolder, pictures: bo
 
 def _picture(image: MaskedImage) -> bytes:
     """Encode the GAN result as labelling tools read it: 8-bit RGB PNG."""
-    return encode_png(bgr8(_decoded(image, "gan_sr", as_stored=False).pixels)[:, :, ::-1])
+    return encode_png(bgr8(decode_result(image, "gan_sr", as_stored=False).pixels)[:, :, ::-1])
 
 
 def _plain_files(image: MaskedImage) -> dict[str, bytes]:
@@ -370,14 +375,14 @@ def _plain_files(image: MaskedImage) -> dict[str, bytes]:
         if path := image.files.get(kind):
             files[f"{kind}/{image.name}{path.suffix}"] = image.content(kind)
     if "pseudo_gt" not in image.files:
-        mse_sr, gan_sr = _decoded(image, "mse_sr"), _decoded(image, "gan_sr")
+        mse_sr, gan_sr = decode_result(image, "mse_sr"), decode_result(image, "gan_sr")
         pseudo_gt = assemble_pseudo_gt(mse_sr.pixels, gan_sr.pixels, image.mask())
         files[f"pseudo_gt/{image.name}.png"] = encode_png(pseudo_gt, gan_sr.alpha)
     return files
 
 
-def _decoded(image: MaskedImage, kind: str, *, as_stored: bool = True) -> Photo:
-    """Decode a result of an image, and check its size."""
+def decode_result(image: MaskedImage, kind: str, *, as_stored: bool = True) -> Photo:
+    """Decode a result of an image, and check its size (raises `ImageError`)."""
     path = image.files[kind]
     photo = decode(image.content(kind), path, as_stored=as_stored)
     height, width = photo.pixels.shape[:2]

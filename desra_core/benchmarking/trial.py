@@ -165,7 +165,7 @@ def run_trial(
     injected: list[Injected] = []
     found: dict[str, list[tuple[Bits, float]]] = {key: [] for key in usable}
     seconds, scored_pixels = dict.fromkeys(usable, 0.0), 0
-    for sheet, artifacts in _sheets(pair, drawn):
+    for sheet, artifacts in injected_sheets(pair, drawn):
         injected += artifacts
         scored_pixels += known.size
         for key, detector in usable.items():
@@ -195,7 +195,7 @@ def run_trial(
     )
 
 
-def _sheets(pair: DetectorInputs, drawn: Sequence[Case]) -> Iterator[tuple[Pixels, list[Injected]]]:
+def injected_sheets(pair: DetectorInputs, drawn: Sequence[Case]) -> Iterator[tuple[Pixels, list[Injected]]]:
     """Yield the injected images, each with its artifacts. Faint artifacts are not injected."""
     by_sheet = sorted(drawn, key=lambda case: case.sheet)
     for _, group in groupby(by_sheet, key=lambda case: case.sheet):

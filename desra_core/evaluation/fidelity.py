@@ -1,42 +1,26 @@
-"""Measure how much two results of one photo differ: outside of a mask, in sharpness, and as people see it (LPIPS).
+"""Measure how much two results of one photo differ: outside of a mask, and in sharpness.
 
-All measures but LPIPS use float64 values in 0..255 (uint16 / 257), and read the images part by part.
-
-LPIPS (Zhang et al. 2018) is a distance of two images in the features of AlexNet, close to people's judgement. Its heads
-come with the package ``lpips``. The weights of AlexNet come from a file of the user; nothing is downloaded.
+All measures use float64 values in 0..255 (uint16 / 257), and read the images part by part.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from desra_core import third_party
 from desra_core.detection.mask import WINDOW
 from desra_core.detection.similarity import SIGMA, TILE, compiled, gaussian
-from desra_core.errors import UsageError
 from desra_core.images.codec import LUMINANCE, Mask, Pixels
-from desra_core.images.parts import Rectangle, grid, windows
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
+from desra_core.images.parts import Rectangle, grid
 
 _HALO = WINDOW // 2
 _TAPS = gaussian(_HALO, SIGMA)
 # Keep quotients defined where both images are flat; for values in 0..255.
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 _GRADIENT_STABILISER = 170.0
-# The smallest side, in pixels, that AlexNet's two poolings do not reduce to nothing.
-_LEAST = 31
-# Larger images are cut into windows of this side, because the features of a pair take about 200 bytes per pixel.
-_WINDOW = 1024
-_ALEXNET = "give the AlexNet weights of torchvision, alexnet-owt-7be5be79.pth"
 
 
 class Fidelity(NamedTuple):
@@ -83,63 +67,6 @@ def measure_fidelity(before: Pixels, after: Pixels, outside: Mask) -> Fidelity:
         sums += _summed(_with_halo(before, part), _with_halo(after, part), counts, _TAPS, LUMINANCE, level)
     sums /= before.shape[2], pixels, pixels, 2 * height * width, 2 * height * width  # Prewitt's differences span 2 px
     return Fidelity(*sums.tolist())
-
-
-def load_lpips(path: Path) -> nn.Module:
-    """Build LPIPS (version 0.1, AlexNet) on the CPU.
-
-    ``path`` is the state dict of torchvision's AlexNet, as torch or safetensors saves it. The classifier in the file is
-    not read, and no code in the file can run. Raises `UsageError` where the file cannot be used.
-    """
-    third_party.require("lpips", "lpips", "--lpips")
-    third_party.mend_torchvision()
-    from desra_core.networks.checkpoints import read_weights
-
-    try:
-        weights = read_weights(path)
-    except UsageError as error:
-        raise UsageError(path, error.reason, _ALEXNET) from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchvision warns of an outdated argument that lpips passes
-        import lpips
-
-        model = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
-    state = model.net.state_dict()
-    for name, value in state.items():
-        source = "features." + name.partition(".")[2]  # lpips calls features.3.weight slice2.3.weight
-        if source not in weights:
-            raise UsageError(path, f"has no {source}, so it is no AlexNet", _ALEXNET)
-        if weights[source].shape != value.shape:
-            sizes = f"{tuple(weights[source].shape)} where AlexNet has {tuple(value.shape)}"
-            raise UsageError(path, f"has {source} of {sizes}", _ALEXNET)
-        state[name] = weights[source]
-    model.net.load_state_dict(state)
-    network: nn.Module = model.eval().requires_grad_(False)
-    return network
-
-
-def lpips_distance(model: nn.Module, before: Pixels, after: Pixels) -> float:
-    """Measure the perceptual distance of two images.
-
-    Args:
-        model: The network that `load_lpips` returns.
-        before, after: ``(H, W, 1 or 3)`` uint8 or uint16, of one shape. Gray counts as three equal channels.
-
-    Returns:
-        0 for equal images, about 1 for unrelated ones. Images larger than 1024 px a side are cut into windows of one
-        size, and the distance is the mean over the windows. Images smaller than 31 px are extended by border pixels.
-
-    Raises:
-        ValueError: The shapes differ.
-    """
-    import torch
-
-    if before.shape != after.shape:
-        raise ValueError(f"images of the shapes {before.shape} and {after.shape} cannot be compared")
-    parts = [window.source for window in windows(*before.shape[:2], side=_WINDOW, halo=0)]
-    with torch.inference_mode():
-        distances = [float(model(_batch(before, part), _batch(after, part))) for part in parts]
-    return float(np.mean(distances))
 
 
 def _with_halo(pixels: Pixels, part: Rectangle) -> Pixels:
@@ -251,13 +178,3 @@ def _summed(
             sharpness_x += sharp_x[i]
             sharpness_y += sharp_y[i]
     return squared_error / (level * level), ssim, gradient_similarity, sharpness_x, sharpness_y
-
-
-def _batch(pixels: Pixels, part: Rectangle) -> torch.Tensor:
-    """Convert a part of an image to ``(1, 3, h, w)`` float32 in -1..1."""
-    import torch
-
-    missing = [(0, max(0, _LEAST - side)) for side in (part.height, part.width)]
-    samples = np.pad(pixels[part.slices], [*missing, (0, 0)], mode="edge")
-    values = samples.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max / 2) - 1
-    return torch.from_numpy(values).permute(2, 0, 1).expand(3, -1, -1)[None]

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from desra_core.errors import UsageError
-from desra_core.evaluation.fidelity import load_lpips
 from desra_core.files import as_json, content_key, fingerprint, read_document, read_json, sweep
 from desra_core.gate.criteria import Verdict, VerdictDocument
 from desra_core.gate.judge import CONTROL, Candidate, ComparedModels, read_judgement, worst_regions
@@ -28,6 +27,7 @@ from desra_core.networks.checkpoints import (
     read_kinds,
     save_torch,
 )
+from desra_core.networks.perceptual import load_lpips
 from desra_core.planning.plan import check_kind, check_models, load_settings, reference_key, result_version, target_of
 from desra_core.settings import CorpusSettings, Mining, detector_of
 from desra_core.settings.models import Comparing, Cycling, Finetuning

@@ -26,12 +26,13 @@ from desra_core.detection.class_weights import class_name
 from desra_core.detection.mask import MIN_AREA, THRESHOLD, WINDOW, Components, Region, artifact_mask, find_regions
 from desra_core.detection.similarity import TILE, variance_similarity
 from desra_core.errors import ImageError, UsageError
-from desra_core.evaluation.fidelity import load_lpips, lpips_distance, measure_fidelity
+from desra_core.evaluation.fidelity import measure_fidelity
 from desra_core.files import as_json, parse_json
 from desra_core.gate.criteria import Judgement, NewRegion, OldRegion
 from desra_core.images.codec import Labels, Mask, Pixels, bgr8
 from desra_core.images.parts import encode_webp, fitted, row_strips, window_around
 from desra_core.networks.checkpoints import Engine, Model, load_model, load_reference
+from desra_core.networks.perceptual import load_lpips, lpips_distance
 from desra_core.networks.segmentation import load_segmenter, segment
 from desra_core.networks.super_resolution import super_resolve
 from desra_core.planning.plan import result_key, result_keys
@@ -330,7 +331,7 @@ def judge(
     Args:
         image, image_id, candidate: Names for the judgement.
         before, after: The artifacts of the old model's and of the candidate's result, found with the same settings.
-        lpips: The network of `desra_core.evaluation.fidelity.load_lpips`; without it LPIPS is not measured.
+        lpips: The network of `desra_core.networks.perceptual.load_lpips`; without it LPIPS is not measured.
 
     Raises:
         ValueError: The results differ in shape, or are smaller than 11 px a side.

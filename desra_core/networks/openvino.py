@@ -1,14 +1,20 @@
-"""OpenVINO's CPU kernels in the place of PyTorch's, for parts of a network; needs the extra ``openvino``."""
+"""OpenVINO's CPU kernels: in the place of PyTorch's for parts of a network, and for networks in ONNX files.
+
+Needs the extra ``openvino``.
+"""
 
 from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from desra_core.errors import UsageError, described
 from desra_core.third_party import require
 
 
@@ -55,3 +61,24 @@ class Compiled(nn.Module):
             result = self._compiled(values.contiguous().numpy(), share_inputs=True)[0]
             self._compiled.release_memory()  # else both models of a run hold the buffers of their largest windows
         return torch.from_numpy(result)
+
+
+def read_onnx(path: Path) -> Callable[..., Any]:
+    """Read a network from an ONNX file: it maps arrays to the array of its first output (raises `UsageError`)."""
+    require("openvino", "openvino", str(path))
+    from openvino import Core
+
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+               "ENABLE_CPU_PINNING": False}  # fmt: skip
+    try:
+        core = Core()
+        compiled = core.compile_model(core.read_model(path), "CPU", options)
+    except Exception as error:  # noqa: BLE001 the file may hold anything
+        raise UsageError(path, f"is no network in ONNX ({described(error)})", "export it again") from None
+    running = threading.Lock()  # one request is for one thread
+
+    def run(*arrays: Any) -> Any:
+        with running:
+            return compiled(list(arrays))[0].copy()
+
+    return run

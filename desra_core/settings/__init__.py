@@ -239,7 +239,7 @@ class Detection(CorpusSettings):
         description="Folder of the low-resolution inputs, for the pictures of the report.",
         json_schema_extra=USUAL,
     )
-    method: str = Field(DEFAULT, description=f"Detector: {', '.join(METHODS)}, or a .py file of your own.")
+    method: str = Field(DEFAULT, description=f"Detector: {', '.join(METHODS)}, or a file of your own.")
     threshold: float = Field(
         0.7,
         gt=0,

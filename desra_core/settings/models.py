@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_v
 from pydantic.config import JsonDict
 from tzlocal import get_localzone_name
 
-from desra_core.detection.detectors import METHODS
+from desra_core.detection.detectors import METHODS, SUFFIXES
 from desra_core.errors import UsageError
 from desra_core.networks.checkpoints import BICUBIC, Precision
 from desra_core.remote import Remote
@@ -451,7 +451,7 @@ class Measuring(Frozen):
 
     output: Path = Field(description="Folder for masks, tables and the page; the same one again goes on.")
     methods: str = Field(
-        ",".join(METHODS), description=f"Detectors, by commas: {', '.join(METHODS)}, and .py files of your own."
+        ",".join(METHODS), description=f"Detectors, by commas: {', '.join(METHODS)}, and files of your own."
     )
     min_area: MinArea = "4000"
     mse_sr: Path | None = Field(None, description="Folder of the MSE-trained model's results, where it lies elsewhere.")
@@ -476,7 +476,7 @@ class Measuring(Frozen):
         names = [name.strip() for name in methods.split(",") if name.strip()]
         if not names:
             raise ValueError("names no method")
-        return ",".join(str(whole_path(name)) if name.endswith(".py") else name for name in names)
+        return ",".join(str(whole_path(name)) if name.endswith(SUFFIXES) else name for name in names)
 
     @field_validator("segmenter")
     @classmethod

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from desra_core.errors import UsageError
-from desra_core.evaluation.fidelity import load_lpips
 from desra_core.networks.openvino import Compiled
+from desra_core.networks.perceptual import load_lpips
 from desra_core.networks.segmentation import MMSegSegmenter
 
 PROJECT = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text("utf-8"))["project"]

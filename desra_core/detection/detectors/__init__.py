@@ -1,8 +1,9 @@
 """Detectors of artifacts in a pair of results: DeSRA, and the detectors to compare it with, behind one protocol.
 
-Each module of this package sets ``detector`` to a `Detector`, as does a user's file for ``--method FILE.py``. To add a
-detector, add such a module and its entry in `METHODS`. `load_detector` and `detector_key` find a detector by its name,
-`score_pair` calls it, and `applied` gives the `AppliedDetector` by which runs use it.
+Each module that `METHODS` names sets ``detector`` to a `Detector`, as does a user's file for ``--method FILE.py``. To
+add a detector, add such a module and its entry. `described` and `trained` read detectors from files without code.
+`load_detector` and `detector_key` find a detector by its name, `score_pair` calls it, and `applied` gives the
+`AppliedDetector` by which runs use it.
 
 Scores are larger where a pixel is worse. A workspace stores minus the score of any detector, as DeSRA's similarity is:
 in the arrays called similarity, in the mean similarity of regions and in recorded thresholds. Negation is exact.
@@ -21,16 +22,18 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.errors import ImageError, UsageError, described, printable
-from desra_core.files import content_key
+from desra_core.files import content_key, fingerprint
 from desra_core.images.codec import Labels, Pixels
 
 Scores = npt.NDArray[np.floating[Any]]
 
 # The detectors of this package and their versions. Raise a version when a bit of the detector's scores changes. Runs
 # use the first detector unless the user names another.
-METHODS = {"desra": 1, "ldl": 1, "ssim": 1, "niqe": 1}
+METHODS = {"desra": 1, "ldl": 1, "ssim": 1, "niqe": 1, "colour": 1, "flip": 1}
 DEFAULT = next(iter(METHODS))
-_REMEDY = f"name one of {', '.join(METHODS)}, or a .py file that sets detector, as docs/how-to/detector.md shows"
+# Suffixes of files that are detectors: code that sets `detector`, a description of one, and one that was trained.
+SUFFIXES = (".py", ".toml", ".json")
+_REMEDY = f"name one of {', '.join(METHODS)}, or a {', '.join(SUFFIXES)} file, as docs/how-to/detector.md shows"
 # By each possible entry of a detector's ``inputs``: the name in messages, and the flags that provide this input.
 NEEDED_INPUTS = {"lr": ("LR photos", "give --lr"), "labels": ("class labels", "add --labels or --segmenter")}
 # Pictures show scores up to this many times the threshold.
@@ -75,20 +78,42 @@ def load_detector(method: str) -> Detector:
     """
     if method in METHODS:
         return cast(Detector, import_module(f"{__name__}.{method}").detector)
-    return _load_file(Path(method), detector_key(method))
+    path, key = Path(method), detector_key(method)
+    if path.suffix == ".py":
+        return _load_file(path, key)
+    if path.suffix == ".toml":
+        from desra_core.detection.detectors.described import load_described
+
+        return cast(Detector, load_described(path))
+    from desra_core.detection.detectors.trained import load_trained
+
+    return cast(Detector, load_trained(path))
 
 
 def detector_key(method: str) -> str:
-    """Return the cache key of a detector's scores: name and version, or the hash of its file. The file is not run.
+    """Return the cache key of a detector's scores: name and version, or the hash of its files, which are not run.
 
     Raises:
         UsageError: There is no detector of this name, or the file cannot be read.
     """
     if method in METHODS:
         return f"{method} {METHODS[method]}"
-    if Path(method).suffix != ".py":
+    keys = [content_key(path) for path in detector_files(method)]
+    return keys[0] if len(keys) == 1 else fingerprint(*keys)
+
+
+def detector_files(method: str) -> list[Path]:
+    """List the files that a detector consists of (raises `UsageError`); none for those of this package."""
+    if method in METHODS:
+        return []
+    path = Path(method)
+    if path.suffix not in SUFFIXES:
         raise UsageError(method, "is no method", _REMEDY)
-    return content_key(Path(method))
+    if path.suffix != ".toml":
+        return [path]
+    from desra_core.detection.detectors.described import read_description
+
+    return [path, read_description(path).file]
 
 
 def score_pair(detector: Detector, name: str, image: object, inputs: DetectorInputs) -> Scores:

@@ -13,7 +13,7 @@ import torch
 from desra_core import third_party
 from desra_core.errors import UsageError
 from desra_core.evaluation import fidelity
-from desra_core.evaluation.fidelity import load_lpips, lpips_distance
+from desra_core.networks.perceptual import load_lpips, lpips_distance
 
 third_party.mend_torchvision()
 
