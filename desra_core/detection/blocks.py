@@ -43,7 +43,9 @@ FEATURES = tuple(
     for name in MAPS
 )
 
-_COSINES = cv2.dct(np.eye(BLOCK))
+# The orthonormal cosine transform of BLOCK values (DCT-II).
+_COSINES = np.cos(np.pi / BLOCK * np.outer(np.arange(BLOCK), np.arange(BLOCK) + 0.5)) * np.sqrt(2 / BLOCK)
+_COSINES[0] /= np.sqrt(2)
 _HALO = 16  # pixels around a strip that its maps depend on; a multiple of the block keeps strips independent
 _STRIP = 2**18
 # Keeps deviations finite where an image is alike all over.

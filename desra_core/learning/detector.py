@@ -197,7 +197,7 @@ def fit_detector(scenes: Sequence[Blocks], *, false_alarms: float) -> FittedDete
     unseen = np.empty(len(marked))
     for known, left_out in GroupKFold(min(FOLDS, len(scenes))).split(features, marked, groups):
         unseen[left_out] = _fit(features[known], marked[known]).log_odds(features[left_out])
-    limit = np.quantile(unseen[~marked], 1 - false_alarms)
+    limit = np.quantile(unseen[~marked], 1 - false_alarms, method="higher")
     threshold = float(np.exp(limit))
     return FittedDetector(
         trees=_fit(features, marked),

@@ -1,7 +1,7 @@
 """Detectors of artifacts in a pair of results: DeSRA, and the detectors to compare it with, behind one protocol.
 
 Each module that `METHODS` names sets ``detector`` to a `Detector`, as does a user's file for ``--method FILE.py``. To
-add a detector, add such a module and its entry. `described` and `trained` read detectors from files without code.
+add a detector, add such a module and its entry. `description` and `trained` read detectors from files without code.
 `load_detector` and `detector_key` find a detector by its name, `score_pair` calls it, and `applied` gives the
 `AppliedDetector` by which runs use it.
 
@@ -82,7 +82,7 @@ def load_detector(method: str) -> Detector:
     if path.suffix == ".py":
         return _load_file(path, key)
     if path.suffix == ".toml":
-        from desra_core.detection.detectors.described import load_described
+        from desra_core.detection.detectors.description import load_described
 
         return cast(Detector, load_described(path))
     from desra_core.detection.detectors.trained import load_trained
@@ -111,7 +111,7 @@ def detector_files(method: str) -> list[Path]:
         raise UsageError(method, "is no method", _REMEDY)
     if path.suffix != ".toml":
         return [path]
-    from desra_core.detection.detectors.described import read_description
+    from desra_core.detection.detectors.description import read_description
 
     return [path, read_description(path).file]
 

@@ -261,3 +261,38 @@ def test_a_detector_gets_only_the_inputs_that_it_needs(asked: tuple[str, ...]) -
     if asked:
         with pytest.raises(ImageError, match=r"a\.png: has no (LR photos|class labels), which mine needs; "):
             score_pair(detector, "mine", IMAGE, PAIR)
+
+
+@pytest.mark.parametrize("shape", [(40, 53, 3), (7, 9, 3), (31, 20, 1)])
+def test_colour_is_ciede2000_of_mean_colours(shape) -> None:
+    from skimage.color import deltaE_ciede2000, rgb2lab
+
+    mse_sr, gan_sr = pair(8, shape)
+    labs = []
+    for image in (mse_sr, gan_sr):
+        lab = rgb2lab(np.broadcast_to(image / 255, (*shape[:2], 3)))
+        padded = np.pad(lab, [(5, 5), (5, 5), (0, 0)], mode="reflect")
+        labs.append(np.lib.stride_tricks.sliding_window_view(padded, (11, 11), (0, 1)).mean((-1, -2)))
+    scores = load_detector("colour")(mse_sr, gan_sr, None, None)
+    np.testing.assert_allclose(scores, deltaE_ciede2000(*labs), atol=1e-4)
+
+
+def test_flip_is_the_authors_map_of_the_whole_image() -> None:
+    import flip_evaluator
+
+    mse_sr, gan_sr = pair(9, (700, 600, 3))  # two strips
+    whole = [(image / 255).astype(np.float32) for image in (mse_sr, gan_sr)]
+    expected, _, parameters = flip_evaluator.evaluate(*whole, "LDR", applyMagma=False)
+    assert parameters["ppd"] == pytest.approx(67, abs=0.1)
+    np.testing.assert_array_equal(load_detector("flip")(mse_sr, gan_sr, None, None), expected[:, :, 0])
+
+
+@pytest.mark.parametrize("method", ["colour", "flip"])
+def test_colour_and_flip_know_16_bits_and_gray(method) -> None:
+    mse_sr, gan_sr = pair(10, (30, 40, 3))
+    scores = load_detector(method)(mse_sr, gan_sr, None, None)
+    deep = load_detector(method)(mse_sr.astype(np.uint16) * 257, gan_sr.astype(np.uint16) * 257, None, None)
+    np.testing.assert_allclose(deep, scores, atol=1e-4)
+    gray = load_detector(method)(mse_sr[:, :, :1], gan_sr, None, None)
+    np.testing.assert_array_equal(gray, load_detector(method)(np.repeat(mse_sr[:, :, :1], 3, 2), gan_sr, None, None))
+    assert not load_detector(method)(gan_sr, gan_sr, None, None).any()

@@ -12,7 +12,7 @@ import torch
 
 from desra_core import third_party
 from desra_core.errors import UsageError
-from desra_core.evaluation import fidelity
+from desra_core.networks import perceptual
 from desra_core.networks.perceptual import load_lpips, lpips_distance
 
 third_party.mend_torchvision()
@@ -99,7 +99,7 @@ def test_small_images_are_extended(model, photo, changed, height: int, width: in
 
 
 def test_large_images_are_measured_in_windows(model, photo, changed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fidelity, "_WINDOW", 100)  # of 160 and 200 px: windows of 80 by 100
+    monkeypatch.setattr(perceptual, "_WINDOW", 100)  # of 160 and 200 px: windows of 80 by 100
     parts = [
         lpips_distance(model, photo[y : y + 80, x : x + 100], changed[y : y + 80, x : x + 100])
         for y in (0, 80)
