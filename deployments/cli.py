@@ -19,6 +19,7 @@ from deployments.commands.doctor import doctor
 from deployments.commands.evaluate import evaluate
 from deployments.commands.flags import paths_at_home, with_flags
 from deployments.commands.help import CONTEXT, PlainCommand, Verbs
+from deployments.commands.review import review
 from deployments.commands.workspace import export_masks, gc, import_masks, report, roll_back, status
 from deployments.serving.connection import AGAIN
 from deployments.serving.server import ServerLostError
@@ -231,6 +232,7 @@ def calibrate() -> None:
     """
 
 
+_own_flags(JUDGE, review, interrupted="every answer is kept")
 _own_flags(JUDGE, export_masks, "export", interrupted="nothing was exported")
 _own_flags(JUDGE, import_masks, "import", interrupted="import again")
 

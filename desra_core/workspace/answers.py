@@ -1,8 +1,8 @@
 """What raters have answered in `desra review`: a file of lines for each rater, which only grows.
 
-A line is a JSON object, and is on the disk before the page goes on. A line that a kill has cut off is no answer: readers
-leave it out, and the next answer takes its place. Nothing is changed afterwards: what a rater takes back stays, and a
-line of the kind ``undo`` names it.
+A line is a JSON object, and is on the disk before the page goes on. A line that a kill has cut off is no answer:
+readers leave it out, and the next answer takes its place. Nothing is changed afterwards: what a rater takes back stays,
+and a line of the kind ``undo`` names it.
 """
 
 from __future__ import annotations
@@ -59,6 +59,11 @@ class Answer:
     stroke: Stroke | None = None
     time: str = ""  # UTC, ISO 8601; set when it is written
     line: int = field(default=0, compare=False)  # of the file, from 1; set when it is read or written
+
+    @property
+    def key(self) -> tuple[str, Box | None]:
+        """What it is about: the id of the image, and the box of the region."""
+        return self.id, self.box
 
 
 class Noticed(NamedTuple):
@@ -143,18 +148,19 @@ class AnswerFile:
 
     Attributes:
         answers: The answers that stand, in their order.
+        lines: The number of lines, which grows with each answer, and with each that is undone.
     """
 
     def __init__(self, path: Path, file: IO[bytes], answers: list[Answer]) -> None:
         self.answers = answers
         self._path = path
         self._file = file
-        self._lines = 0
+        self.lines = 0
         self._end = 0
         file.seek(0)
         for line in file:
             if line.endswith(b"\n"):
-                self._lines += 1
+                self.lines += 1
                 self._end += len(line)
 
     def append(self, answer: Answer) -> Answer:
@@ -163,7 +169,7 @@ class AnswerFile:
         Raises:
             TransientError: The disk is full or failed; nothing has changed.
         """
-        written = replace(answer, time=_now(), line=self._lines + 1)
+        written = replace(answer, time=_now(), line=self.lines + 1)
         self._write(_document_of(written))
         self.answers.append(written)
         return written
@@ -189,7 +195,7 @@ class AnswerFile:
                 with contextlib.suppress(OSError):  # a whole line may be there, of which the disk is not sure
                     self._file.truncate(self._end)
                 raise
-        self._lines += 1
+        self.lines += 1
         self._end += len(line)
 
 
