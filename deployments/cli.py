@@ -19,7 +19,8 @@ from deployments.commands.doctor import doctor
 from deployments.commands.evaluate import evaluate
 from deployments.commands.flags import paths_at_home, with_flags
 from deployments.commands.help import CONTEXT, PlainCommand, Verbs
-from deployments.commands.learn import train_detector
+from deployments.commands.learn import calibrate_severity, train_detector
+from deployments.commands.review import review
 from deployments.commands.workspace import export_masks, gc, import_masks, report, roll_back, status
 from deployments.serving.connection import AGAIN
 from deployments.serving.server import ServerLostError
@@ -232,7 +233,9 @@ def calibrate() -> None:
     """
 
 
+_own_flags(JUDGE, calibrate_severity, "calibrate severity")
 _own_flags(JUDGE, train_detector, "train-detector")
+_own_flags(JUDGE, review, interrupted="every answer is kept")
 _own_flags(JUDGE, export_masks, "export", interrupted="nothing was exported")
 _own_flags(JUDGE, import_masks, "import", interrupted="import again")
 

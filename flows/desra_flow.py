@@ -385,6 +385,7 @@ def files_of(settings: CorpusSettings, some_files: Callable[[], list[Path]]) -> 
     given: list[str | Path] = [settings.gan_model, settings.mse_model] if isinstance(settings, Mining) else []
     files = [Path(name) for name in given if name != BICUBIC]
     files += detector_files(settings.method) if isinstance(settings, Detection) else []
+    files += [settings.severity_model] if settings.severity_model else []
     return files + segmenter_files(settings.segmenter) + some_files()
 
 

@@ -102,9 +102,29 @@ class Page:
         return answer["result"].get("value")
 
     def press(self, key: str) -> None:
-        """Press and release a key: Enter, Escape or an arrow."""
+        """Press and release a key: a character, Enter, Escape or an arrow."""
+        code = _KEYS.get(key) or ord(key.upper())
         for kind in ("rawKeyDown", "keyUp"):
-            self._call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=_KEYS[key])
+            self._call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+    def drag(self, *points: tuple[float, float]) -> None:
+        """Press the left button of the mouse at the first point of the window, move along, and release it."""
+        for index, (x, y) in enumerate(points):
+            kind = "mouseMoved" if index else "mousePressed"
+            self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+        x, y = points[-1]
+        self._call("Input.dispatchMouseEvent", type="mouseReleased", x=x, y=y, button="left", clickCount=1)
+
+    def wheel(self, x: float, y: float, down: float) -> None:
+        """Turn the wheel of the mouse at a point of the window."""
+        self._call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=down)
+
+    def wait_until(self, condition: str) -> None:
+        """Wait until a JavaScript expression is true."""
+        deadline = time.monotonic() + _SECONDS
+        while not self.evaluate(condition):
+            assert time.monotonic() < deadline, f"{condition} stays false:\n{self.text()}"
+            time.sleep(0.02)
 
     def screenshot(self) -> bytes:
         """What is in view, as PNG."""

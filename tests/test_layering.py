@@ -48,7 +48,7 @@ ARROWS = {
     "gate": "images detection networks workspace settings planning stages evaluation training",
     "delivery": "images detection networks workspace settings planning stages evaluation gate",
     "housekeeping": "images workspace settings planning calibration training gate",
-    "report": "images detection workspace settings planning stages evaluation calibration benchmarking gate",
+    "report": "images detection workspace settings planning stages evaluation calibration benchmarking learning gate",
 }
 MODULES = {"errors", "files", "gpu", "remote", "third_party"}
 DASK = {"dask", "distributed"}

@@ -1,4 +1,4 @@
-"""``desra train-detector``: learn a detector from masks that people drew, or from injected artifacts."""
+"""``desra train-detector`` and ``desra calibrate severity``: learn from masks and ratings of people."""
 
 from pathlib import Path
 from typing import Annotated
@@ -48,8 +48,7 @@ def train_detector(
     from desra_core.files import write_json
     from desra_core.learning.detector import fit_detector, learn_from_data_set, learn_from_workspace
 
-    if output.suffix != ".json":
-        raise UsageError(output, "has another suffix than .json", "name a .json file with --output")
+    _check_json(output)
     pairs = {role: folder for role, folder in (("mse_sr", mse_sr), ("gan_sr", gan_sr)) if folder is not None}
     if (dataset is not None) + (workspace is not None) + bool(pairs) != 1 or len(pairs) == 1:
         reason = "is not given, or several of them"
@@ -78,3 +77,57 @@ def train_detector(
             f"next     desra detect --method {output} --mse-sr ... --gan-sr ... --workspace ..."
         )
     raise typer.Exit(int(bool(learned.failures)))
+
+
+def calibrate_severity(
+    workspace: Annotated[Path, typer.Option(help="Workspace whose regions were rated in desra review --rate.")],
+    output: Annotated[
+        Path, typer.Option(help="File of the model to write, a .json, for --severity-model; a page goes beside it.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Fit how many viewers notice a region to the ratings of WORKSPACE, for --severity-model OUTPUT.
+
+    Takes 200 ratings or more, of five images or more. The printed numbers and the page's reliability diagram are of
+    images that were left out of the fit, a fifth at a time. Exit code 1 where some images cannot be read.
+
+    --json prints one object: output, images, regions, ratings, noticed (share of the ratings that say yes), brier (mean
+    squared error), brier_of_mean (that of the mean share), rank_correlation (Spearman's), reliability (predicted and
+    observed share, and ratings, by tenth of the predicted share), gone (ratings of regions that are no more) and
+    failures.
+    """
+    from desra_core.detection.severity import as_document
+    from desra_core.files import write_json
+    from desra_core.learning.severity import fit_severity, gather_ratings
+    from desra_core.report.pages import write_reliability
+
+    _check_json(output)
+    gathered = gather_ratings(Workspace(whole_path(workspace)))
+    say_each("failed", gathered.failures)
+    if gathered.gone:
+        say(f"warning: ratings of {counted(gathered.gone, 'region')} were left out: under these settings they are none")
+    fitted = fit_severity(gathered.rated)
+    numbers = {name: value for name, value in fitted._asdict().items() if name not in ("model", "reliability")}
+    write_json(output, as_document(fitted.model, numbers))
+    page = write_reliability(fitted, output)
+    if as_json:
+        failures = [error.failure._asdict() for error in gathered.failures]
+        bins = [one._asdict() for one in fitted.reliability]
+        show_json(
+            {"output": str(output)} | numbers | {"reliability": bins, "gone": gathered.gone, "failures": failures}
+        )
+    else:
+        typer.echo(
+            f"{counted(fitted.ratings, 'rating')} of {counted(fitted.regions, 'region')} in "
+            f"{counted(fitted.images, 'image')}; {fitted.noticed:.0%} noticed something\n"
+            f"on images left out of the fit: mean squared error {fitted.brier:.3f}, by the mean share "
+            f"{fitted.brier_of_mean:.3f}; rank correlation {fitted.rank_correlation:.2f}\n"
+            f"model    {output}\npage     {page}\n"
+            f"next     desra mine ... --severity-model {output} --min-noticed 50"
+        )
+    raise typer.Exit(int(bool(gathered.failures)))
+
+
+def _check_json(output: Path) -> None:
+    if output.suffix != ".json":
+        raise UsageError(output, "has another suffix than .json", "name a .json file with --output")

@@ -95,25 +95,34 @@ def report_server(workspace: Workspace, port: int, queue: Callable[[], Mapping[s
     if not secret:
         write_secret(path, secret := secrets.token_urlsafe(32))
     try:
-        listener = socket.create_server(("127.0.0.1", port))  # early requests wait for the thread
+        listener = socket.create_server(("127.0.0.1", port))
     except OSError as error:
         cause = os.strerror(error.errno or 0)
         reason = f"the port beside it, {port}, where the report would be, cannot be had ({cause})"
         raise UsageError(f"--port {port - 1}", reason, "give another one") from None
+    # Each run writes the report and its pages anew, so browsers must ask whether their copies are current.
+    with serving(_pages(workspace, secret, queue), listener, [("Cache-Control", "no-cache")]):
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/{secret}/{workspace.report.name}"
+
+
+@contextlib.contextmanager
+def serving(app: Starlette, listener: socket.socket, headers: list[tuple[str, str]]) -> Iterator[None]:
+    """Serve an application in a thread for as long as the block lasts, then close the socket.
+
+    Args:
+        app: The application.
+        listener: The socket on which it listens: early requests wait for the thread.
+        headers: Of every answer.
+    """
     with listener:
         config = uvicorn.Config(
-            _pages(workspace, secret, queue),
-            log_config=None,
-            lifespan="off",
-            timeout_graceful_shutdown=_END_SECONDS,
-            # Each run writes the report and its pages anew, so browsers must ask whether their copies are current.
-            headers=[("Cache-Control", "no-cache")],
+            app, log_config=None, lifespan="off", timeout_graceful_shutdown=_END_SECONDS, headers=headers
         )
         server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([listener],), name="report", daemon=True)
+        thread = threading.Thread(target=server.run, args=([listener],), name="pages", daemon=True)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/{secret}/{workspace.report.name}"
+            yield
         finally:
             server.should_exit = True
             thread.join(2 * _END_SECONDS)  # a browser may still be loading a page

@@ -1,8 +1,8 @@
 """Read masks that people corrected, publish them as the workspace's human masks, and undo an import.
 
-All masks of LabelMe files or of a COCO file are checked against the workspace before any is published. Publishing a
-human mask also updates the pseudo-GT. Each import leaves a table of the masks that it replaced, so that the latest
-import can be undone.
+All masks of LabelMe files, of a COCO file or of a review are checked against the workspace before any is published.
+Publishing a human mask also updates the pseudo-GT. Each import leaves a table of the masks that it replaced, so that
+the latest import can be undone.
 """
 
 import posixpath
@@ -23,7 +23,7 @@ from desra_core.detection.mask import Components, assemble_pseudo_gt
 from desra_core.errors import DesraError, ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask, read_coco
 from desra_core.files import checksum, digest, paths_in, read_bytes, storage_errors
-from desra_core.images.codec import decode, decode_mask, encode_mask
+from desra_core.images.codec import Mask, decode, decode_mask, encode_mask
 from desra_core.images.scanning import ImageNames, normalized
 from desra_core.planning.plan import done_images, load_settings, publish_tables
 from desra_core.workspace import DATASET, Workspace, read_table
@@ -60,12 +60,33 @@ class Correction(NamedTuple):
     as_exported: bool
 
 
+class ReviewedMask(NamedTuple):
+    """A mask that `desra review` has made of answers, and the result on which raters have given these."""
+
+    name: str  # of the image
+    id: str  # of the image
+    gan_sr_key: str | None  # of the model
+    mask: Mask  # ``(H, W)`` bool
+    kinds: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def height(self) -> int:
+        """Height of the image, in pixels."""
+        return int(self.mask.shape[0])
+
+    @property
+    def width(self) -> int:
+        """Width of the image, in pixels."""
+        return int(self.mask.shape[1])
+
+
 class _Source(NamedTuple):
     """The annotations of one image, the file that they come from, and the names that the image may have."""
 
     source: str
     names: Sequence[str]
-    drawn: LabelMeFile | CocoMask
+    drawn: LabelMeFile | CocoMask | ReviewedMask
 
 
 class ImportSummary(NamedTuple):
@@ -107,7 +128,7 @@ def read_corrections(
     Raises:
         UsageError: The path holds no such files, or the workspace has no run in it.
     """
-    settings, target = load_settings(workspace)
+    settings, _ = load_settings(workspace)
     manifest = read_manifest(workspace)
     present = manifest.filter(manifest["present"])
     exported = export_document(export_root(path.absolute()) or path) or {}
@@ -126,6 +147,24 @@ def read_corrections(
         source._replace(names=list(dict.fromkeys(renamed.get(name, name) for name in source.names)))
         for source in sources
     ]
+    corrections, failed = _corrections(workspace, sources, exported, ids)
+    counting = [correction for correction in corrections if unchanged or not correction.as_exported]
+    return corrections, [*errors, *failed, *_contradictions(counting)]
+
+
+def reviewed_corrections(
+    workspace: Workspace, masks: Iterable[ReviewedMask]
+) -> tuple[list[Correction], list[DesraError]]:
+    """Check the masks of a review as `read_corrections` does (raises as that); returns the same."""
+    sources = [_Source(f"the review of {one.name}", [one.name], one) for one in masks]
+    return _corrections(workspace, sources, {}, {})
+
+
+def _corrections(
+    workspace: Workspace, sources: Sequence[_Source], exported: dict[str, Any], ids: dict[str, str]
+) -> tuple[list[Correction], list[DesraError]]:
+    """Make corrections of annotations, given the document of their export, and ids by the names that are in there."""
+    settings, target = load_settings(workspace)
     done = done_images(workspace, target).select(["name", "id", "height", "width"])
     wanted = pa.array({name for source in sources for name in source.names}, pa.string())
     rows = {row["name"]: row for row in done.filter(pc.is_in(done["name"], wanted)).to_pylist()}
@@ -145,7 +184,9 @@ def read_corrections(
         path = workspace.mask(row["name"])
         only_this = row["id"] in with_human_mask
         unchanged_masks = of_this_export if only_this else of_any_export
-        if isinstance(drawn, CocoMask):
+        if isinstance(drawn, ReviewedMask):
+            mask = drawn.mask
+        elif isinstance(drawn, CocoMask):
             mask = decode_coco_mask(drawn)
         else:
             mask = draw_shapes(drawn, shape)
@@ -166,25 +207,31 @@ def read_corrections(
             as_exported=(row["id"], mask_key(mask)) in unchanged_masks and not confirmed,
         )
 
-    corrections, failed = _on_threads(correct, sources)
-    counting = [correction for correction in corrections if unchanged or not correction.as_exported]
-    return corrections, [*errors, *failed, *_contradictions(counting)]
+    return _on_threads(correct, sources)
 
 
-def publish_corrections(workspace: Workspace, corrections: Sequence[Correction]) -> ImportSummary:
+def publish_corrections(
+    workspace: Workspace, corrections: Sequence[Correction], *, withdrawn: Iterable[str] = ()
+) -> ImportSummary:
     """Publish human masks at all names of their images. The workspace must be locked.
+
+    Args:
+        workspace: The workspace.
+        corrections: The masks.
+        withdrawn: Ids of images whose human mask goes.
 
     Raises:
         TransientError: The disk is full or failed. The same import, repeated, completes the work.
     """
     _, target = load_settings(workspace)
     manifest = read_manifest(workspace)
-    names: dict[str, list[str]] = {one.id: [] for one in corrections}  # vanished names too
+    gone = set(withdrawn)
+    names: dict[str, list[str]] = {key: [] for key in (*(one.id for one in corrections), *gone)}  # vanished names too
     for name, image_id in _names_and_ids(manifest):
         if image_id in names:
             names[image_id].append(name)
     _remember(workspace, names)
-    masks: dict[str, bytes | None] = {}
+    masks: dict[str, bytes | None] = {name: None for image_id in gone for name in names[image_id]}
     rows: dict[str, dict[str, Any]] = {}
     for one in corrections:
         row = {"id": one.id, "gan_sr_key": target.gan_sr_key, "pixels": one.pixels, "regions": one.regions}
@@ -201,7 +248,7 @@ def publish_corrections(workspace: Workspace, corrections: Sequence[Correction])
         images=len(corrections),
         changed=sum(one.changed for one in corrections),
         clean=len(corrections) - len(marked),
-        renewed=len({rows[name]["id"] for name, whole in renewed.items() if whole}),
+        renewed=len({rows[name]["id"] for name, whole in renewed.items() if whole and name in rows}),
         waiting=sum(target.super_resolves and not _has_pictures(workspace, one.name) for one in marked),
     )
 
@@ -343,6 +390,9 @@ def _row_of(
     if (height, width) != (row["height"], row["width"]):
         reason = f"is of {width}x{height} px but the image has {row['width']}x{row['height']}"
         raise ImageError(source.source, reason, "annotate pictures of the size of the GAN results")
+    if isinstance(source.drawn, ReviewedMask) and source.drawn[1:3] != (row["id"], gan_sr_key):
+        reason = "is about another result than the workspace holds"
+        raise ImageError(source.source, reason, "start desra review again")
     then = exported.get("images", {}).get(row["name"])
     if then is not None and (then, exported.get("gan_sr_key")) != (row["id"], gan_sr_key):
         reason = "was exported from another result than the workspace holds"

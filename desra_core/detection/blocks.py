@@ -64,7 +64,7 @@ def block_features(mse_sr: Pixels, gan_sr: Pixels) -> Map:
     Returns:
         ``(ceil(H / 8), ceil(W / 8), len(FEATURES))`` float32. Images are reflected at their borders.
     """
-    maps = _block_maps(mse_sr, gan_sr)
+    maps = block_maps(mse_sr, gan_sr)
     values = np.concatenate([maps if side == 1 else _mean(maps, side) for side in _SIDES], axis=2)
     values -= np.median(values, axis=(0, 1))
     deviations = values / (np.median(np.abs(values), axis=(0, 1)) + np.float32(_LEAST_DEVIATION))
@@ -77,7 +77,7 @@ def _mean(maps: Map, side: int) -> Map:
     return np.stack([cv2.blur(one, (side, side), borderType=cv2.BORDER_REPLICATE) for one in each], axis=2)
 
 
-def _block_maps(mse_sr: Pixels, gan_sr: Pixels) -> Map:
+def block_maps(mse_sr: Pixels, gan_sr: Pixels) -> Map:
     """Compute the means over blocks of `MAPS`, strip by strip: ``(ceil(H / 8), ceil(W / 8), len(MAPS))``."""
     height, width = gan_sr.shape[:2]
     rows, columns = -(-height // BLOCK), -(-width // BLOCK)

@@ -17,8 +17,8 @@ from desra_core.workspace.products import ARRAYS, is_text
 
 # The folders of a workspace.
 FOLDERS = (
-    "masks", "human", "imports", "exported", "dataset", "maps", "outcomes", "journal", "models", "finetunes", "gate",
-    "calibration", "deliveries", "pages", "twin", "prefect", "tmp",
+    "masks", "human", "imports", "exported", "review", "dataset", "maps", "outcomes", "journal", "models", "finetunes",
+    "gate", "calibration", "deliveries", "pages", "twin", "prefect", "tmp",
 )  # fmt: skip
 # Kinds of items beside those that are named after their folder.
 UNKNOWN, EMPTY = "unknown", "empty"

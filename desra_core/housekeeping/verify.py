@@ -27,6 +27,7 @@ from desra_core.images.codec import decode
 from desra_core.training.patches import check_frozen
 from desra_core.training.plan import RunFolder
 from desra_core.workspace import DATASET, Workspace, check_parquet
+from desra_core.workspace.answers import raters, read_answers
 from desra_core.workspace.arrays import check_array
 from desra_core.workspace.human_masks import all_human_masks
 from desra_core.workspace.manifest import MANIFEST, ImageRef, image_refs, read_manifest
@@ -42,6 +43,7 @@ _REMEDIES = {
     "human": f"{_COPY}, or import the masks again",
     "imports": f"{_COPY}, or delete it: then that import cannot be undone",
     "exported": f"{_COPY}, or delete it: the folder of its export still has its masks",
+    "review": f"{_COPY}, or delete it: then reviewed images take no part in further reviews",
     "models": f"{_COPY}, or roll back",
     "deliveries": f"{_COPY}, or delete it and empty the output folder",
 }
@@ -153,7 +155,7 @@ def verify_image(image: ImageRef, record: Record, workspace: Workspace) -> Check
 
 
 def verify_documents(workspace: Workspace, on_file: Callable[[int, int], None] = lambda _, __: None) -> Checked:
-    """Check all files that are not of single images: tables, documents, models, trainings, human masks.
+    """Check all files that are not of single images: tables, documents, models, trainings, human masks, answers.
 
     Args:
         workspace: The workspace, which must be locked.
@@ -169,6 +171,13 @@ def verify_documents(workspace: Workspace, on_file: Callable[[int, int], None] =
                 found += Checked(1, len(mask.content()))
             except ImageError as error:
                 found += Checked(1, 0, (Damage(mask.path, error.reason, _REMEDIES["human"]),))
+    for rater in raters(workspace):
+        path = workspace.answers(rater)
+        try:
+            read_answers(workspace, rater)
+            found += Checked(1, path.stat().st_size)
+        except UsageError as error:
+            found += Checked(1, 0, (Damage(path, error.reason, error.remedy),))
     known = {damage.path.parent for damage in found.damaged}
     trainings = [RunFolder(path.parent) for path in paths if path.name == "run.json"]
     lost = [error for training in trainings for error in training.lost_models()]

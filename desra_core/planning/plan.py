@@ -108,6 +108,13 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
     similarity_key = fingerprint(*detector.scores_key(DECODING_VERSION, settings.window, labels_key), *results)
     weighting_key = fingerprint("weighting", segmentation_key, weights.key)
     threshold = -detector.score_threshold
+    noticed: tuple[object, ...] = ()
+    if settings.severity_model is not None:
+        from desra_core.detection.severity import load_severity_model
+
+        load_severity_model(settings.severity_model)
+        noticed = content_key(settings.severity_model), settings.min_noticed
+    parts = MASK_VERSION, similarity_key, weighting_key, threshold, settings.min_area, *noticed
     target = Target(
         similarity_key=similarity_key,
         segmentation_key=segmentation_key,
@@ -117,7 +124,7 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
         min_area=settings.min_area,
         keep=settings.keep,
         keep_mse=isinstance(settings, Mining) and settings.keep_mse,
-        mask_key=fingerprint("mask", MASK_VERSION, similarity_key, weighting_key, threshold, settings.min_area),
+        mask_key=fingerprint("mask", *parts),
         mse_sr_key=mse_sr_key,
         gan_sr_key=gan_sr_key,
         method=detector.name,

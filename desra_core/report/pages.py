@@ -22,10 +22,11 @@ from desra_core.evaluation.evaluation import Evaluation
 from desra_core.evaluation.mask_files import FRAME, on_valid_region, read_mask
 from desra_core.evaluation.metrics import Agreement, ImageAgreement, wilson_interval
 from desra_core.evaluation.summary import CLASSES, detail_sections, notes, score_sections
-from desra_core.evaluation.table import as_json, counted, document_as_markdown, document_as_text, fixed
+from desra_core.evaluation.table import Section, as_json, counted, document_as_markdown, document_as_text, fixed
 from desra_core.files import read_bytes, replace_file
 from desra_core.images.codec import CLASS_COUNT, Mask, decode
 from desra_core.images.parts import RGB, fitted, rgb8
+from desra_core.learning.severity import FittedSeverity
 from desra_core.report.charts import MOST_CURVES, bar_chart, distributions, inline, line_chart, save
 from desra_core.report.document import Cell, cells_within, make_cell, render_page
 from desra_core.report.pictures import AGREEMENT_SIDE, MAX_PIXELS, drawn_agreement
@@ -355,6 +356,36 @@ def render_calibration(calibrated: CalibratedWeights, output: Path) -> str:
         flip="",
         about={name.replace("_", " "): value for name, value in calibrated.origin.items() if name != "doubts"},
     )
+
+
+def write_reliability(fitted: FittedSeverity, output: Path) -> Path:
+    """Write the page about a severity model beside its file, and return the page (raises as `write_calibration`)."""
+    page = output.with_suffix(".html")
+    points = [(100 * one.predicted, 100 * one.observed) for one in fitted.reliability]
+    curves = {"observed on images left out of the fit": points, "as predicted": [(0.0, 0.0), (100.0, 100.0)]}
+    figure = line_chart(curves, xlabel="predicted: % of viewers who notice it", ylabel="observed, %")
+    numbers = fitted._asdict()
+    replace_file(page, render_page(
+        "document.html.j2",
+        title=f"How many viewers notice a region: {output.name}",
+        lead="",
+        notes=[],
+        sections=[Section(bullets=[
+            f"{counted(fitted.ratings, 'rating')} of {counted(fitted.regions, 'region')} in "
+            f"{counted(fitted.images, 'image')}; {fitted.noticed:.0%} noticed something",
+            f"mean squared error {fitted.brier:.3f}; by the mean share alone {fitted.brier_of_mean:.3f}",
+            f"rank correlation of predicted and observed shares of regions: {fitted.rank_correlation:.2f}",
+        ]), Section("Reliability", table=[
+            {"predicted": f"{one.predicted:.0%}", "observed": f"{one.observed:.0%}", "ratings": f"{one.ratings:,}"}
+            for one in fitted.reliability
+        ])],
+        charts={"Reliability": [("", inline(figure, "Observed shares of viewers by predicted ones"))]},
+        worst={},
+        captions={},
+        flip="",
+        about={name.replace("_", " "): numbers[name] for name in ("images", "regions", "ratings")},
+    ).encode())  # fmt: skip
+    return page
 
 
 def class_distributions(calibrated: CalibratedWeights) -> Figure:

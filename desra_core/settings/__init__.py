@@ -170,6 +170,13 @@ class CorpusSettings(Frozen):
     )
     threshold: float = Field(0.7, gt=0, le=1, description="Suspect where the adjusted similarity is below this.")
     min_area: MinArea = "4000"
+    severity_model: Path | None = Field(
+        None,
+        description="File of desra calibrate severity: regions are ranked by the share of viewers who notice them.",
+    )
+    min_noticed: float = Field(
+        0.0, ge=0, le=100, description="Drop regions that fewer viewers notice, in percent; needs --severity-model."
+    )
     window: int = Field(11, ge=3, le=255, description="Side of the Gaussian window in pixels; odd.")
     keep: Literal["artifacts", "maps", "all"] = Field(
         "artifacts",
@@ -204,6 +211,13 @@ class CorpusSettings(Frozen):
     def _labels_at_url(cls, segmenter: str) -> str:
         check_url(place_of(segmenter.removeprefix("labels:")))
         return segmenter
+
+    @field_validator("min_noticed")
+    @classmethod
+    def _by_model(cls, min_noticed: float, info: ValidationInfo) -> float:
+        if min_noticed and info.data.get("severity_model") is None:
+            raise ValueError("needs --severity-model, which tells how many viewers notice a region")
+        return min_noticed
 
     @field_validator("window")
     @classmethod

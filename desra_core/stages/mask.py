@@ -1,15 +1,16 @@
 """Mask: publish the artifact mask and its regions, and for mined photos the dataset that finetuning reads."""
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from desra_core.detection.mask import assemble_pseudo_gt, find_regions
+from desra_core.detection.mask import Components, assemble_pseudo_gt, find_regions
 from desra_core.files import checksum
 from desra_core.images.codec import Mask, Pixels, check_size, encode_mask, encode_png
 from desra_core.networks.super_resolution import resize_alpha
-from desra_core.stages import StageJob, read_labels, read_photo
+from desra_core.stages import StageJob, read_labels, read_photo, read_result
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import drop_array, read_array
 from desra_core.workspace.human_masks import HumanMask, find_human_mask
@@ -24,7 +25,7 @@ def mask_stage(image: ImageRef, record: Record, workspace: Workspace, job: Stage
     the detector or a person marked them; the dataset prefers the human mask.
     """
     target = job.target
-    mask, regions = _found(image, record, workspace, job)
+    mask, regions, dropped = _found(image, record, workspace, job)
     if record.mask_key is not None:
         # The files change from here on. If the run is killed meanwhile, the record must not claim the old mask.
         write_journal(workspace, image.shard, replace(record, mask_key=None))
@@ -44,7 +45,7 @@ def mask_stage(image: ImageRef, record: Record, workspace: Workspace, job: Stage
         if target.keep == "maps":
             for role in ("gan_sr",) if target.keep_mse else ("mse_sr", "gan_sr"):
                 drop_array(workspace, image.id, role)
-    if regions:
+    if regions or dropped:
         proven_weight = None
     elif record.similarity_kept:
         # This mask is empty with these labels. Without class weights, all weights are 1, and labels do not matter.
@@ -59,8 +60,9 @@ def mask_stage(image: ImageRef, record: Record, workspace: Workspace, job: Stage
         labels_hash=image.labels.hash if image.labels else None,
         weighting_key=target.weighting_key,
         proven_weight=proven_weight,
-        threshold=target.threshold,
-        min_area=job.min_area(record.shape),
+        # An empty mask is no proof for other settings where regions were dropped that few notice.
+        threshold=None if dropped else target.threshold,
+        min_area=None if dropped else job.min_area(record.shape),
         mask_key=target.mask_key,
         artifact_pixels=int(mask.sum()),
         regions=regions,
@@ -68,19 +70,38 @@ def mask_stage(image: ImageRef, record: Record, workspace: Workspace, job: Stage
     )
 
 
-def _found(image: ImageRef, record: Record, workspace: Workspace, job: StageJob) -> tuple[Mask, list[dict[str, Any]]]:
-    """Compute the mask of the detector, and the regions of that mask as records hold them."""
+def _found(
+    image: ImageRef, record: Record, workspace: Workspace, job: StageJob
+) -> tuple[Mask, list[dict[str, Any]], int]:
+    """Compute the mask of the detector, its regions as records hold them, and how many were dropped as unnoticed."""
     labels = read_labels(image, record, workspace, job.target.segmentation_key, job.max_pixels)
     if not record.similarity_kept:
-        return np.zeros(record.shape, np.bool_), []
+        return np.zeros(record.shape, np.bool_), [], 0
     similarity = read_array(workspace, image.id, "similarity", key=record.similarity_key)
     scores = np.negative(similarity, out=similarity)
     mask = job.score_mask(scores, record.shape, labels, job.class_weights)
     if not mask.any():
-        return mask, []
+        return mask, [], 0
     similarity = np.negative(scores, out=scores)
     found = find_regions(mask, similarity, threshold=job.target.threshold, labels=labels, weights=job.class_weights)
-    return mask, [region._asdict() for region in found]
+    dropped = 0
+    if path := job.settings.severity_model:
+        from desra_core.detection.severity import load_severity_model
+
+        found = load_severity_model(path).rated(found, *_pair(image, workspace, job), mask)
+        kept = np.array([region.severity >= job.settings.min_noticed for region in found])
+        mask, found = Components(mask).chosen(kept), list(itertools.compress(found, kept))
+        dropped = int(np.count_nonzero(~kept))
+    return mask, [region._asdict() for region in found], dropped
+
+
+def _pair(image: ImageRef, workspace: Workspace, job: StageJob) -> tuple[Pixels, Pixels]:
+    """Read both results of an image: files, or the arrays that were inferred (raises `ImageError`)."""
+    if image.mse_sr is not None and image.gan_sr is not None:
+        return read_result(image.mse_sr, job.max_pixels).pixels, read_result(image.gan_sr, job.max_pixels).pixels
+    keys = {"mse_sr": job.target.mse_sr_key, "gan_sr": job.target.gan_sr_key}
+    mse_sr, gan_sr = (read_array(workspace, image.id, role, key=key) for role, key in keys.items())
+    return mse_sr, gan_sr
 
 
 def _publish_pictures(

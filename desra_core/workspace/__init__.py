@@ -113,6 +113,9 @@ class Workspace:
     human_manifest = _Below("human/manifest.parquet")  # the image and GAN model of each human mask
     imports = _Below("imports")  # a table per import: the masks that the import replaced, until it is undone
     exported = _Below("exported")  # a table per desra export: the detector masks that were exported
+    review = _Below("review")
+    answers = _Named("review/{}.jsonl")  # by rater: what the rater has answered (desra review)
+    reviewed = _Below("review/masks.json")  # by image id: the checksum of the human mask that a review has made
     # By kind, of `DATASET`, and name of an image with artifacts (desra mine).
     dataset = _Named("dataset/{}/{}.png")
     dataset_manifest = _Below("dataset/manifest.parquet")  # one row per image of the dataset

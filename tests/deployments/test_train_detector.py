@@ -1,4 +1,4 @@
-"""``desra train-detector``: from a data set, a workspace and clean pairs, to a run with the detector that was learned."""
+"""``desra train-detector``: from a data set, a workspace and clean pairs, to a run with what was learned."""
 
 from __future__ import annotations
 

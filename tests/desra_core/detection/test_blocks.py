@@ -14,7 +14,7 @@ from tests.desra_core.detection.test_detectors import pair
 
 
 def maps_of(mse_sr: np.ndarray, gan_sr: np.ndarray) -> dict[str, np.ndarray]:
-    return dict(zip(MAPS, np.moveaxis(blocks._block_maps(mse_sr, gan_sr), 2, 0), strict=True))
+    return dict(zip(MAPS, np.moveaxis(blocks.block_maps(mse_sr, gan_sr), 2, 0), strict=True))
 
 
 def in_blocks(image: np.ndarray) -> np.ndarray:
@@ -60,7 +60,7 @@ def test_features_are_relative_to_the_image() -> None:
     assert features.dtype == np.float32
     assert np.isfinite(features).all()
     assert np.abs(np.median(features, axis=(0, 1))).max() < 1e-5
-    maps = blocks._block_maps(mse_sr, gan_sr)
+    maps = blocks.block_maps(mse_sr, gan_sr)
     values = maps - np.median(maps, axis=(0, 1))
     index = FEATURES.index("similarity, 1x1 blocks, in deviations")
     spread = np.median(np.abs(values), axis=(0, 1))

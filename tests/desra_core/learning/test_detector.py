@@ -148,7 +148,7 @@ def test_hostile_trees_are_refused(tmp_path, change) -> None:
     path.write_bytes(as_json(document))
     assert load_trained(path).trees.log_odds(np.zeros((1, len(FEATURES)), np.float32))[0] == 1.1
     path.write_bytes(as_json(document | {"trees": SOUND | change}))
-    with pytest.raises(UsageError, match="a.json: is damaged"):
+    with pytest.raises(UsageError, match=r"a\.json: is damaged"):
         load_trained(path)
 
 
