@@ -39,7 +39,7 @@ ARROWS = {
     "settings": "detection networks workspace",
     "planning": "images detection networks workspace settings",
     "stages": "images detection networks workspace settings planning",
-    "evaluation": "images detection networks workspace planning",
+    "evaluation": "images detection workspace planning",
     "annotations": "images detection workspace planning evaluation",
     "calibration": "images detection workspace settings planning stages evaluation",
     "benchmarking": "images detection networks workspace settings stages evaluation",

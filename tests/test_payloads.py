@@ -251,7 +251,8 @@ GIVEN: dict[str, dict[str, str]] = {
     "deliver": _MINING | {"output": "NEW/out"},
 }
 # Settings that name a file of weights, and all others that may hold a path.
-WEIGHTS = ("gan_model", "mse_model", "after", "before", "segmenter", "weights", "perceptual", "discriminator", "lpips")
+WEIGHTS = ("gan_model", "mse_model", "after", "before", "segmenter", "weights", "perceptual", "discriminator", "lpips",
+           "severity_model")  # fmt: skip
 OTHERS = {"photos", "workspace", "output", "lr", "mse_sr", "gan_sr", "labels", "dataset", "twin_photos"}
 OTHERS |= {"exclude", "include", "method", "methods"}  # globs, and code, by design
 TEXTS = {"min_area", "suffix", "group_by", "name", "mine_at", "cycle_at", "timezone", "webhook", "history"}

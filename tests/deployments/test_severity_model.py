@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from desra_core.detection.severity import REGION_FEATURES, SeverityModel, as_document
+from desra_core.files import write_json
 from desra_core.images.codec import encode_png
 from desra_core.planning.plan import load_settings
 from desra_core.workspace import Workspace
@@ -112,3 +114,22 @@ def test_bad_input(results, rated, tmp_path, desra) -> None:
     fit = ("calibrate", "severity", "--workspace")
     assert "has another suffix" in refusal(desra(*fit, rated, "--output", "a.toml"))
     assert refusal(desra(*fit, empty, "--output", "a.json"))
+
+
+def test_mined_regions_have_it_too(make_photos, make_models, tmp_path, desra) -> None:
+    make_photos(tmp_path / "photos", 3)
+    mse, gan = make_models(tmp_path / "models")
+    mine = ("mine", tmp_path / "photos", "--mse-model", mse, "--gan-model", gan, "--workspace", tmp_path / "ws")
+    succeed(desra(*mine))
+    plain = regions_of(tmp_path / "ws")
+    assert plain
+    features = len(REGION_FEATURES)
+    model = SeverityModel(np.zeros(features), np.ones(features), np.zeros(features), float(np.log(3)))
+    write_json(tmp_path / "severity.json", as_document(model, {}))
+    succeed(desra(*mine, "--severity-model", tmp_path / "severity.json"))
+    assert regions_of(tmp_path / "ws") == [region | {"severity": pytest.approx(75)} for region in plain]
+    succeed(desra(*mine, "--severity-model", tmp_path / "severity.json", "--min-noticed", "80"))
+    assert regions_of(tmp_path / "ws") == []
+    assert not list((tmp_path / "ws" / "dataset").rglob("*.png"))
+    succeed(desra(*mine))
+    assert regions_of(tmp_path / "ws") == plain

@@ -87,7 +87,10 @@ def test_reliability_by_hand() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rated: Rated(*(column[:30] for column in rated)), "are 180, of 30 images; 200 of 5 images are the least"),
+        (
+            lambda rated: Rated(*(column[:30] for column in rated)),
+            "are 180, of 30 images; 200 of 5 images are the least",
+        ),
         (lambda rated: rated._replace(groups=rated.groups % 4), "are 900, of 4 images"),
         (lambda rated: rated._replace(yes=rated.raters), "all say yes"),
         (lambda rated: rated._replace(yes=0 * rated.raters), "all say no"),
