@@ -33,7 +33,7 @@ from tests.desra_core.report.conftest import HOSTILE, SIZE, read, write
 from tests.desra_core.report.pages import EVENTS, Elements, look_at, words
 from tests.in_process import process
 
-SCORES = ["difference", "adjusted", "ldl", "ssim", "niqe"]
+SCORES = ["difference", "adjusted", *list(METHODS)[1:]]
 NAME = "set1/photo001"
 SETTINGS = Detection(workspace=Path("ws"), mse_sr=Path("mse_sr"), gan_sr=Path("gan_sr"))
 
