@@ -45,7 +45,17 @@ def test_a_data_set_is_judged_by_all_methods(plain, tmp_path, desra, desra_here)
     header, *rows = run.stdout[run.stdout.index("method ") :].splitlines()
     assert header.split() == ["method", "images", "IoU", "precision", "recall", "F1", "s/MP"] or "both empty" in header
     told = [row.split("  ")[0] for row in rows[:9]]
-    assert told == ["desra", "desra, weight 1", "ldl, 0.01", "ldl, 0.005", "ldl, 0.001", "ssim", "niqe", "colour", "flip"]
+    assert told == [
+        "desra",
+        "desra, weight 1",
+        "ldl, 0.01",
+        "ldl, 0.005",
+        "ldl, 0.001",
+        "ssim",
+        "niqe",
+        "colour",
+        "flip",
+    ]
     assert "Published, on the authors' data" in run.stdout
     document = json.loads((output / "benchmark.json").read_bytes())
     assert [row["method"] for row in document["table"]] == told
