@@ -29,7 +29,13 @@ from safetensors.torch import save
 
 from deployments.commands.flags import with_flags
 from desra_core.annotations.labelme import draw_shapes, labelme_document, labelme_shape, read_labelme
+from desra_core.detection import severity
+from desra_core.detection.blocks import FEATURES
 from desra_core.detection.class_weights import load_weights
+from desra_core.detection.detectors import trained
+from desra_core.detection.detectors.description import read_description
+from desra_core.detection.detectors.trained import Trees, load_trained
+from desra_core.detection.severity import REGION_FEATURES, SeverityModel, load_severity_model
 from desra_core.errors import DesraError
 from desra_core.evaluation.coco_masks import decode_coco_mask, read_coco
 from desra_core.evaluation.mask_files import decode_any_mask
@@ -337,6 +343,25 @@ def configs() -> Iterator[bytes]:
     yield b"_base_ = './config.py'\n"
 
 
+def read_learned(data: bytes) -> None:
+    """A detector that was trained, a severity model, or the description of a detector, by the first byte."""
+    if data.startswith(b"d"):
+        trees = load_trained(file_of(data[1:], "learned.json")).trees
+        trained._walk.py_func(np.zeros((2, len(FEATURES)), np.float32), *trees)  # numba cannot compile what is traced
+    elif data.startswith(b"s"):
+        load_severity_model(file_of(data[1:], "severity.json")).noticed(np.zeros((2, len(REGION_FEATURES))))
+    else:
+        read_description(file_of(data[1:], "described.toml"))
+
+
+def learned() -> Iterator[bytes]:
+    trees = Trees(*map(np.array, ([0, 0, 0], [0.5, 0, 0], [1, 0, 0], [2, 0, 0], [0, 1, 2.0], [0])), baseline=0.1)
+    ones = np.ones(len(REGION_FEATURES))
+    yield b"d" + json.dumps(trained.as_document(trees, 2.0, {})).encode()
+    yield b"s" + json.dumps(severity.as_document(SeverityModel(ones, ones, ones, 0.5), {})).encode()
+    yield b'tkind = "network"\nfile = "a.pt"\nthreshold = 1\nside = 32\nmean = [0.5, 0.5, 0.5]\ninput = "pair"\n'
+
+
 def read_tar(data: bytes) -> None:
     for member in list(members(path := file_of(data, "x.tar"))):
         file_at(path.parent, f"{path.name}/x", member.size, member.offset).read_bytes()
@@ -361,6 +386,7 @@ TARGETS = {
     "labelme": Target(read_drawn, documents(drawn), ("shapes", "points", "mask", "imageWidth")),
     "coco": Target(read_coco_file, documents(coco), ("images", "annotations", "segmentation", "counts", "bbox")),
     "weights": Target(read_class_weights, class_weights, ("[[class]]", "index", "weight", "interval", "version")),
+    "learned": Target(read_learned, learned, ("trees", "left", "roots", "feature", "scale", "NaN", "kind", "channel")),
     "settings": Target(read_settings, settings, (" = ", "[", "{", "'''", "#")),
     "tars": Target(read_tar, tars, ("ustar", "x", "L", "size=", "path=", "GNU.sparse.size=")),
     "segmenter": Target(read_config, configs, ("_base_", "[", "(", "lambda")),
