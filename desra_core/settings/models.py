@@ -372,6 +372,25 @@ class Delivering(Frozen):
         return output
 
 
+class Inspecting(Frozen):
+    """Settings of desra inspect, which counts the photos of a place before a run."""
+
+    verb: ClassVar[str] = "inspect"
+    heading: ClassVar[Heading | None] = None
+    urls: ClassVar[frozenset[str]] = frozenset({"photos"})
+
+    photos: Path = Field(description="Folder of photos; or one photo, a glob in quotes, a URL, or tar files of photos.")
+    include: tuple[str, ...] = Field((), description="Glob of photos to take, as for desra mine; others are left out.")
+    exclude: tuple[str, ...] = Field((), description="Glob of photos to leave out, as for desra mine.")
+    gan_model: Path | None = Field(
+        None, description="Checkpoint of the GAN-trained model, to measure what a mine with it takes."
+    )
+    mse_model: Annotated[str | None, path_unless(BICUBIC)] = Field(
+        None, description="The reference, as of desra mine: a checkpoint, or bicubic. With --gan-model only."
+    )
+    precision: Precision = Field("float32", description="Number format of inference, as of desra mine.")
+
+
 class Verifying(Frozen):
     """Settings of desra verify, which checks the files of a workspace."""
 
@@ -677,7 +696,7 @@ def local_timezone() -> str:
 # The settings of each command that has a model of its own.
 SETTINGS: dict[str, type[Frozen]] = {
     **{kind.verb: kind for kind in (Mining, Detection, Twinning, Finetuning, Comparing, Cycling, Serving)},
-    **{kind.verb: kind for kind in (Calibrating, Delivering, Verifying)},
+    **{kind.verb: kind for kind in (Calibrating, Delivering, Inspecting, Verifying)},
     "benchmark": Benchmarking,
     "benchmark synthetic": SyntheticBenchmarking,
 }
