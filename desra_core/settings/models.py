@@ -20,7 +20,7 @@ from tzlocal import get_localzone_name
 from desra_core.detection.detectors import METHODS
 from desra_core.errors import UsageError
 from desra_core.networks.checkpoints import BICUBIC, Precision
-from desra_core.remote import Remote
+from desra_core.remote import Remote, is_tar
 from desra_core.settings import (
     STORAGE,
     USUAL,
@@ -326,9 +326,12 @@ class Delivering(Frozen):
         description="Folder of photos; or one photo, or a glob in quotes. By default those of the workspace's latest "
         "run.",
     )
-    output: Path = Field(description="Folder to write the pictures to, under the relative paths of the photos.")
+    output: Path = Field(
+        description="Folder to write the pictures to, under the relative paths of the photos; or NAME.tar, for tar "
+        "files NAME-000000.tar and so on."
+    )
     workspace: Path = Field(
-        default_factory=lambda given: given.get("output", Path()) / ".desra",
+        default_factory=lambda given: _folder_of(given.get("output", Path())) / ".desra",
         validate_default=True,
         description="Workspace of desra mine, detect or cycle, or a new one. By default .desra in the output folder.",
     )
@@ -389,6 +392,11 @@ class Inspecting(Frozen):
         None, description="The reference, as of desra mine: a checkpoint, or bicubic. With --gan-model only."
     )
     precision: Precision = Field("float32", description="Number format of inference, as of desra mine.")
+
+
+def _folder_of(output: Path) -> Path:
+    """Return an output folder, or the folder of tar files."""
+    return output.parent if is_tar(output) else output
 
 
 class Verifying(Frozen):
