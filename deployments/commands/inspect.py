@@ -1,5 +1,6 @@
 """``desra inspect``: count photos and estimate what a mine of them takes, before anything is computed."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ from deployments.commands.workspace import bytes_in_words
 from desra_core.errors import UsageError, printable
 from desra_core.evaluation.table import Section, counted, document_as_text
 from desra_core.images.census import Unreadable, take_census, unreadable_ones
+from desra_core.images.scanning import paths_of
 from desra_core.networks.checkpoints import load_pair
 from desra_core.planning.estimate import estimate, measure
 from desra_core.report.document import duration
@@ -62,9 +64,10 @@ def run_inspect(settings: Inspecting, machine: Machine, *, as_json: bool = False
         pixels = census.megapixels * 1e6 * (models[1].scale if models else 1) ** 2
         share = share_of(machine, NETWORK_WORKER_BYTES if models else WORKER_BYTES, gpus, int(pixels.max()))
         fitting = pa.array(pixels <= share.max_pixels)
-        too_large = census.photos.filter(pc.invert(fitting))["path"]
-        if len(too_large):
-            unreadable.append(Unreadable(_TOO_LARGE, _LESS, len(too_large), too_large[0].as_py()))
+        too_large = census.photos.filter(pc.invert(fitting))
+        if too_large.num_rows:
+            example = str(next(paths_of(settings.photos, too_large)))
+            unreadable.append(Unreadable(_TOO_LARGE, _LESS, too_large.num_rows, example))
         once = census.photos.filter(pc.and_not(fitting, census.photos["copy"]))
         said = NowAndThen("measuring a sample: {} of {} photos")
         measured, failures = measure(settings.photos, once, models, share.threads, said)
@@ -86,9 +89,7 @@ def _sections(found: dict[str, Any]) -> list[Section]:
     head = f"{counted(found['photos'], 'photo')}, {bytes_in_words(found['bytes'])}, {found['megapixels']:,.1f} MP"
     sections = [Section(note=f"{head} in {printable(found['place'])}")]
     for name in ("formats", "sizes", "depths", "profiles"):
-        if rows := found[name][:_SHOWN_ROWS]:
-            more = f"and {len(found[name]) - len(rows)} more: --json lists them all" if rows != found[name] else ""
-            sections += [Section(table=list(map(_counts, rows))), Section(note=more)]
+        sections += _table(found[name], _counts)
     if found["smallest"]:
         sections.append(Section(note="\n".join(_named(word, found[word]) for word in ("smallest", "largest"))))
     if number := found["copies"]["photos"]:
@@ -96,14 +97,17 @@ def _sections(found: dict[str, Any]) -> list[Section]:
         example = printable(found["copies"]["example"])
         note = f"{counted(number, 'photo')} {have} the content of another one and will be computed once, such as"
         sections.append(Section(note=f"{note} {example}"))
-    if found["left_out"]:
-        sections.append(Section(table=[_left_out(row, "what", "left out") for row in found["left_out"]]))
-    if found["unreadable"]:
-        rows = found["unreadable"][:_SHOWN_ROWS]
-        sections.append(Section(table=[_left_out(row, "reason", "cannot be read because it") for row in rows]))
+    sections += _table(found["left_out"], lambda row: _left_out(row, "what", "left out"))
+    sections += _table(found["unreadable"], lambda row: _left_out(row, "reason", "cannot be read because it"))
     if found["estimate"]:
         sections.append(Section(note="\n".join(_estimated(found["sample"], found["estimate"]))))
     return sections
+
+
+def _table(rows: list[dict[str, Any]], written: Callable[[dict[str, Any]], dict[str, str]]) -> list[Section]:
+    """Write the first rows as a table, and say how many more there are."""
+    more = f"and {len(rows) - _SHOWN_ROWS} more: --json lists them all" if len(rows) > _SHOWN_ROWS else ""
+    return [Section(table=list(map(written, rows[:_SHOWN_ROWS]))), Section(note=more)]
 
 
 def _counts(row: dict[str, Any]) -> dict[str, str]:

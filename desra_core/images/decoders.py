@@ -391,13 +391,13 @@ class TiffPicture(Picture):
             self.has_inks = self._model == "CMYK"
             self._colour_count = {"RGB": 3, "CMYK": 4}.get(self._model, 1)
             self._alpha, self._multiplied = self._find_alpha()
-            self.samples = Samples(int(page.bitspersample), self._model, self._alpha is not None)
             refusal = self._refusal()
         except _TIFF_DAMAGE as error:
             reason = f"has a damaged header ({error or 'no end of it'})"
             raise ImageError(path, reason, "save it again as PNG, or remove it") from None
         if refusal:
             raise ImageError(path, *refusal)
+        self.samples = Samples(page.bitspersample, self._model, self._alpha is not None)
 
     def metadata(self) -> Metadata:
         """Read the metadata as `Picture` says: the tags of the first page are laid out as EXIF is."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def test_photos_that_no_worker_has_memory_for_are_named(desra_here: Desra, photo
     found = json.loads(run.stdout)
     assert (run.returncode, found["photos"], found["sample"]["photos"]) == (1, 5, 3)
     assert found["unreadable"] == [
-        {"reason": "has more pixels than fit into a worker's memory", "files": 1, "example": "large.png",
+        {"reason": "has more pixels than fit into a worker's memory", "files": 1, "example": str(photos / "large.png"),
          "remedy": "raise --memory or use fewer --workers"}
     ]  # fmt: skip
     for path in photos.glob("?.*"):
@@ -125,6 +126,16 @@ def test_photos_that_no_worker_has_memory_for_are_named(desra_here: Desra, photo
     alone = desra_here("inspect", photos, "--workers", "1", "--memory", "1GB")
     assert (alone.returncode, "1 photo, " in alone.stdout) == (1, True)
     assert "measured on 0 photos" in alone.stdout
+
+
+def test_long_tables_are_cut_and_say_so(desra_here: Desra, photos: Path) -> None:
+    for index in range(24):  # each with a reason of its own: the sizes that they claim
+        (photos / f"{index}.bmp").write_bytes(b"BM" + bytes(12) + struct.pack("<IiiHH", 40, 10**5, 10**5 + index, 1, 24)
+                                              + bytes(24))  # fmt: skip
+    run = desra_here("inspect", photos)
+    found = json.loads(desra_here("inspect", photos, "--json").stdout)
+    assert (run.returncode, len(found["unreadable"])) == (1, 24)
+    assert "and 4 more: --json lists them all" in run.stdout
 
 
 def test_what_cannot_be_used_is_refused(desra_here: Desra, photos: Path) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from desra_core.images.census import PHOTOS, take_census
 from desra_core.networks.checkpoints import Model, load_model, load_pair
 from desra_core.networks.super_resolution import inferred_pixels, super_resolve
+from desra_core.planning import estimate as planning_estimate
 from desra_core.planning.estimate import Measured, estimate, measure
 from desra_core.settings import Mining
 from desra_core.workspace.arrays import stored_bytes, write_array
@@ -88,6 +89,18 @@ def test_a_sample_is_measured(tmp_path: Path, models: tuple[Model, Model], make_
     assert made.mine is not None
     assert made.mine[1] == pytest.approx(real, rel=0.05)
     assert measured.png == pytest.approx(made.png)
+
+
+def test_after_a_while_only_decoding_is_measured(
+    tmp_path: Path, models: tuple[Model, Model], make_photos: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_photos(tmp_path, 3)
+    monkeypatch.setattr(planning_estimate, "_SECONDS", 0)
+    census = take_census(tmp_path)
+    measured, _ = measure(tmp_path, census.photos, models, 1)
+    assert (measured.photos, measured.crops) == (3, 1)
+    made = estimate(measured, census.photos, models, 1)
+    assert made.png == pytest.approx(measured.png / measured.crop_megapixels * census.megapixels.sum())
 
 
 def test_a_photo_of_the_sample_that_is_damaged_is_named(tmp_path: Path) -> None:
