@@ -210,8 +210,8 @@ def _members(rows: Sequence[dict[str, Any]], sample_of: SampleOf) -> dict[str, s
             key += "_"
         keys[sample] = key
         taken.add(key)
-    members = {path: keys[name] + ending for path, (name, ending) in samples.items()}
-    return dict(sorted(members.items(), key=lambda item: item[1]))
+    parts = sorted((keys[name], ending, path) for path, (name, ending) in samples.items())  # a sample's are adjacent
+    return {path: key + ending for key, ending, path in parts}
 
 
 def _in_the_way(path: Path) -> UsageError:

@@ -97,6 +97,14 @@ def test_dots_in_names_do_not_end_them(workspace: Workspace) -> None:
     assert image_files(path).files.num_rows == 3
 
 
+def test_the_parts_of_a_sample_are_adjacent(workspace: Workspace) -> None:
+    """As readers of WebDataset need it: they read once through a tar file."""
+    rows = staged(workspace, **{"a": b"1", "trust_maps__a": b"2", "a.q__b": b"3", "a-b": b"4", "trust_maps__a-b": b"5"})
+    tars(workspace).pack(0, rows)
+    names = list(contents(workspace.root.parent / "out/all-000000.tar"))
+    assert names == ["a.png", "a.trust_map.png", "a-b.png", "a-b.trust_map.png", "a.q/b.png"]
+
+
 def test_a_tar_file_of_somebody_else_stays(workspace: Workspace) -> None:
     path = workspace.root.parent / "out/all-000000.tar"
     path.parent.mkdir()
