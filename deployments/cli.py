@@ -135,6 +135,26 @@ def mine() -> None:
     """
 
 
+@_command(FIND, "commands.inspect:run_inspect", argument="photos", json_flag=True)
+def inspect() -> None:
+    """Count the photos of a place, and estimate what a mine of them takes, before anything is computed.
+
+    Reads headers only, where the format allows it, and writes nothing. Shows formats, sizes, depths and colour
+    profiles, what is left out and why, and from a sample of photos the time and the disk of desra mine and desra
+    deliver: with both models the whole of it, without them the decoding alone. Exit code 1 where some files cannot be
+    read.
+
+    --json prints one object: place, photos, bytes, megapixels, formats, sizes, depths and profiles (rows with photos,
+    bytes and megapixels, by format, size, depth, or profile and treatment), smallest and largest (path, width, height),
+    copies (photos whose content another one has: photos, bytes, example), left_out (what, reason, files, example),
+    unreadable (reason, remedy, files, example), sample and estimate. The sample has photos, megapixels and decoding
+    (seconds), and of its crops crops, crop_megapixels, inferred_megapixels and inference (of either model), comparison
+    and keeping (seconds), mask, kept, png and jpeg (bytes). The estimate has workers, gpus, decoding, inference,
+    comparison and keeping (seconds of one worker), seconds (of all workers) and mine (bytes), both from no photo with
+    artifacts to all of them, png and jpeg (bytes of the pictures of desra deliver). What was not measured is null.
+    """
+
+
 @_command(FIND, "commands.runs:run_corpus")
 def detect() -> None:
     """Compare two folders of super-resolution results and mark the artifacts.

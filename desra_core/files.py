@@ -297,7 +297,7 @@ def hash_file(path: Path) -> str:
     """Return the `digest` of a file (raises as `read_bytes`)."""
     if isinstance(path, Remote):
         return digest(path.read_bytes())
-    with _read_errors(path):
+    with read_errors(path):
         _status(path)
         return _hashed(path)
 
@@ -308,7 +308,7 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         TransientError: The file is gone or may not be read, is no file, or the storage failed.
     """
-    with _read_errors(path):
+    with read_errors(path):
         return read_input(path)
 
 
@@ -344,7 +344,8 @@ def _hasher(data: bytes = b"") -> hashlib.blake2b:
 
 
 @contextlib.contextmanager
-def _read_errors(path: Path) -> Iterator[None]:
+def read_errors(path: Path) -> Iterator[None]:
+    """Turn a failure to read a file into an error of one line (raises `TransientError`)."""
     try:
         with reading_errors(path):
             yield

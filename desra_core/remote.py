@@ -27,9 +27,12 @@ _EXTRAS = {"s3": "s3", "gs": "gs", "az": "az", "https": "http", "http": "http"}
 _SCHEMES = frozenset(f"{scheme}:" for scheme in _EXTRAS)
 # A server that sends nothing for so long is asked again; a request may take so long in all.
 _STALL_SECONDS, _MOST_SECONDS = 15, 600
+_LONGEST_SECONDS = 86_400  # of a request for a whole listing or a large file
 _PAUSES = (0.5, 2)  # before a request is tried again, in seconds
+_GONE = (404, 410)  # HTTP status codes of what is not there
 _HEAD = 16_384  # bytes that are fetched at a time where only the header of a file is read
 _REFUSALS = ("credential", "expired", "token", "accesskey", "signature", "denied", "forbidden", "unauthorized")
+_LACKING = "there is no such file", "check its path, or put it back"
 _NOT_REACHED = "check the network and the address, and run again"
 _REFUSED = "renew or mend the credentials, and run again"
 
@@ -121,7 +124,7 @@ class Remote(PosixPath):
                 if last is not None and len(data) > last - first:  # of a server that sends files whole
                     data = data[first:last]
         except FileNotFoundError:
-            raise TransientError(self, "there is no such file", "check its path, or put it back") from None
+            raise TransientError(self, *_LACKING) from None
         return bytes(data)
 
     def write_bytes(self, data: Any) -> int:
@@ -131,13 +134,27 @@ class Remote(PosixPath):
             UsageError: This is no place to write to.
             TransientError: Access is refused, or the storage failed again and again.
         """
+        self._write(lambda system: system._pipe_file(self._address, bytes(data)), _MOST_SECONDS)
+        return len(data)
+
+    def upload(self, file: Path) -> None:
+        """Write the whole file from a local one of any size, as `write_bytes` does."""
+        self._write(lambda system: system._put_file(str(file), self._address), _LONGEST_SECONDS)
+
+    def download(self, file: Path) -> None:
+        """Copy the file to a local one (raises as `read_range`)."""
+        try:
+            self._asked(lambda system: system._get_file(self._address, str(file)), _LONGEST_SECONDS)
+        except FileNotFoundError:
+            raise TransientError(self, *_LACKING) from None
+
+    def _write(self, request: Callable[[Any], Any], seconds: float) -> None:
         if self.tar is not None or self.scheme in ("http", "https"):
             raise UsageError(self, "is no place to write to", "name a folder, or one at s3://, gs:// or az://")
         try:
-            self._asked(lambda system: system._pipe_file(self._address, bytes(data)), done="written")
+            self._asked(request, seconds, done="written")
         except FileNotFoundError:
             raise TransientError(self, "cannot be written (there is no such place)", "check the address") from None
-        return len(data)
 
     @property
     def scheme(self) -> str:
@@ -165,9 +182,12 @@ class Remote(PosixPath):
             try:
                 system = _file_system(self)
                 return sync(system.loop, request, system, timeout=seconds)
-            except (FileNotFoundError, UsageError):
+            except UsageError:
                 raise
-            except Exception as error:  # noqa: BLE001 - each driver has errors of its own
+            except Exception as raised:  # noqa: BLE001 - each driver has errors of its own
+                error = self._meant(raised)
+                if isinstance(error, FileNotFoundError):
+                    raise error from None
                 why = described(error)
                 words = re.sub(r"\w+://\S+", "", why).lower()  # less the address, which may hold any word
                 if isinstance(error, PermissionError) or any(word in words for word in _REFUSALS):
@@ -176,6 +196,15 @@ class Remote(PosixPath):
                     raise TransientError(self, f"cannot be {done} ({why})", _NOT_REACHED) from None
                 time.sleep(pause)
         raise AssertionError
+
+    def _meant(self, error: BaseException) -> BaseException:
+        """Return the cause of an error: fsspec calls a file of a web server missing where it is told nothing of it."""
+        if self.scheme in ("http", "https"):
+            while isinstance(error, FileNotFoundError) and (cause := error.__cause__):
+                if getattr(cause, "status", None) in _GONE:
+                    break
+                error = cause
+        return error
 
 
 class _Ranges(io.RawIOBase):
@@ -335,7 +364,7 @@ def _found(root: Remote) -> Iterator[Listed]:
         infos = (await system._find(address, detail=True)).values()
         return [row(info) for info in infos if info["type"] == "file"]
 
-    found = root._asked(rows, seconds=86_400)
+    found = root._asked(rows, seconds=_LONGEST_SECONDS)
     if not found:
         raise FileNotFoundError(address)
     yield from (Listed(*file) for file in found if file[0] and not file[0].endswith("/"))

@@ -64,6 +64,7 @@ USED_WRONGLY = {
     "benchmark synthetic": ["--mse-sr", "none", "--gan-sr", "none", "--output", "bench"],
     "config": ["--from-workspace", "none"],
     "doctor": ["--workspace"],
+    "inspect": ["none"],
 }
 # The columns that the page lists, and those that it takes over from another table.
 CSV = {

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from desra_core.errors import printable
+from desra_core.images.census import take_census
 from desra_core.images.codec import decode, most_pixels
 from desra_core.images.scanning import image_files
 from tests.conftest import MODELS, Desra
@@ -167,6 +168,24 @@ def test_a_file_is_read_or_refused_in_one_line(
         assert line.startswith(f"{name}: ")
         assert "\n" not in line
         assert len(line) < 400
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 800_000  # kB
+    assert caplog.records == [], "the libraries log nothing"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_their_headers_are_counted_or_refused_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bad = [file for family in FAMILIES for file in family()]
+    for number, (name, data) in enumerate(bad):
+        (tmp_path / f"{number:03d} {name}.png").write_bytes(data)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    census = take_census(tmp_path)
+    refused = sum(one.files for one in census.unreadable)
+    assert census.photos.num_rows + refused == len(bad)
+    assert refused > 100
+    names = [*census.photos["profile"].to_pylist(), *(one.reason for one in census.unreadable)]
+    assert all(printable(name) == name and len(name) < 400 for name in names)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 800_000  # kB
     assert caplog.records == [], "the libraries log nothing"
     assert capfd.readouterr() == ("", "")

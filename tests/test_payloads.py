@@ -249,6 +249,7 @@ GIVEN: dict[str, dict[str, str]] = {
     "benchmark synthetic": _PAIRS | {"output": "NEW"},
     "verify": {"workspace": "HERE/ws"},
     "deliver": _MINING | {"output": "NEW/out"},
+    "inspect": _MODELS | {"photos": "HERE/photos"},
 }
 # Settings that name a file of weights, and all others that may hold a path.
 WEIGHTS = ("gan_model", "mse_model", "after", "before", "segmenter", "weights", "perceptual", "discriminator", "lpips",

@@ -81,7 +81,8 @@ def with_flags(
 
             read_cluster_file(where.cluster)
         settings = _validated(kind, given, named)
-        carry(workspace=str(folder_of(settings)))
+        if {"workspace", "output"} & kind.model_fields.keys():
+            carry(workspace=str(folder_of(settings)))
         run(settings, where, **form)
 
     look: Any = partial(typer.Argument, metavar="CONFIG") if config_argument else typer.Option

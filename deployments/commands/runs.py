@@ -19,7 +19,7 @@ from pydantic_core import to_jsonable_python
 from deployments.serving.connection import CONSOLE, UNREACHED, wait_for_task_runs, watch_at
 from deployments.serving.server import ServerLostError, check_temporary, end_leftover_server, prefect_server
 from desra_core.annotations.export import count_human_masks
-from desra_core.delivery.plan import TABLE, corpus_of, plan_deliveries
+from desra_core.delivery.plan import corpus_of, plan_deliveries, table_path
 from desra_core.errors import DesraError, UsageError, printable
 from desra_core.evaluation.table import counted
 from desra_core.images.scanning import kinds_in_words
@@ -81,7 +81,7 @@ def run_deliver(delivering: Delivering, machine: Machine) -> int:
             renew_results(prepared)
             pictures = deliveries.publish()
         code = sum_up(prepared, corpus, broken)
-    typer.echo(f"pictures {delivering.output} ({pictures})\ntable    {delivering.output / TABLE}")
+    typer.echo(f"pictures {delivering.output} ({pictures})\ntable    {table_path(delivering)}")
     return max(code, int(failed > 0))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from desra_core.delivery.plan import Order, delivery_key, map_path, mask_of, output_key, picture_path
+from desra_core.delivery.plan import Order, delivery_key, map_path, mask_of, output_key, picture_path, pictures_folder
 from desra_core.detection.detectors import DetectorInputs
 from desra_core.detection.mask import suspects
 from desra_core.detection.repair import Share, repair
@@ -38,7 +38,7 @@ def deliver_clean(
     key = delivery_key(delivering, job.target, image.id, Record(image.id), None)
     with contextlib.suppress(Exception):
         files = _files(image, read_content(image.lr), photo.alpha, gan_sr, None, delivering)
-        if not _in_the_way(files, delivering.output, {}):
+        if not _in_the_way(files, pictures_folder(delivering), {}):
             _write(
                 image, files, Order(Record(image.id), None, key, {}), "inferred", gan_sr.shape, workspace, delivering
             )
@@ -77,7 +77,7 @@ def deliver_image(image: ImageRef, order: Order, workspace: Workspace, job: Stag
     doubtful = None if doubt is None else int(doubt.sum())
     del share, doubt, mask
     files = _files(image, data, alpha, pixels, trust_map, delivering)
-    if path := _in_the_way(files, delivering.output, order.ours):
+    if path := _in_the_way(files, pictures_folder(delivering), order.ours):
         reason = "is in the way: it is not as desra deliver has written it, if it did"
         raise ImageError(path, reason, "move it, or name another --output")
     _write(image, files, order, origin, pixels.shape, workspace, delivering, count, doubtful)
@@ -217,5 +217,5 @@ def _write(
     journal = workspace.delivery_journal(output_key(delivering), image.shard) / f"{image.id}.json"
     workspace.publish(journal, as_json({"files": begun}))
     for path, content in files.items():
-        write_output(delivering.output, path, content)
+        write_output(pictures_folder(delivering), path, content)
     workspace.publish(journal, as_json({"files": rows}))

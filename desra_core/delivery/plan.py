@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import shutil
+from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from desra_core.delivery.tars import Tars, tar_path
 from desra_core.errors import UsageError
 from desra_core.evaluation.table import counted
 from desra_core.files import fingerprint, parse_json, paths_in, read_bytes, write_output
 from desra_core.gate.model_registry import current_model
 from desra_core.images.encoding import suffix_of
-from desra_core.images.scanning import is_selection
+from desra_core.images.scanning import in_tars, is_selection
 from desra_core.networks.checkpoints import BICUBIC
 from desra_core.planning.plan import COLUMNS, Standing, lacks_twin, load_settings, target_of
-from desra_core.remote import Remote, listing
+from desra_core.remote import Remote, is_tar, listing
 from desra_core.settings import CorpusSettings, Detection, Mining
 from desra_core.settings.models import Delivering
 from desra_core.workspace import Workspace, as_parquet, read_table
@@ -115,19 +119,25 @@ class Deliveries:
             for path in paths_in(workspace.deliveries / self.place, "*.parquet")
         ]
         self._written = pa.concat_tables([DELIVERED.empty_table().select(["path", "checksum", "begun"]), *tables])
-        # Of an output at a URL, the sizes of its files by path.
-        self._sizes = sizes_at(delivering.output) if isinstance(delivering.output, Remote) else None
         self.shards: list[int] = sorted(self._rows["shard"].unique().to_pylist())
+        self._folder, self._tars = pictures_folder(delivering), None
+        # Of an output at a URL, the sizes of its files by path.
+        self._sizes = sizes_at(self._folder) if isinstance(self._folder, Remote) else None
+        if is_tar(output := delivering.output):
+            sizes = sizes_at(output.parent) if isinstance(output, Remote) else None
+            self._tars = Tars(workspace, self.place, output, sizes, self._sample_of)
 
     def work(self, number: int) -> list[tuple[ImageRef, Order]]:
         """List the images of a shard that lack a picture or a map."""
         written = {row["path"]: row for row in self.table(number).to_pylist()}
+        packed = self._tars and self._tars.packed(number)
+        held = packed.checksums if packed else {}
         records = read_shard(self.workspace, number)
         work = []
         for image in image_refs(self._rows.filter(pc.equal(self._rows["shard"], number))):
             record, human = records[image.id], self._human.get(image.id)
             key = delivery_key(self.settings, self.target, image.id, record, human)
-            if not all(self._is_there(written.get(path), key) for path in paths_of(self.settings, image)):
+            if not all(self._is_there(written.get(path), key, held) for path in paths_of(self.settings, image)):
                 work.append((image, Order(record, human, key, {})))
         paths = [path for image, _ in work for path in paths_of(self.settings, image)]
         ours: dict[str, tuple[str, ...]] = dict.fromkeys(paths, ())
@@ -169,37 +179,73 @@ class Deliveries:
         return pa.concat_tables([older, journaled]).sort_by("path")
 
     def gather(self, number: int) -> None:
-        """Turn the journal of a shard into its table."""
+        """Turn the journal of a shard into its table, and pack its pictures where they go into tar files."""
         journal = self.workspace.delivery_journal(self.place, number)
         if journal.exists():
             self.workspace.publish_table(self.workspace.delivered(self.place, number), self.table(number))
             shutil.rmtree(journal, ignore_errors=True)
+        if self._tars:
+            self._tars.pack(number, self._own(number).to_pylist())
 
     def publish(self) -> Pictures:
-        """Write the table of all pictures into the output folder, and count them."""
-        for number in self.shards:
+        """Write the table of all pictures into the output folder, or beside the tar files, and count them."""
+        # A tar file also loses what is in the tar file of another shard since then, even all of it.
+        earlier = paths_in(self.workspace.deliveries / self.place, "*.parquet") if self._tars else []
+        for number in sorted({*self.shards, *(int(path.stem) for path in earlier)}):
             self.gather(number)
-        tables = [self.table(number) for number in self.shards]
-        table = pa.concat_tables([DELIVERED.empty_table(), *tables])
+        table = pa.concat_tables([DELIVERED.empty_table(), *map(self.table, self.shards)])
         names, ids = (self._rows[column].combine_chunks() for column in ("name", "id"))
         paths = pa.array([picture_path(self.settings, name) for name in names.to_pylist()], pa.string())
         index = pc.index_in(table["path"].combine_chunks(), paths)
         # Rows of maps, of pictures in other formats and of photos that have changed since are left out.
         table = table.filter(pc.and_(pc.equal(table["id"], ids.take(index)), pc.is_valid(table["key"])))
         table = table.select(PICTURES.names).sort_by("image").combine_chunks()
-        write_output(self.settings.output, TABLE, as_parquet(table))
+        if self._tars:
+            self._tars.tidy()
+            table = self._with_members(table)
+        path = table_path(self.settings)
+        write_output(path.parent, path.name, as_parquet(table))
         return Pictures(table.num_rows, pc.sum(pc.greater(table["repaired"], 0)).as_py() or 0)
 
-    def _is_there(self, row: dict[str, Any] | None, key: str) -> bool:
-        """Check whether a file is in the output folder, by its row, where there is one."""
-        return row is not None and row["key"] == key and self._size(row["path"]) == row["bytes"]
+    def _own(self, number: int) -> pa.Table:
+        """Read what was delivered of a shard, without images that are in another one since their photo has changed."""
+        table = self.table(number)
+        own = self._rows.filter(pc.equal(self._rows["shard"], number))["name"].combine_chunks()
+        others = table["image"].filter(pc.invert(pc.is_in(table["image"], own))).combine_chunks()
+        if len(others):  # those that no run asks for any more stay
+            moved = self._rows["name"].filter(pc.is_in(self._rows["name"], others)).combine_chunks()
+            table = table.filter(pc.invert(pc.is_in(table["image"], moved)))
+        return table
+
+    def _sample_of(self, row: dict[str, Any]) -> tuple[str, str]:
+        """Name the sample of WebDataset that a file belongs to, and say what the file is in it."""
+        if row["path"] == map_path(row["image"]):
+            return f"{row['image']}{self.settings.suffix}", ".trust_map.png"
+        return os.path.splitext(row["path"])
+
+    def _with_members(self, table: pa.Table) -> pa.Table:
+        """Name pictures by the paths of tar files and the members in them; leave out those that are not packed."""
+        assert self._tars
+        members: dict[str, str] = {}
+        for number in self.shards:
+            if packed := self._tars.packed(number):
+                tar = self._tars.path(number).name
+                members |= {path: f"{tar}/{member}" for path, member in packed.members.items()}
+        paths = pa.array([members.get(path) for path in table["path"].to_pylist()], pa.string())
+        return table.set_column(table.schema.get_field_index("path"), "path", paths).filter(pc.is_valid(paths))
+
+    def _is_there(self, row: dict[str, Any] | None, key: str, held: Mapping[str, str]) -> bool:
+        """Check whether a file is in the folder of pictures, or held by a tar file, by its row, where there is one."""
+        if row is None or row["key"] != key:
+            return False
+        return bool(self._size(row["path"]) == row["bytes"] or held.get(row["path"]) == row["checksum"])
 
     def _size(self, path: str) -> int | None:
-        """Return the bytes of a file of the output folder; None where it is not there."""
+        """Return the bytes of a file of the folder of pictures; None where it is not there."""
         if self._sizes is not None:
             return self._sizes.get(path)
         with contextlib.suppress(OSError):
-            return (self.settings.output / path).stat().st_size
+            return (self._folder / path).stat().st_size
         return None
 
 
@@ -253,6 +299,20 @@ def paths_of(delivering: Delivering, image: ImageRef) -> list[str]:
     return pictures + (list(map(map_path, image.names)) if delivering.trust_map else [])
 
 
+def pictures_folder(delivering: Delivering) -> Path:
+    """Return the folder that workers write pictures to: the output, or where that is tar files one in the workspace."""
+    if is_tar(delivering.output):
+        return Workspace(delivering.workspace).unpacked(output_key(delivering))
+    return delivering.output
+
+
+def table_path(delivering: Delivering) -> Path:
+    """Return the path of the table of all pictures: in the output folder, or beside the tar files."""
+    if is_tar(delivering.output):
+        return delivering.output.with_suffix(".parquet")
+    return delivering.output / TABLE
+
+
 def output_key(delivering: Delivering) -> str:
     """Name the folder of what is known about an output folder."""
     return fingerprint("output", str(delivering.output.absolute()))
@@ -291,8 +351,13 @@ def corpus_of(delivering: Delivering) -> CorpusSettings:
         corpus = type(corpus)(**(corpus.model_dump() | given | {"workspace": workspace.root}))
     if isinstance(corpus, Mining) and "mse_model" not in given and lacks_twin(corpus):
         corpus = corpus.model_copy(update={"mse_model": BICUBIC})
-    for place in corpus.sources.places.values():  # where all files of a folder are asked for, not only some
-        if not is_selection(place) and delivering.output.resolve().is_relative_to(place.resolve()):
+    for place in corpus.sources.places.values():
+        tars, _ = in_tars(place)
+        if is_tar(delivering.output):  # tar files are photos only where they are named
+            inside = tars is not None and fnmatch(str(tar_path(delivering.output, 0)), str(tars))
+        else:  # where all files of a folder are asked for, not only some
+            inside = not is_selection(place) and delivering.output.resolve().is_relative_to(place.resolve())
+        if inside:
             reason = f"lies inside {place}, whose pictures the next run would take for photos"
             raise UsageError(delivering.output, reason, "name a folder outside of it")
     return corpus

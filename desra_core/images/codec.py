@@ -20,10 +20,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from desra_core.errors import ArgumentError, ImageError, TooLargeError
-from desra_core.files import read_bytes
+from desra_core.files import read_bytes, read_errors
 from desra_core.images import decoders, further_decoders
 from desra_core.images.colour import MOST_BYTES, Treatment, model_of, to_srgb, treatment
-from desra_core.images.decoders import PNG_SIGNATURE, TIFF_SIGNATURES, Picture
+from desra_core.images.decoders import PNG_SIGNATURE, TIFF_SIGNATURES, Picture, Samples
 from desra_core.remote import threads_for
 
 SUFFIXES = further_decoders.SUFFIXES | {
@@ -44,6 +44,7 @@ _BOMB_PIXELS = 2**26
 _BOMB_PIXELS_PER_BYTE = 20_000
 _PNG_HEADER = 24  # bytes from the beginning of a file to the end of its size
 _BATCH = 128  # files whose headers are read at a time
+_HEAD, _LONGER_HEAD = 2**16, 2**20  # bytes at the beginning of a file in which its header is looked for
 TRANSPOSED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width
 
 
@@ -54,6 +55,18 @@ class Photo(NamedTuple):
     alpha: Pixels | None  # ``(H, W)`` of the same dtype, or None
     profile: Treatment | None  # what became of the file's colour profile; None without one
     further_pages: int = 0  # the number of unread full pages among the first 256 pages of a TIFF file
+
+
+class Header(NamedTuple):
+    """What an image file tells without its pixels being decoded."""
+
+    format: str  # such as JPEG
+    size: tuple[int, int]  # ``(H, W)``, upright
+    samples: Samples | None  # None where only decoding would tell
+    profile: bytes | None  # the ICC profile; None without one, and where only decoding would tell
+    treatment: Treatment | None  # what `decode` makes of the profile
+    length: int  # bytes of the file
+    start: bytes  # its first 64 KB, or all of it
 
 
 def decode(data: bytes, path: Path, *, max_pixels: int = 2**40, as_stored: bool = False) -> Photo:
@@ -73,7 +86,7 @@ def decode(data: bytes, path: Path, *, max_pixels: int = 2**40, as_stored: bool 
         TooLargeError: The image has more than ``max_pixels``.
     """
     picture = opened(data, path)
-    _check_size(picture.size, data, path, max_pixels)
+    _check_size(picture.size, len(data), path, max_pixels)
     _check_inks(picture, path, as_stored=as_stored)
     pixels = picture.channels(indices=False)
     if picture.orientation in TRANSPOSED:
@@ -104,6 +117,45 @@ def image_size(data: bytes, path: Path) -> tuple[int, int]:
     return (width, height) if picture.orientation in TRANSPOSED else (height, width)
 
 
+def read_header(path: Path) -> Header:
+    """Read the header of an image file, and no more of the file where the format allows it.
+
+    Raises:
+        ImageError: `decode` would refuse the file for its header.
+        TransientError: The file cannot be read.
+    """
+    with read_errors(path), path.open("rb") as file:
+        length = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        start = data = file.read(_HEAD)
+        if (raw := further_decoders.raw_size(path)) is not None:
+            kind = further_decoders.RawPicture
+            return Header(kind.format, raw, kind.samples, None, None, length, start)
+        if start.startswith(TIFF_SIGNATURES):
+            file.seek(0)
+            picture: Picture = decoders.TiffPicture(start, path, file)
+        else:
+            for most in (_LONGER_HEAD, length, 0):
+                is_whole = not most or len(data) >= length
+                try:
+                    picture = opened(data, path)
+                    # Of a PNG that is cut, all chunks before the cut are read: its header is whole if the pixels begin.
+                    if is_whole or not start.startswith(PNG_SIGNATURE) or b"IDAT" in data:
+                        break
+                except ImageError:
+                    if is_whole:
+                        raise
+                data += file.read(most - len(data))
+    _check_size(picture.size, length, path, 2**40)
+    _check_inks(picture, path, as_stored=False)
+    size = picture.size[::-1] if picture.orientation in TRANSPOSED else picture.size
+    samples = picture.samples
+    if samples is None:
+        return Header(picture.format, size, None, None, None, length, start)
+    treatment = treatment_of(picture, {"gray": 1, "CMYK": 4}.get(samples.colours, 3))
+    return Header(picture.format, size, samples, picture.profile, treatment, length, start)
+
+
 def profile_by_header(path: Path) -> Treatment | None:
     """Find out what `decode` makes of the profile of an image file by its header alone; None without a profile.
 
@@ -132,7 +184,7 @@ def decode_labels(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Labels
         ImageError: As `decode`, or the file has colour channels, less than 8 bits of gray, or values above 149.
     """
     picture = opened(data, path)
-    _check_size(picture.size, data, path, max_pixels)
+    _check_size(picture.size, len(data), path, max_pixels)
     _check_inks(picture, path, as_stored=True)
     pixels = picture.channels(indices=True)
     if pixels.shape[2] != 1:
@@ -219,8 +271,8 @@ def eight_bits(samples: Pixels) -> npt.NDArray[np.uint8]:
 
 def _pixel_count(path: Path) -> int:
     try:
-        if (pixels := further_decoders.most_raw_pixels(path)) is not None:
-            return pixels
+        if (raw := further_decoders.raw_size(path)) is not None:
+            return math.prod(raw)
         with path.open("rb") as file:
             start = file.read(_PNG_HEADER)
             length = file.seek(0, io.SEEK_END)
@@ -278,10 +330,11 @@ def _check_inks(picture: Picture, path: Path, *, as_stored: bool) -> None:
         raise ImageError(path, reason, "convert it to RGB or gray")
 
 
-def _check_size(size: tuple[int, int], data: bytes, path: Path, max_pixels: int) -> None:
+def _check_size(size: tuple[int, int], length: int, path: Path, max_pixels: int) -> None:
+    """Check the size that the header of a file of ``length`` bytes claims (raises as `decode`)."""
     height, width = size
-    if width * height > _most_plausible(len(data)):
-        raise ImageError(path, f"claims {width}x{height} pixels in {len(data)} bytes", "copy it again, or remove it")
+    if width * height > _most_plausible(length):
+        raise ImageError(path, f"claims {width}x{height} pixels in {length} bytes", "copy it again, or remove it")
     if width * height > max_pixels:
         reason = f"has {width}x{height} pixels, more than fit into a worker's memory"
         raise TooLargeError(path, reason, "raise --memory or use fewer --workers")

@@ -36,16 +36,18 @@ _END_OF_JPEG = b"\xff\xd9"
 _INDICES = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})  # the chunks that palette indices need
 _PICTURE = _INDICES | {b"tRNS"}  # the chunks that colours and alpha need
 # Some programs write EXIF into PNG text chunks; XMP is always in one.
-_EXIF_PREFIX = b"Exif\0\0"
+EXIF_PREFIX = b"Exif\0\0"
 _EXIF_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 _TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _DOT = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)  # the header of one gray pixel
 _EMPTY = 12  # bytes of a chunk without content: length, kind, checksum
 
 _ORIENTATION_TAG = 0x0112
-_READ_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I;16", "CMYK"})  # of Pillow
+_UNITS = {2: 1.0, 3: 2.54}  # by the number of a unit of resolution: how many of it are an inch
+_FORMATS = {"MPO": "JPEG", "WEBP": "WebP"}  # kinds of Pillow with another name here
 _NAMED = ("JPEG", "WEBP", "BMP")  # kinds that the error about a damaged file names
 _SAVE_AGAIN = "save it again as PNG, or remove it"
+SAVE_AGAIN_AS_TIFF = "save it again as PNG or TIFF, or remove it"
 # Raised by Pillow for damaged files.
 DAMAGE = (OSError, SyntaxError, ValueError, TypeError, OverflowError, RuntimeError)
 
@@ -89,6 +91,23 @@ class Metadata(NamedTuple):
     resolution: tuple[float, float] | None  # pixels per inch, horizontal and vertical, as stored
 
 
+class Samples(NamedTuple):
+    """What a file stores of each pixel."""
+
+    bits: int  # of a sample
+    colours: str  # ``gray``, ``RGB``, ``palette`` or ``CMYK``
+    alpha: bool
+
+
+# By mode of Pillow, for the modes that are read.
+_MODES = {
+    "1": Samples(1, "gray", False), "L": Samples(8, "gray", False), "LA": Samples(8, "gray", True),
+    "P": Samples(8, "palette", False), "PA": Samples(8, "palette", True), "RGB": Samples(8, "RGB", False),
+    "RGBA": Samples(8, "RGB", True), "RGBX": Samples(8, "RGB", False), "I;16": Samples(16, "gray", False),
+    "CMYK": Samples(8, "CMYK", False),
+}  # fmt: skip
+
+
 class Picture:
     """The picture of an image file as stored, not turned upright yet; of an animated file the first frame.
 
@@ -96,7 +115,9 @@ class Picture:
         ImageError: The header is damaged, or the picture is of a kind that is not read.
     """
 
+    format: str  # such as JPEG
     size: tuple[int, int]  # ``(H, W)`` as stored
+    samples: Samples | None = None  # None where the header does not tell
     orientation: int  # the EXIF orientation, 1..8; other values mean 1
     has_inks = False  # whether the colours are the four inks of CMYK, 0 where there is none
     further_pages = 0  # full pages beside the first
@@ -133,6 +154,8 @@ class Picture:
 class PngPicture(Picture):
     """The picture of a PNG file."""
 
+    format = "PNG"
+
     def __init__(self, data: bytes, path: Path) -> None:
         super().__init__(data, path)
         self._chunks = list(_chunks(data, path))
@@ -141,6 +164,9 @@ class PngPicture(Picture):
         width, height, bits, colour_type = struct.unpack_from(">IIBB", self._chunks[0][1], 8)
         self.size = height, width
         self.spread_bits = bits if colour_type == 0 and bits < 8 else None
+        alpha = colour_type & 4 > 0 or any(kind == b"tRNS" for kind, _ in self._chunks)
+        colours = "palette" if colour_type & 1 else "RGB" if colour_type & 2 else "gray"
+        self.samples = Samples(bits, colours, alpha)
         profiles = [_inflated_profile(bytes(whole[8:-4])) for kind, whole in self._chunks if kind == b"iCCP"]
         self.profile = profiles[0] if profiles else None
         told = [
@@ -238,14 +264,14 @@ def metadata_of(exif: bytes | None, xmp: object) -> Metadata:
     resolution = None
     with warnings.catch_warnings(action="ignore"), contextlib.suppress(SyntaxError, struct.error, *DAMAGE):
         told.load(exif or b"")
-        unit = {2: 1.0, 3: 2.54}.get(told.get(296, 2))
+        unit = _UNITS.get(told.get(296, 2))
         resolution = unit and (float(told.get(282, 0)) * unit, float(told.get(283, 0)) * unit)
     return Metadata(exif or None, xmp if isinstance(xmp, bytes) else None, plausible(resolution))
 
 
 def block_of(exif: object) -> bytes | None:
     """Return EXIF without its prefix; None without any."""
-    return exif.removeprefix(_EXIF_PREFIX) if isinstance(exif, bytes) else None
+    return exif.removeprefix(EXIF_PREFIX) if isinstance(exif, bytes) else None
 
 
 def plausible(resolution: object) -> tuple[float, float] | None:
@@ -280,9 +306,13 @@ class PillowPicture(Picture):
         except DAMAGE as error:
             reason = f"is truncated, damaged or of a kind that is not read ({error})"
             raise ImageError(path, reason, _SAVE_AGAIN) from None
-        if self._image.mode not in _READ_MODES:
+        if self._image.mode not in _MODES:
             raise ImageError(path, f"has the colour model {self._image.mode}", "convert it to RGB or gray")
         self.size = self._image.height, self._image.width
+        self.format = _FORMATS.get(self._image.format or "", self._image.format or "")
+        self.samples = _MODES[self._image.mode]
+        if "transparency" in self._image.info:
+            self.samples = self.samples._replace(alpha=True)
         self.profile = self._image.info.get("icc_profile")
         self.has_inks = self._image.mode == "CMYK"
         self.orientation = _orientation(io.BytesIO(data))
@@ -336,13 +366,15 @@ def _whole_without_end(opened: Image.Image, data: bytes) -> Image.Image | None:
 
 
 class TiffPicture(Picture):
-    """The first full picture of a TIFF file."""
+    """The first full picture of a TIFF file; where its header alone is wanted, ``file`` is read instead of the data."""
 
-    def __init__(self, data: bytes, path: Path) -> None:
+    format = "TIFF"
+
+    def __init__(self, data: bytes, path: Path, file: BinaryIO | None = None) -> None:
         super().__init__(data, path)
         try:
             with np.errstate(all="ignore"):  # damaged files may claim too many samples
-                self._page, *further = _full_pages(TiffFile(io.BytesIO(data)))
+                self._page, *further = _full_pages(TiffFile(file or io.BytesIO(data)))
             page = self._page
             self.further_pages = len(further)
             self.size = int(page.imagelength), int(page.imagewidth)
@@ -365,11 +397,12 @@ class TiffPicture(Picture):
             raise ImageError(path, reason, "save it again as PNG, or remove it") from None
         if refusal:
             raise ImageError(path, *refusal)
+        self.samples = Samples(page.bitspersample, self._model, self._alpha is not None)
 
     def metadata(self) -> Metadata:
         """Read the metadata as `Picture` says: the tags of the first page are laid out as EXIF is."""
         tags = self._page.tags
-        xmp, unit = tags.valueof(700), {2: 1.0, 3: 2.54}.get(tags.valueof(296, 2))
+        xmp, unit = tags.valueof(700), _UNITS.get(tags.valueof(296, 2))
         resolution = None
         with contextlib.suppress(ArithmeticError, LookupError, TypeError):
             resolution = [tags.valueof(tag)[0] / tags.valueof(tag)[1] * unit for tag in (282, 283)]

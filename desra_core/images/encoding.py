@@ -15,7 +15,7 @@ from PIL import Image
 from desra_core.errors import ArgumentError
 from desra_core.images import colour as colours
 from desra_core.images.codec import TRANSPOSED, Pixels, eight_bits, encode_png, opened, treatment_of
-from desra_core.images.decoders import PNG_SIGNATURE, png_chunk
+from desra_core.images.decoders import EXIF_PREFIX, PNG_SIGNATURE, png_chunk
 
 FORMATS = ("png", "jpeg", "webp", "tiff", "avif")
 
@@ -27,7 +27,6 @@ _LOSSLESS = 100  # the quality at which WebP loses nothing
 _FULL_COLOUR = 90  # the quality from which colours have the resolution of brightness
 _ROWS = 64  # rows that are laid over white at a time
 
-_EXIF_PREFIX = b"Exif\0\0"
 _MOST_EXIF_BYTES = 65_527  # of a JPEG, without the prefix
 _MOST_XMP_BYTES = 65_502
 _ORIENTATION, _ACROSS, _DOWN, _UNIT, _INCH = 274, 282, 283, 296, 2
@@ -151,7 +150,7 @@ def encode_picture(
         if mode == "LA":
             image = image.convert("RGBA")
     if exif:
-        options["exif"] = _EXIF_PREFIX + exif
+        options["exif"] = EXIF_PREFIX + exif
     if xmp:
         options["xmp"] = xmp
     sink = io.BytesIO()

@@ -21,9 +21,11 @@ from desra_core.errors import ImageError
 from desra_core.images import colour
 from desra_core.images.decoders import (
     DAMAGE,
+    SAVE_AGAIN_AS_TIFF,
     Metadata,
     Picture,
     PillowPicture,
+    Samples,
     block_of,
     metadata_by_pillow,
     metadata_of,
@@ -109,16 +111,24 @@ def most_stored_pixels(file: BinaryIO) -> int | None:
     return max((width * height for width, height in sizes), default=0)
 
 
-def most_raw_pixels(path: Path) -> int | None:
-    """Return the pixels of a camera raw file by its header; None for a file of another suffix."""
+def raw_size(path: Path) -> tuple[int, int] | None:
+    """Return ``(H, W)`` of a camera raw file, upright, by its header; None for a file of another suffix.
+
+    Raises:
+        ImageError: The file is damaged, or the package is missing.
+    """
     if _KINDS.get(path.suffix.lower()) != RAW:
         return None
-    with _package(RAW, path).RawPy() as raw:
-        if isinstance(path, Remote):
-            raw.open_buffer(io.BytesIO(path.read_bytes()))
-        else:
-            raw.open_file(str(path))
-        return int(raw.sizes.iheight) * int(raw.sizes.iwidth)
+    package = _package(RAW, path)
+    with package.RawPy() as raw:
+        try:
+            if isinstance(path, Remote):
+                raw.open_buffer(io.BytesIO(path.read_bytes()))
+            else:
+                raw.open_file(str(path))
+        except (package.LibRawError, *DAMAGE) as error:
+            raise _no_raw(path, error) from None
+        return _upright(raw.sizes)
 
 
 class AvifPicture(PillowPicture):
@@ -127,12 +137,14 @@ class AvifPicture(PillowPicture):
     def __init__(self, data: bytes, path: Path) -> None:
         super().__init__(data, path)
         self.profile = self.profile or _told_profile(data, path)
+        (flags,) = data[:_HEAD].partition(b"av1C")[2][2:3] or b"\0"
+        self._bits = 8 if not flags & _MORE_THAN_8_BITS else 12 if flags & _TWELVE_BITS else 10
+        self.samples = self.samples and self.samples._replace(bits=self._bits)
 
     def channels(self, *, indices: bool) -> Pixels:
         """Decode the picture as `Picture` says."""
-        (flags,) = self._data[:_HEAD].partition(b"av1C")[2][2:3] or b"\0"
         # imagecodecs 2026.3 ends the process when it reads the first picture of an animation.
-        if not flags & _MORE_THAN_8_BITS or getattr(self._image, "n_frames", 1) > 1:
+        if self._bits == 8 or getattr(self._image, "n_frames", 1) > 1:
             return super().channels(indices=indices)
         try:
             samples = imagecodecs.avif_decode(self._data, numthreads=1)
@@ -141,11 +153,13 @@ class AvifPicture(PillowPicture):
         samples = samples.reshape(*samples.shape[:2], -1)
         if self._image.mode in ("L", "LA") and samples.shape[2] > 2:
             samples = samples[:, :, [0] if self._image.mode == "L" else [0, 3]]
-        return _spread(samples, 12 if flags & _TWELVE_BITS else 10)
+        return _spread(samples, self._bits)
 
 
 class HeicPicture(Picture):
     """The primary picture of a HEIC file, which libheif turns upright itself: EXIF says the same once more."""
+
+    format = HEIC
 
     def __init__(self, data: bytes, path: Path) -> None:
         super().__init__(data, path)
@@ -155,10 +169,13 @@ class HeicPicture(Picture):
             self._image = file[file.primary_index]
             width, height = self._image.size
         except (LookupError, EOFError, *DAMAGE) as error:
-            raise ImageError(path, f"is a HEIC file that cannot be read ({error})", _SAVE_AGAIN) from None
+            raise ImageError(path, f"is a HEIC file that cannot be read ({error})", SAVE_AGAIN_AS_TIFF) from None
         self.size, self.orientation = (height, width), 1
         self._info: dict[str, Any] = self._image.info
         self.profile = self._info.get("icc_profile") or _told_profile(data, path)
+        mode = str(self._image.mode)
+        self._bits = int(self._info.get("bit_depth") or 8)
+        self.samples = Samples(self._bits, "gray" if mode.startswith("L") else "RGB", "A" in mode)
 
     def metadata(self) -> Metadata:
         """Read the metadata as `Picture` says."""
@@ -170,11 +187,13 @@ class HeicPicture(Picture):
             samples = np.asarray(self._image)
         except (LookupError, EOFError, *DAMAGE) as error:
             raise self._damaged(error) from None
-        return _spread(samples.reshape(*samples.shape[:2], -1), int(self._info.get("bit_depth") or 8))
+        return _spread(samples.reshape(*samples.shape[:2], -1), self._bits)
 
 
 class JxlPicture(Picture):
     """The first picture of a JPEG XL file: libjxl turns it upright itself."""
+
+    format = JPEG_XL
 
     def __init__(self, data: bytes, path: Path) -> None:
         super().__init__(data, path)
@@ -227,6 +246,9 @@ class JxlPicture(Picture):
 class RawPicture(Picture):
     """The photo of a camera's raw file, developed to sRGB of 16 bits with the white balance of the camera."""
 
+    format = RAW
+    samples = Samples(16, "RGB", False)
+
     def __init__(self, data: bytes, path: Path) -> None:
         super().__init__(data, path)
         self._package = _package(RAW, path)
@@ -234,10 +256,8 @@ class RawPicture(Picture):
         try:
             self._raw.open_buffer(io.BytesIO(data))
         except (self._package.LibRawError, *DAMAGE) as error:
-            raise ImageError(path, f"is no camera raw file that is read ({_said(error)})", _SAVE_AGAIN) from None
-        sizes = self._raw.sizes
-        height, width = int(sizes.iheight), int(sizes.iwidth)
-        self.size, self.orientation = (width, height) if sizes.flip & 4 else (height, width), 1
+            raise _no_raw(path, error) from None
+        self.size, self.orientation = _upright(self._raw.sizes), 1
 
     def metadata(self) -> Metadata:
         """Read the metadata as `Picture` says: most cameras lay out their files as TIFF."""
@@ -261,9 +281,6 @@ class RawPicture(Picture):
         return pixels
 
 
-_SAVE_AGAIN = "save it again as PNG or TIFF, or remove it"
-
-
 @cache
 def _has(kind: str) -> bool:
     try:
@@ -282,6 +299,15 @@ def _package(kind: str, path: Path) -> Any:
 
 def _said(error: BaseException) -> str:
     return " ".join(str(part.decode(errors="replace") if isinstance(part, bytes) else part) for part in error.args)
+
+
+def _no_raw(path: Path, error: BaseException) -> ImageError:
+    return ImageError(path, f"is no camera raw file that is read ({_said(error)})", SAVE_AGAIN_AS_TIFF)
+
+
+def _upright(sizes: Any) -> tuple[int, int]:
+    height, width = int(sizes.iheight), int(sizes.iwidth)
+    return (width, height) if sizes.flip & 4 else (height, width)
 
 
 def _brands(data: bytes) -> list[bytes]:

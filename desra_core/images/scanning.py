@@ -40,6 +40,7 @@ _BATCH = 65_536
 _KINDS = 12  # the number of kinds of other files that have counts of their own
 _WORKSPACE = ("lock", "settings.json", "manifest.parquet")  # a folder with these files is a workspace, without photos
 _NO_SUFFIX, _OTHERS, _EXCLUDED = "without a suffix", "of other kinds", "excluded by --exclude"
+_NEEDS_FORMATS = "(pip install 'desra[formats]' to read them)"
 _NOT_INCLUDED, _INCLUDED = "not matched by --include", "matched by --include"
 FILES = pa.schema(
     [("name", pa.string()), ("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64()), ("offset", pa.int64())]
@@ -80,6 +81,7 @@ def image_files(
     exclude: Sequence[str] = (),
     include: Sequence[str] = (),
     members_of: MembersOf = members_of_tar,
+    examples: dict[str, str] | None = None,
 ) -> Found:
     """List the image files below a folder, without hidden files, ``skip``, workspaces and `LEFT_OUT` folders.
 
@@ -90,6 +92,7 @@ def image_files(
         exclude: Globs of files and folders to leave out, matched to names or, with a slash, to relative paths.
         include: Globs in the same form: only files that match one of them, or lie in a folder that does, are taken.
         members_of: Lists a tar file, of which a listing has told size and version.
+        examples: Gets the relative path of one file of each kind of `Found.passed_over`.
 
     Raises:
         UsageError: The folder or file does not exist, or nothing matches the glob.
@@ -101,8 +104,9 @@ def image_files(
     if not str(place).isprintable():
         raise UsageError(ascii(str(place)), "has a name that is not printable UTF-8", "rename the folder")
     excluding, including = _matchers(_EXCLUDED, exclude), _matchers(_INCLUDED, include)
-    search = _Search(root, skip, excluding, including, Counter(dict.fromkeys(excluding, 0)), set(including))
-    tar, inside = _in_tars(place)
+    counts = Counter(dict.fromkeys(excluding, 0))
+    search = _Search(root, skip, excluding, including, counts, set(including), {} if examples is None else examples)
+    tar, inside = in_tars(place)
     if tar is not None:
         rows = search.members(tar, inside, members_of)
     elif isinstance(place, Remote):
@@ -165,6 +169,7 @@ class _Search:
     including: dict[str, Callable[[str], bool]]
     excluded: Counter[str]
     unmatched: set[str]  # the globs of ``including`` that no file has matched
+    examples: dict[str, str]
     problems: list[ImageError] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
 
@@ -350,33 +355,36 @@ class _Search:
         """Check whether a file is an image and included, and count it if not; ``kind`` is its ending, if not usual."""
         suffix = (os.path.splitext(relative)[1] if kind is None else kind).lower()
         if suffix in SUFFIXES and missing_for(suffix):
-            self.passed_over[f"{suffix} (pip install 'desra[formats]' to read them)"] += 1
-            return False
+            return self._passed_over(f"{suffix} {_NEEDS_FORMATS}", relative)
         if suffix not in SUFFIXES:
-            self.passed_over[suffix or _NO_SUFFIX] += 1
-            return False
+            return self._passed_over(suffix or _NO_SUFFIX, relative)
         if _SYNOLOGY in relative and (thumbnail := _THUMBNAIL.match(relative, relative.rfind("/") + 1)):
-            self.passed_over[f"{thumbnail[0]}*"] += 1
-            return False
+            return self._passed_over(f"{thumbnail[0]}*", relative)
         if not self.including:
             return True
         path = normalized(relative)
         places = (path, *map(str, PurePosixPath(path).parents[:-1]))
         matched = {kind for kind, matches in self.including.items() if any(map(matches, places))}
         self.unmatched -= matched
-        if not matched:
-            self.passed_over[_NOT_INCLUDED] += 1
-        return bool(matched)
+        return bool(matched) or self._passed_over(_NOT_INCLUDED, relative)
+
+    def _passed_over(self, kind: str, relative: str) -> bool:
+        """Count a file that is no image of the corpus; returns False."""
+        self.passed_over[kind] += 1
+        self.examples.setdefault(kind, relative)
+        return False
 
     def _left_out(self, relative: str, *, is_folder: bool = True) -> bool:
         """Check whether a folder or file is left out, and count it if so."""
         if is_folder and ((name := os.path.basename(relative)).lower() in LEFT_OUT or name.lower().endswith(_PREVIEWS)):
-            self.passed_over[f"{name}/"] += 1
+            self._passed_over(f"{name}/", relative)
             return True
         if not self.globs:
             return False
         excluding = [kind for kind, matches in self.globs.items() if matches(normalized(relative))]
         self.excluded.update(excluding)
+        for kind in excluding:
+            self.examples.setdefault(kind, relative)
         return bool(excluding)
 
 
@@ -426,7 +434,7 @@ def is_selection(place: Path) -> bool:
     return is_single(place) or _is_glob(place)
 
 
-def _in_tars(place: Path) -> tuple[Path | None, str | None]:
+def in_tars(place: Path) -> tuple[Path | None, str | None]:
     """Split a place into a path or glob of tar files, and a glob of their members; None where it has them not."""
     for count, part in enumerate(place.parts, 1):
         if part.lower().endswith(TAR) and is_tar(tars := type(place)(*place.parts[:count])):
@@ -451,6 +459,19 @@ def kinds_in_words(passed_over: Mapping[str, int]) -> str | None:
     """
     kinds = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{f'{count:,}' if count else 'nothing'} {printable(kind)}" for kind, count in kinds) or None
+
+
+def why_passed_over(kind: str) -> str:
+    """Say why a file or folder is left out, by its kind in `Found.passed_over`."""
+    if kind.endswith(_NEEDS_FORMATS):
+        return "needs a package: pip install 'desra[formats]'"
+    if kind.endswith("/"):
+        return "a folder of thumbnails, previews or deleted files"
+    if kind.startswith(_SYNOLOGY):
+        return "a thumbnail of a NAS"
+    if kind.startswith((_EXCLUDED, _NOT_INCLUDED, _INCLUDED)):
+        return "by a flag"
+    return "tar files are read where a glob names them" if kind == TAR else "no photo"
 
 
 def _matchers(kind: str, globs: Sequence[str]) -> dict[str, Callable[[str], bool]]:

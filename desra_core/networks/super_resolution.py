@@ -52,7 +52,7 @@ def super_resolve(model: Model, pixels: Pixels) -> Enlarged:
     (height, width, channels), traits = pixels.shape, model.traits
     sr: Pixels = np.empty((height * model.scale, width * model.scale, channels), pixels.dtype)
     # Extend the photo to the right and below to a size that the network takes.
-    margins = [(0, max(traits.minimum, traits.rounded_up(side)) - side) for side in (height, width)]
+    margins = [(0, taken - side) for side, taken in zip((height, width), _taken(model, height, width), strict=True)]
     source = pixels
     if any(map(any, margins)):
         source = np.pad(pixels, (*margins, (0, 0)), mode="reflect")  # type: ignore[assignment]
@@ -65,6 +65,18 @@ def super_resolve(model: Model, pixels: Pixels) -> Enlarged:
             raise MemoryError(f"a window of {side} pixels a side does not fit into the memory of {model.device}")
         side = tile
     return Enlarged(sr, tile)
+
+
+def inferred_pixels(model: Model, height: int, width: int) -> int:
+    """Count the pixels that the network gets for a photo: windows overlap, and small photos are extended."""
+    traits = model.traits
+    parts = windows(*_taken(model, height, width), side=traits.tile, halo=traits.halo, multiple=traits.multiple)
+    return len(parts) * parts[0].source.height * parts[0].source.width
+
+
+def _taken(model: Model, *sides: int) -> list[int]:
+    """Return the sides of a photo after it is extended to a size that the network takes."""
+    return [max(model.traits.minimum, model.traits.rounded_up(side)) for side in sides]
 
 
 def resize_alpha(alpha: Pixels, scale: int) -> Pixels:

@@ -20,7 +20,7 @@ from tzlocal import get_localzone_name
 from desra_core.detection.detectors import METHODS, SUFFIXES
 from desra_core.errors import UsageError
 from desra_core.networks.checkpoints import BICUBIC, Precision
-from desra_core.remote import Remote
+from desra_core.remote import Remote, is_tar
 from desra_core.settings import (
     STORAGE,
     USUAL,
@@ -326,9 +326,12 @@ class Delivering(Frozen):
         description="Folder of photos; or one photo, or a glob in quotes. By default those of the workspace's latest "
         "run.",
     )
-    output: Path = Field(description="Folder to write the pictures to, under the relative paths of the photos.")
+    output: Path = Field(
+        description="Folder to write the pictures to, under the relative paths of the photos; or NAME.tar, for tar "
+        "files NAME-000000.tar and so on."
+    )
     workspace: Path = Field(
-        default_factory=lambda given: given.get("output", Path()) / ".desra",
+        default_factory=lambda given: _folder_of(given.get("output", Path())) / ".desra",
         validate_default=True,
         description="Workspace of desra mine, detect or cycle, or a new one. By default .desra in the output folder.",
     )
@@ -370,6 +373,30 @@ class Delivering(Frozen):
         if isinstance(output, Remote) and output.scheme in ("http", "https"):
             raise ValueError("is of a web server, which takes no files: name a folder, or a URL of s3, gs or az")
         return output
+
+
+class Inspecting(Frozen):
+    """Settings of desra inspect, which counts the photos of a place before a run."""
+
+    verb: ClassVar[str] = "inspect"
+    heading: ClassVar[Heading | None] = None
+    urls: ClassVar[frozenset[str]] = frozenset({"photos"})
+
+    photos: Path = Field(description="Folder of photos; or one photo, a glob in quotes, a URL, or tar files of photos.")
+    include: tuple[str, ...] = Field((), description="Glob of photos to take, as for desra mine; others are left out.")
+    exclude: tuple[str, ...] = Field((), description="Glob of photos to leave out, as for desra mine.")
+    gan_model: Path | None = Field(
+        None, description="Checkpoint of the GAN-trained model, to measure what a mine with it takes."
+    )
+    mse_model: Annotated[str | None, path_unless(BICUBIC)] = Field(
+        None, description="The reference, as of desra mine: a checkpoint, or bicubic. With --gan-model only."
+    )
+    precision: Precision = Field("float32", description="Number format of inference, as of desra mine.")
+
+
+def _folder_of(output: Path) -> Path:
+    """Return an output folder, or the folder of tar files."""
+    return output.parent if is_tar(output) else output
 
 
 class Verifying(Frozen):
@@ -677,7 +704,7 @@ def local_timezone() -> str:
 # The settings of each command that has a model of its own.
 SETTINGS: dict[str, type[Frozen]] = {
     **{kind.verb: kind for kind in (Mining, Detection, Twinning, Finetuning, Comparing, Cycling, Serving)},
-    **{kind.verb: kind for kind in (Calibrating, Delivering, Verifying)},
+    **{kind.verb: kind for kind in (Calibrating, Delivering, Inspecting, Verifying)},
     "benchmark": Benchmarking,
     "benchmark synthetic": SyntheticBenchmarking,
 }

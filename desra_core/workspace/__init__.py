@@ -128,10 +128,13 @@ class Workspace:
     calibration = _Named("calibration/{}")  # by key: histograms of similarity by class, one per shard (desra calibrate)
 
     # By key of an output folder, and number of a shard: what desra deliver has written there; and for a shard in
-    # progress a folder with a JSON file per image.
+    # progress a folder with a JSON file per image. Where the output is tar files: what each of them holds, and the
+    # folder of pictures that are not packed yet.
     deliveries = _Below("deliveries")
     delivered = _Named("deliveries/{}/{:08d}.parquet")
     delivery_journal = _Named("deliveries/{}/{:08d}")
+    packed = _Named("deliveries/{}/{:08d}.json")
+    unpacked = _Named("deliveries/{}/unpacked")
 
     twin = _Below("twin/twin.pth")  # the MSE twin that the GAN model is compared with, where none is given
     split = _Below("split.parquet")  # the pool of each image that was ever asked for: training or held-out

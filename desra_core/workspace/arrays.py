@@ -14,6 +14,7 @@ import numpy.typing as npt
 import xxhash
 import zarr
 from zarr.codecs import BloscCodec
+from zarr.storage import MemoryStore
 
 from desra_core.errors import LostError, TransientError
 from desra_core.files import reading_errors
@@ -35,17 +36,7 @@ def write_array(workspace: Workspace, image_id: str, name: str, array: npt.NDArr
             if not (group / "zarr.json").exists():
                 zarr.open_group(made, mode="a", zarr_format=3)
                 workspace.publish(group / "zarr.json", (made / "zarr.json").read_bytes())
-            stored = zarr.create_array(
-                made / name,
-                shape=array.shape,
-                dtype=array.dtype,
-                chunks=(_CHUNK, _CHUNK, *array.shape[2:]),
-                shards=(*(min(-(-side // _CHUNK) * _CHUNK, _SHARD) for side in array.shape[:2]), *array.shape[2:]),
-                compressors=BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle"),
-                attributes={"key": key, "crc32": _crc32(array), "checksum": _UNTOLD},
-                zarr_format=3,
-            )
-            stored[:] = array
+            _store(made / name, array, {"key": key, "crc32": _crc32(array), "checksum": _UNTOLD})
             about = made / name / _ABOUT
             about.write_text(about.read_text().replace(_UNTOLD, _files_hash(made / name)))
             whole = (made / name).rename(workspace.scratch())
@@ -58,6 +49,28 @@ def write_array(workspace: Workspace, image_id: str, name: str, array: npt.NDArr
                     raise
         finally:
             shutil.rmtree(made, ignore_errors=True)
+
+
+def stored_bytes(array: npt.NDArray[Any]) -> int:
+    """Return the bytes that `write_array` would take for an array."""
+    memory: dict[str, Any] = {}
+    _store(MemoryStore(memory), array, {})
+    return sum(map(len, memory.values()))
+
+
+def _store(store: Any, array: npt.NDArray[Any], attributes: dict[str, Any]) -> None:
+    """Write an array to a new folder or another store of zarr."""
+    stored = zarr.create_array(
+        store,
+        shape=array.shape,
+        dtype=array.dtype,
+        chunks=(_CHUNK, _CHUNK, *array.shape[2:]),
+        shards=(*(min(-(-side // _CHUNK) * _CHUNK, _SHARD) for side in array.shape[:2]), *array.shape[2:]),
+        compressors=BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle"),
+        attributes=attributes,
+        zarr_format=3,
+    )
+    stored[:] = array
 
 
 class StoredArray:

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import tarfile
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from PIL import Image, ImageCms
 
 from desra_core.detection.repair import repair
 from desra_core.images.codec import read_image
+from desra_core.images.scanning import image_files
 from desra_core.networks.checkpoints import load_model
 from desra_core.networks.super_resolution import super_resolve
 from tests.conftest import desra_command, photo
@@ -371,3 +373,145 @@ def test_killed_it_goes_on(make_photos, models, prefect_environment, tmp_path) -
         (tmp_path / f"tables/{index}").write_bytes(data)
         rows.append(pq.read_table(tmp_path / f"tables/{index}").drop_columns(["results"]).to_pylist())
     assert rows[0] == rows[1]
+
+
+def members(folder: Path) -> dict[str, bytes]:
+    """Return what the tar files of a folder hold, all of it, by the names in them."""
+    found: dict[str, bytes] = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                assert member.name not in found
+                found[member.name] = tar.extractfile(member).read()
+    return found
+
+
+@pytest.mark.slow
+def test_pictures_are_packed_into_tar_files(desra, make_photos, models, tmp_path) -> None:
+    names = make_photos(tmp_path / "photos", 6)
+    (tmp_path / "photos/a.b.png").write_bytes((tmp_path / f"photos/{names[0]}.png").read_bytes() + b"x")
+    mse, gan = models
+    workspace, output = tmp_path / "ws", tmp_path / "out"
+    given = ("--gan-model", gan, "--mse-model", mse, "--workspace", workspace)
+    assert desra("mine", tmp_path / "photos", *given, "--shard-size", 4).returncode == 0
+
+    def deliver(place: Path, *flags: object) -> subprocess.CompletedProcess[str]:
+        return desra("deliver", "--workspace", workspace, "--output", place, *flags)
+
+    run = deliver(output / "all.tar", "--trust-map")
+    assert run.returncode == 0, run.stderr
+    assert f"pictures {output / 'all.tar'} (7 pictures, " in run.stdout
+    assert f"table    {output / 'all.parquet'}" in run.stdout
+    assert {path.name for path in output.iterdir()} == {"all-000000.tar", "all-000001.tar", "all.parquet"}
+    assert deliver(tmp_path / "folder", "--trust-map").returncode == 0
+    folder = pictures(tmp_path / "folder")
+    wanted = {name: data for name, data in folder.items() if not name.startswith(("trust_maps/", "delivered"))}
+    wanted |= {f"{name[11:-4]}.trust_map.png": data for name, data in folder.items() if name.startswith("trust_maps/")}
+    wanted = {name.replace("a.b", "a_b"): data for name, data in wanted.items()}
+    assert members(output) == wanted
+    assert len(wanted) == 14
+    table = pq.read_table(output / "all.parquet").to_pylist()
+    assert [row["image"] for row in table] == sorted([*names, "a.b"])
+    for row in table:
+        tar, _, member = row["path"].partition("/")
+        assert tar in {"all-000000.tar", "all-000001.tar"}
+        assert len(wanted[member]) == row["bytes"]
+    assert not list(workspace.glob("deliveries/*/unpacked"))
+    # They are photos to desra, the trust maps are not.
+    found = image_files(output / "*.tar").files
+    assert {path.partition("/")[2] for path in found["path"].to_pylist()} == {
+        name for name in wanted if "trust_map" not in name
+    }
+
+    before = {path: path.read_bytes() for path in output.iterdir()}
+    again = deliver(output / "all.tar", "--trust-map")
+    assert (again.returncode, "starting Prefect" in again.stderr) == (0, False), again.stderr
+    assert {path: path.read_bytes() for path in output.iterdir()} == before
+    assert desra("verify", "--workspace", workspace).returncode == 0
+
+    # A photo that changed, which may be in another shard then, and a tar file that is gone.
+    assert cv2.imwrite(str(tmp_path / f"photos/{names[0]}.png"), photo(8, bright=True))
+    (output / "all-000001.tar").unlink()
+    changed = deliver(output / "all.tar", "--trust-map")
+    assert changed.returncode == 0, changed.stderr
+    assert deliver(tmp_path / "folder", "--trust-map").returncode == 0
+    there, folder = members(output), pictures(tmp_path / "folder")
+    assert there.keys() == wanted.keys()
+    assert there[f"{names[0]}.png"] == folder[f"{names[0]}.png"] != wanted[f"{names[0]}.png"]
+    assert {name for name in wanted if there[name] != wanted[name]} == {
+        f"{names[0]}.png", f"{names[0]}.trust_map.png"
+    }  # fmt: skip
+
+    # Again: the shard in which it was alone is left with an empty tar file.
+    assert cv2.imwrite(str(tmp_path / f"photos/{names[0]}.png"), photo(10, bright=True))
+    assert deliver(output / "all.tar", "--trust-map").returncode == 0
+    assert deliver(tmp_path / "folder", "--trust-map").returncode == 0
+    there = members(output)
+    assert there.keys() == wanted.keys()
+    assert there[f"{names[0]}.png"] == (tmp_path / f"folder/{names[0]}.png").read_bytes() != folder[f"{names[0]}.png"]
+
+    (output / "all-000000.tar").write_bytes(b"mine")
+    refused = deliver(output / "all.tar", "--trust-map")
+    assert refused.returncode == 2
+    assert f"error: {output}/all-000000.tar: is in the way" in refused.stderr
+    assert (output / "all-000000.tar").read_bytes() == b"mine"
+
+
+@pytest.mark.slow
+def test_tar_files_that_are_photos_are_no_place_for_pictures(desra_here, make_photos, models, tmp_path) -> None:
+    make_photos(tmp_path / "photos", 1)
+    with tarfile.open(tmp_path / "p-000000.tar", "w") as tar:
+        tar.add(tmp_path / "photos", "")
+    command = ("deliver", tmp_path / "p-*.tar", "--gan-model", models[1], "--workspace", tmp_path / "ws", "--output")
+    run = desra_here(*command, tmp_path / "p-new.tar")
+    assert (run.returncode, "the next run would take for photos" in run.stderr) == (2, True), run.stderr
+
+
+@pytest.mark.slow
+def test_tar_files_in_object_storage_and_killed(make_photos, models, prefect_environment, tmp_path) -> None:
+    make_photos(tmp_path / "photos", 8)
+    mse, gan = models
+
+    def command(output: object) -> list[str]:
+        given = ("--gan-model", gan, "--mse-model", mse, "--workspace", tmp_path / "ws", "--output", output)
+        return desra_command("deliver", tmp_path / "photos", *given)
+
+    with object_store() as store:
+        environment = prefect_environment | store.environment
+        target = f"s3://{BUCKET}/out/all.tar"
+
+        def stored() -> dict[str, bytes]:
+            found = store.client.list_objects_v2(Bucket=BUCKET, Prefix="out/").get("Contents", [])
+            bodies = {each["Key"]: store.client.get_object(Bucket=BUCKET, Key=each["Key"]) for each in found}
+            return {key: answer["Body"].read() for key, answer in bodies.items()}
+
+        run = subprocess.Popen(command(target), env=environment, start_new_session=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        until = time.monotonic() + 120
+        while run.poll() is None and not list(tmp_path.glob("ws/deliveries/*/unpacked/**/*.png")):
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        os.killpg(run.pid, signal.SIGKILL)
+        assert run.wait() == -signal.SIGKILL
+        assert stored() == {}
+        last = subprocess.run(command(target), env=environment, capture_output=True, text=True)
+        assert last.returncode == 0, last.stderr
+        here = subprocess.run(command(tmp_path / "here/all.tar"), env=environment, capture_output=True, text=True)
+        assert here.returncode == 0, here.stderr
+        tars = {f"out/{path.name}": path.read_bytes() for path in (tmp_path / "here").glob("*.tar")}
+        found = stored()
+        found.pop("out/all.parquet")
+        assert found == tars
+        again = subprocess.run(command(target), env=environment, capture_output=True, text=True)
+        assert (again.returncode, "starting Prefect" in again.stderr) == (0, False), again.stderr
+        # Another name for each picture: the tar file is fetched and written anew. A new photo is in another shard.
+        assert cv2.imwrite(str(tmp_path / "photos/new.png"), photo(9, bright=True))
+        more = subprocess.run([*command(target), "--suffix", "_x4"], env=environment, capture_output=True, text=True)
+        assert more.returncode == 0, more.stderr
+        old = members(tmp_path / "here")
+        for key in ("all-000000.tar", "all-000001.tar"):
+            (tmp_path / key).write_bytes(stored()[f"out/{key}"])
+        new = members(tmp_path)
+        assert new.pop("new_x4.png")
+        assert new == old | {name.replace(".png", "_x4.png"): content for name, content in old.items()}
+        assert not list(tmp_path.glob("ws/deliveries/*/.*")), "no copy is left"

@@ -9,9 +9,10 @@ import pickle
 import shutil
 import tarfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -285,6 +286,21 @@ def test_output_is_written_below_a_folder_or_a_url(store: ObjectStore, tmp_path:
         write_output(place_of("s3://none"), "a.png", b"content")
 
 
+def test_large_files_are_sent_and_fetched(store: ObjectStore, tmp_path: Path) -> None:
+    """In several parts, which S3 shows as one file when the last one is there."""
+    content = np.random.default_rng(0).bytes(110_000_000)
+    (tmp_path / "here").write_bytes(content)
+    place = place_of(f"s3://{BUCKET}/out/large.tar")
+    place.upload(tmp_path / "here")
+    assert store.client.head_object(Bucket=BUCKET, Key="out/large.tar")["ETag"].endswith('-3"')
+    place.download(tmp_path / "there")
+    assert (tmp_path / "there").read_bytes() == content
+    with pytest.raises(TransientError, match=r"^s3://none/a\.tar: cannot be written \(there is no such place\)"):
+        place_of("s3://none/a.tar").upload(tmp_path / "here")
+    with pytest.raises(TransientError, match=r"^s3://photos/out/none\.tar: there is no such file; check its path"):
+        place_of(f"s3://{BUCKET}/out/none.tar").download(tmp_path / "there")
+
+
 def test_a_worker_is_asked_whether_it_reads_the_same_photos(store: ObjectStore, tmp_path: Path) -> None:
     store.put({"p/a.png": b"a"})
     tar = tar_of(tmp_path / "t.tar", {"x.png": b"x", "y.png": b"y"})
@@ -424,8 +440,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 def test_the_html_index_of_a_web_server(tmp_path: Path) -> None:
-    tree = {name: content for name, content in TREE.items() if "." not in (name[0], name.split("/")[1:][:1])}
-    write(tmp_path / "corpus", tree)
+    write(tmp_path / "corpus", TREE)
     write(tmp_path, {"above.png": b"0"})
     tar_of(tmp_path / "corpus/t.tar", {"x.png": picture(0), "y.png": b"y"})
     handler = functools.partial(Quiet, directory=str(tmp_path))
@@ -443,4 +458,50 @@ def test_the_html_index_of_a_web_server(tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / "corpus")
         with pytest.raises(DesraError, match="does not exist; check the address"):
             image_files(place_of(url))
+        server.shutdown()
+
+
+class Busy(Quiet):
+    """Refuses the first requests for each path, with these codes, HEAD and GET each; then it answers."""
+
+    codes: ClassVar[list[int]] = []
+    asked: ClassVar[Counter[tuple[str, str]]] = Counter()
+
+    def send_head(self) -> Any:
+        self.asked[self.command, self.path] += 1
+        number = self.asked[self.command, self.path]
+        if number <= len(self.codes):
+            self.send_error(self.codes[number - 1])
+            return None
+        return super().send_head()
+
+
+def test_a_web_server_that_is_busy_is_asked_again_and_then_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_PAUSES", (0.01, 0.01))
+    write(tmp_path / "corpus", {"a.png": b"1", "set/b.png": b"22"})
+    handler = functools.partial(Busy, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = place_of(f"http://127.0.0.1:{server.server_port}/corpus")
+        for codes in ([503], [429, 503]):
+            monkeypatch.setattr(Busy, "codes", codes)
+            Busy.asked.clear()
+            files = image_files(url).files.sort_by("path")
+            assert [row["size"] for row in files.to_pylist()] == [1, 2], "the sizes are told, too"
+            Busy.asked.clear()
+            assert [path.read_bytes() for path in paths_of(url, files)] == [b"1", b"22"]
+            assert Busy.asked["GET", "/corpus/a.png"] == len(codes) + 1
+        monkeypatch.setattr(Busy, "codes", [503] * 1000)
+        for place in (url, url / "a.png"):  # a listing, and the one file that is asked for by itself
+            with pytest.raises(AbsentError, match=r"cannot be read \(ClientResponseError: 503.*check the network"):
+                image_files(place)
+        with pytest.raises(TransientError, match=r"a\.png: cannot be read \(ClientResponseError: 503"):
+            (url / "a.png").read_bytes()
+        monkeypatch.setattr(Busy, "codes", [410] * 1000)
+        Busy.asked.clear()
+        with pytest.raises(UsageError, match="does not exist; check the address"):
+            image_files(url / "a.png")
+        assert Busy.asked["GET", "/corpus/a.png"] == 1, "what is gone is not asked for again"
         server.shutdown()
