@@ -58,7 +58,7 @@ class Place(NamedTuple):
         return float(self.region["severity"]) if self.region else -np.inf
 
 
-class Agreement(NamedTuple):
+class RaterAgreement(NamedTuple):
     """How far raters agree about the regions that at least two of them have answered."""
 
     regions: int
@@ -196,7 +196,7 @@ class Review:
             left = sum(self._is_open(place, votes) for place in self._places.values())
             return {"answered": mine, "left": left, "all": len(self._places)}
 
-    def agreement(self) -> Agreement:
+    def agreement(self) -> RaterAgreement:
         """Compute how far the raters agree on the regions of this workspace."""
         with self._lock:
             votes = self._votes()
@@ -619,7 +619,7 @@ def draw_stroke(mask: Mask, stroke: Stroke) -> None:
         mask[top:bottom, left:right][near] = not stroke.erase
 
 
-def agreement(regions: Iterable[Mapping[str, str]]) -> Agreement:
+def agreement(regions: Iterable[Mapping[str, str]]) -> RaterAgreement:
     """Compute how far raters agree: Cohen's kappa for two of them, else Fleiss', by regions with two answers or more.
 
     Where not every region has as many answers, Fleiss' kappa takes the shares of each region, as Fleiss' own formula
@@ -632,7 +632,7 @@ def agreement(regions: Iterable[Mapping[str, str]]) -> Agreement:
     people = sorted({rater for votes in shared for rater in votes})
     pairs = [[a == b for a, b in combinations(votes.values(), 2)] for votes in shared]
     if not shared:
-        return Agreement(0, 0, None, None)
+        return RaterAgreement(0, 0, None, None)
     observed = float(np.mean([np.mean(equal) for equal in pairs]))
     answers = sorted({answer for votes in shared for answer in votes.values()})
 
@@ -644,4 +644,4 @@ def agreement(regions: Iterable[Mapping[str, str]]) -> Agreement:
     first, second = (people[:1], people[1:]) if len(people) == 2 else (people, people)
     expected = float(shares(*first) @ shares(*second))
     kappa = (observed - expected) / (1 - expected) if expected < 1 - 1e-12 else None
-    return Agreement(len(shared), len(people), observed, kappa)
+    return RaterAgreement(len(shared), len(people), observed, kappa)

@@ -125,7 +125,7 @@ def test_every_command_takes_paths_in_this_way() -> None:
 
     known = {paths_at_home(nothing).__code__, with_flags(lambda settings, machine: None, Mining).__code__}
     commands = [command.callback for command in cli.app.registered_commands]
-    assert len(commands) == 22
+    assert len(commands) == 23
     assert all(command is not None and command.__code__ in known for command in commands)
 
 

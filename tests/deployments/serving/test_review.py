@@ -282,7 +282,7 @@ def test_without_the_token_there_is_nothing(workspace: Workspace) -> None:
                     code, text = get(f"{origin}/{wrong}{path}", data)
                     assert (code, text) == (
                         403,
-                        "This address lacks its key: take the one that desra review has printed.\n",
+                        "This address lacks its key: take the one that desra review has printed.",
                     )
         assert get(f"{origin}/{token}/state", host="evil.example")[0] == 400
         assert get(f"{address}nothing")[0] == get(f"{address}state", method="DELETE")[0] == 403
