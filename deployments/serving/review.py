@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import socket
 import threading
@@ -63,7 +64,9 @@ def review_server(review: Review, port: int, seconds: float | None) -> Iterator[
     try:
         listener = socket.create_server(("127.0.0.1", port))
     except OSError as error:
-        raise UsageError(f"--port {port}", f"cannot be had ({error.strerror})", "give another one") from None
+        raise UsageError(
+            f"--port {port}", f"cannot be had ({os.strerror(error.errno or 0)})", "give another one"
+        ) from None
     token = secrets.token_urlsafe(32)
     importing = _Importing(review)
     with serving(review_app(review, token, seconds, importing.wake.set), listener, _HEADERS), importing.running():
