@@ -62,6 +62,7 @@ USED_WRONGLY = {
     "export": ["--workspace", "none", "--format", "coco", "--output", "out"],
     "import": ["coco", "none.json", "--workspace", "none"],
     "benchmark synthetic": ["--mse-sr", "none", "--gan-sr", "none", "--output", "bench"],
+    "review": ["--workspace", "none", "--rater", "ann"],
     "config": ["--from-workspace", "none"],
     "doctor": ["--workspace"],
     "inspect": ["none"],

@@ -1,7 +1,9 @@
 """``desra review``: people accept, reject and mend regions in a page, or rate them."""
 
 import contextlib
+import os
 import shlex
+import sys
 import threading
 import webbrowser
 from pathlib import Path
@@ -71,7 +73,8 @@ def review(
         serving = review_server(made, port, (seconds or 5.0) if rate else None)
         with contextlib.suppress(KeyboardInterrupt), serving as address:
             typer.echo(f"review   {address}\nend      Ctrl-C")
-            if browser:
+            # Elsewhere, a browser for terminals would take this one.
+            if browser and (sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()):
                 webbrowser.open(address)
             threading.Event().wait()
         if not rate:

@@ -328,6 +328,7 @@ large.addEventListener("pointerup", () => {
     sending = sending.then(() => send("stroke", done)).then(() => { if (stroke === done) stroke = null; draw(); });
   }
 });
+large.addEventListener("pointercancel", () => { dragged = stroke = null; draw(); });
 large.addEventListener("pointerleave", () => { pointer = null; draw(); });
 large.addEventListener("wheel", (event) => {
   event.preventDefault();

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import socket
 import threading
@@ -26,7 +27,7 @@ from desra_core.annotations.review import Key, Place, Review, StaleError
 from desra_core.detection.class_weights import class_name
 from desra_core.errors import DesraError, TransientError, UsageError, printable
 from desra_core.report.pictures import StoredImage
-from desra_core.report.tiles import Pictures, Tile, mask_tile, outline_tile
+from desra_core.report.tiles import Tile, TiledPictures, mask_tile, outline_tile
 from desra_core.settings import detector_of
 from desra_core.workspace.answers import Stroke
 
@@ -63,7 +64,9 @@ def review_server(review: Review, port: int, seconds: float | None) -> Iterator[
     try:
         listener = socket.create_server(("127.0.0.1", port))
     except OSError as error:
-        raise UsageError(f"--port {port}", f"cannot be had ({error.strerror})", "give another one") from None
+        raise UsageError(
+            f"--port {port}", f"cannot be had ({os.strerror(error.errno or 0)})", "give another one"
+        ) from None
     token = secrets.token_urlsafe(32)
     importing = _Importing(review)
     with serving(review_app(review, token, seconds, importing.wake.set), listener, _HEADERS), importing.running():
@@ -110,7 +113,7 @@ def review_app(review: Review, token: str, seconds: float | None, on_answer: Cal
     ]
 
     def refuse(_: Request) -> Response:
-        return PlainTextResponse("This address lacks its key: take the one that desra review has printed.\n", 403)
+        return PlainTextResponse("This address lacks its key: take the one that desra review has printed.", 403)
 
     everything = Route("/{path:path}", refuse, methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
     guard = Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)
@@ -130,7 +133,7 @@ class _Page:
 
     def __init__(self, review: Review, seconds: float | None, on_answer: Callable[[], object]) -> None:
         self._review, self._seconds, self._on_answer = review, seconds, on_answer
-        self._pictures = Pictures()
+        self._pictures = TiledPictures()
         self._measure = detector_of(review.settings)
 
     def state(self, _: Request) -> Response:

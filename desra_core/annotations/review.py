@@ -12,7 +12,7 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, pairwise
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +38,7 @@ _AT_ONCE = 16
 _LARGEST_RADIUS, _MOST_POINTS = 500, 20_000
 
 Key = tuple[str, Box | None]  # id of the image, and box of the region; None for the whole image
-Votes = Mapping[Key, Mapping[str, str]]  # by region: the latest answer of each rater
+Votes = dict[Key, dict[str, str]]  # by region: the latest answer of each rater
 
 
 class Place(NamedTuple):
@@ -58,7 +58,7 @@ class Place(NamedTuple):
         return float(self.region["severity"]) if self.region else -np.inf
 
 
-class Agreement(NamedTuple):
+class RaterAgreement(NamedTuple):
     """How far raters agree about the regions that at least two of them have answered."""
 
     regions: int
@@ -196,7 +196,7 @@ class Review:
             left = sum(self._is_open(place, votes) for place in self._places.values())
             return {"answered": mine, "left": left, "all": len(self._places)}
 
-    def agreement(self) -> Agreement:
+    def agreement(self) -> RaterAgreement:
         """Compute how far the raters agree on the regions of this workspace."""
         with self._lock:
             votes = self._votes()
@@ -493,33 +493,41 @@ class Review:
         )
 
     def _write(self, answer: Answer) -> Answer:
+        counted, state = self._counted, (self._file.lines, self._stamps())
         written = self._file.append(answer)
+        if counted is not None and counted[0] == state and written.box is not None and written.check is None:
+            # All other answers are as they were, so they need not be collected again.
+            counted[1].setdefault(written.key, {})[self.rater] = written.answer
+            self._counted = (self._file.lines, state[1]), counted[1]
         if answer.answer != "drawn":
             self._front = None
         if self.kind == "decision" and answer.check is None:
             self._changed.add(answer.id)
         return written
 
-    def _answers(self) -> dict[str, list[Answer]]:
-        """Read the standing answers of all raters about results of this model, by rater."""
-        found = {}
+    def _stamps(self) -> dict[str, tuple[int, int]]:
+        """Read the files of other raters that have changed; returns time and size of each."""
         for rater in raters(self.workspace):
-            if rater == self.rater:
-                answers = self._file.answers
-            else:
+            if rater != self.rater:
                 status = self.workspace.answers(rater).stat()
                 stamp = status.st_mtime_ns, status.st_size
                 if self._read.get(rater, (None,))[0] != stamp:
                     self._read[rater] = stamp, read_answers(self.workspace, rater)
-                answers = self._read[rater][1]
-            key = self.target.gan_sr_key
-            found[rater] = [one for one in answers if one.kind == self.kind and one.gan_sr_key == key and not one.check]
-        return found
+        return {rater: stamp for rater, (stamp, _) in self._read.items()}
+
+    def _answers(self) -> dict[str, list[Answer]]:
+        """Read the standing answers of all raters about results of this model, by rater."""
+        self._stamps()
+        each = {rater: answers for rater, (_, answers) in self._read.items()} | {self.rater: self._file.answers}
+        key = self.target.gan_sr_key
+        return {
+            rater: [one for one in answers if one.kind == self.kind and one.gan_sr_key == key and not one.check]
+            for rater, answers in each.items()
+        }
 
     def _votes(self) -> Votes:
         """Collect the latest answer of each rater by place."""
-        self._answers()
-        state = self._file.lines, {rater: stamp for rater, (stamp, _) in self._read.items()}
+        state = self._file.lines, self._stamps()
         if self._counted is None or self._counted[0] != state:
             about = self._about_images(None).items()
             self._counted = state, {(key, box): votes for key, image in about for box, votes in image.votes.items()}
@@ -594,8 +602,8 @@ def decided(votes: Mapping[str, str], passes: int) -> bool | None:
         >>> decided({"ann": "accept", "bob": "unsure"}, 1), decided({"ann": "accept", "bob": "reject"}, 2)
         (True, None)
     """
-    counts = Counter(votes.values())
-    accepted, rejected = counts["accept"], counts["reject"] + counts["clean"]
+    given = list(votes.values())
+    accepted, rejected = given.count("accept"), given.count("reject") + given.count("clean")
     if accepted + rejected < passes or accepted == rejected:
         return None
     return accepted > rejected
@@ -619,7 +627,7 @@ def draw_stroke(mask: Mask, stroke: Stroke) -> None:
         mask[top:bottom, left:right][near] = not stroke.erase
 
 
-def agreement(regions: Iterable[Mapping[str, str]]) -> Agreement:
+def agreement(regions: Iterable[Mapping[str, str]]) -> RaterAgreement:
     """Compute how far raters agree: Cohen's kappa for two of them, else Fleiss', by regions with two answers or more.
 
     Where not every region has as many answers, Fleiss' kappa takes the shares of each region, as Fleiss' own formula
@@ -630,18 +638,20 @@ def agreement(regions: Iterable[Mapping[str, str]]) -> Agreement:
     """
     shared = [votes for votes in regions if len(votes) > 1]
     people = sorted({rater for votes in shared for rater in votes})
-    pairs = [[a == b for a, b in combinations(votes.values(), 2)] for votes in shared]
     if not shared:
-        return Agreement(0, 0, None, None)
-    observed = float(np.mean([np.mean(equal) for equal in pairs]))
-    answers = sorted({answer for votes in shared for answer in votes.values()})
-
-    def shares(*of: str) -> npt.NDArray[np.float64]:
-        """Return how often each answer is given by some raters, each region counting once."""
-        given = [[vote for rater, vote in votes.items() if rater in of] for votes in shared]
-        return np.array([np.mean([votes.count(answer) / len(votes) for votes in given]) for answer in answers])
-
-    first, second = (people[:1], people[1:]) if len(people) == 2 else (people, people)
-    expected = float(shares(*first) @ shares(*second))
-    kappa = (observed - expected) / (1 - expected) if expected < 1 - 1e-12 else None
-    return Agreement(len(shared), len(people), observed, kappa)
+        return RaterAgreement(0, 0, None, None)
+    observed = 0.0
+    # How often each answer is given, each region counting once: by all raters, and by each rater.
+    shares: Counter[str] = Counter()
+    by_rater: dict[str, Counter[str]] = {rater: Counter() for rater in people}
+    for votes in shared:
+        counts, size = Counter(votes.values()), len(votes)
+        observed += sum(count * (count - 1) for count in counts.values()) / (size * (size - 1))
+        for rater, answer in votes.items():
+            by_rater[rater][answer] += 1
+            shares[answer] += 1 / size  # type: ignore[assignment]
+    one, other = by_rater.values() if len(people) == 2 else (shares, shares)
+    observed /= len(shared)
+    expected = sum(one[answer] * other[answer] for answer in shares) / len(shared) ** 2
+    kappa = (observed - expected) / (1 - expected) if expected < 1 - 1e-9 else None
+    return RaterAgreement(len(shared), len(people), observed, kappa)

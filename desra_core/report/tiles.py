@@ -53,7 +53,7 @@ class Tile(NamedTuple):
         return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA))
 
 
-class Pictures:
+class TiledPictures:
     """Decoded pictures, of which a bounded number is kept: each is decoded once while a page shows its tiles."""
 
     def __init__(self) -> None:

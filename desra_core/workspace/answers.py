@@ -105,6 +105,8 @@ def read_answers(workspace: Workspace, rater: str) -> list[Answer]:
         return []
     standing: dict[int, Answer] = {}
     for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+        if not line:  # somebody has emptied a damaged line: the numbers of the others stay
+            continue
         try:
             document = json.loads(line)
             if document["kind"] == "undo":
@@ -112,7 +114,7 @@ def read_answers(workspace: Workspace, rater: str) -> list[Answer]:
             else:
                 standing[number] = _answer_of(document, number)
         except (ValueError, KeyError, TypeError, RecursionError):
-            remedy = "bring the file back from a copy, or delete this line"
+            remedy = "bring the file back from a copy, or empty this line"
             raise UsageError(path, f"is damaged in line {number}", remedy) from None
     return list(standing.values())
 

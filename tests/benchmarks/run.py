@@ -23,6 +23,7 @@ TITLES = {
     "training": "Steps of a finetune against the plain loop, and its loader",
     "gate": "The gate in rounds, against all candidates on all images",
     "scale": "How time and memory grow with names and megapixels",
+    "review": "A hundred regions in desra review, and tiles of 16 MP",
     "planning": "From the command to the first stage, with 100,000 photos",
     "many_runs": "A hundred runs of a thousand images on one Prefect server",
     "long_run": "What grows in a single run of 100,000 images",

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import urllib.error
 import urllib.request
@@ -261,6 +262,20 @@ def test_two_tabs_of_a_rater(workspace: Workspace, browser: Page) -> None:
         assert answers(workspace) == ["accept", "reject"]
 
 
+def test_the_page_shows_how_far_raters_agree(workspace: Workspace, browser: Page) -> None:
+    with reviewed(workspace, "bob") as address:
+        go(browser, address)
+        for key in "aar":
+            press(browser, key, "!busy && (!now.place || document.body.dataset.ready)")
+        assert "kappa" not in browser.text()
+    with reviewed(workspace, passes=2) as address:
+        go(browser, address)
+        for key in "ara":
+            press(browser, key, "!busy && (!now.place || document.body.dataset.ready)")
+        # Of three regions one is equal. By chance: 4 / 9 + 1 / 9.
+        browser.wait_for("2 raters agree on 33 % of 3 shared, kappa -0.50")
+
+
 def get(url: str, data: bytes | None = None, host: str | None = None, method: str | None = None) -> tuple[int, str]:
     request = urllib.request.Request(url, data, {"Host": host} if host else {}, method=method)
     try:
@@ -282,7 +297,7 @@ def test_without_the_token_there_is_nothing(workspace: Workspace) -> None:
                     code, text = get(f"{origin}/{wrong}{path}", data)
                     assert (code, text) == (
                         403,
-                        "This address lacks its key: take the one that desra review has printed.\n",
+                        "This address lacks its key: take the one that desra review has printed.",
                     )
         assert get(f"{origin}/{token}/state", host="evil.example")[0] == 400
         assert get(f"{address}nothing")[0] == get(f"{address}state", method="DELETE")[0] == 403
@@ -372,6 +387,13 @@ def test_a_review_that_is_killed_at_any_moment_goes_on_where_it_was(workspace: W
             f"masks    2 human masks of reviews in {root}/human",
             f"next     desra evaluate --workspace {root}; desra finetune --workspace {root} --output RUN",
         ]
+
+
+def test_a_port_that_is_taken_is_refused_in_a_line(workspace: Workspace, desra_here) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        run = desra_here("review", "--workspace", workspace.root, "--rater", "ann", "--port", port)
+    assert refusal(run) == f"error: --port {port}: cannot be had (Address already in use); give another one"
 
 
 @pytest.mark.parametrize(

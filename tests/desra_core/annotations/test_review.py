@@ -20,7 +20,7 @@ from desra_core.annotations.corrections import publish_corrections, read_correct
 from desra_core.annotations.export import export_workspace
 from desra_core.annotations.review import (
     CHECK_EVERY,
-    Agreement,
+    RaterAgreement,
     Review,
     StaleError,
     agreement,
@@ -29,13 +29,15 @@ from desra_core.annotations.review import (
     draw_stroke,
 )
 from desra_core.errors import UsageError
-from desra_core.images.codec import encode_mask
+from desra_core.images.codec import encode_mask, read_image
 from desra_core.images.parts import Rectangle
 from desra_core.planning.plan import load_settings
+from desra_core.settings import Mining
 from desra_core.workspace import Workspace
 from desra_core.workspace.answers import Stroke, open_answers, read_answers
 from desra_core.workspace.human_masks import read_human_masks
 from tests.conftest import held
+from tests.in_process import process
 
 SIZE = (120, 160)
 
@@ -429,7 +431,7 @@ def test_checks_are_asked_now_and_then_and_decide_nothing(make_workspace) -> Non
             say(ann, "accept")
         assert [index for index, check in enumerate(asked) if check] == [CHECK_EVERY - 1]
         assert ann.checked() == (1, 0)
-        assert ann.agreement() == Agreement(0, 0, None, None)
+        assert ann.agreement() == RaterAgreement(0, 0, None, None)
     (check,) = (one for one in read_answers(workspace, "ann") if one.check)
     assert (check.key, check.answer, check.check) == (other.key, "accept", "reject")
     with pytest.raises(
@@ -500,3 +502,32 @@ def test_boxes_of_records_are_those_of_opencv(workspace: Workspace) -> None:
         mask = MASKS["a"].astype(np.uint8)
         found = {tuple(box) for box in cv2.connectedComponentsWithStats(mask)[2][1:, :4].tolist()}
         assert {box_of(place.region) for place in _left(review) if place.image.name == "a"} == found
+
+
+def test_the_pseudo_gt_of_a_mined_image_follows_its_answers(make_models, make_photos, tmp_path: Path) -> None:
+    mse, gan = make_models(tmp_path / "models")
+    make_photos(tmp_path / "photos", 2)
+    workspace = process(
+        Mining(photos=tmp_path / "photos", mse_model=mse, gan_model=gan, workspace=tmp_path / "ws", keep="maps")
+    )
+    with reviewing(workspace) as review:
+        place = review.current()
+        assert place is not None
+        name, (height, width) = place.image.name, place.image.shape
+        before = read_image(workspace.dataset("pseudo_gt", name))
+        review.draw(place.key, Stroke(((0, 0), (width, 0)), 3), review.state())
+        while review.current():
+            say(review, "reject")
+        review.bring()
+        drawn = np.zeros((height, width), bool)
+        drawn[:4] = True
+        assert np.array_equal(human(workspace)[name], drawn)
+        mse_sr, gan_sr, found = (
+            read_image(workspace.dataset(kind, name)) for kind in ("mse_sr", "gan_sr", "pseudo_gt")
+        )
+        assert np.array_equal(found, np.where(drawn[..., np.newaxis], mse_sr, gan_sr))
+        while review.undo(review.state()):
+            pass
+        review.bring()
+        assert human(workspace) == {}
+        assert np.array_equal(read_image(workspace.dataset("pseudo_gt", name)), before)

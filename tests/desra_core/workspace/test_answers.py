@@ -103,6 +103,9 @@ def test_a_damaged_line_is_named(workspace: Workspace) -> None:
         with pytest.raises(UsageError, match="is damaged in line 1"):
             open_answers(workspace, "ann").__enter__()
         assert [found.path for found in verify_documents(workspace).damaged] == [path]
+    path.write_bytes(b"\n" + path.read_bytes().splitlines()[1] + b"\n")  # as the remedy says
+    assert [one.line for one in read_answers(workspace, "ann")] == [2]
+    assert verify_documents(workspace).damaged == ()
 
 
 def test_an_answer_that_the_disk_does_not_take_changes_nothing(workspace: Workspace) -> None:
