@@ -30,7 +30,7 @@ from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import File
 
 # Raise it when a bit of a record changes.
-JUDGED_VERSION = 2
+JUDGED_VERSION = 3
 ALL = "all parts"
 
 # From the DeSRA paper: IoU, precision and recall of DeSRA, IoU of the others; see docs/method.md.

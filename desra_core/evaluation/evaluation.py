@@ -23,7 +23,7 @@ from desra_core.detection.class_weights import class_name, class_names
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation import metrics
 from desra_core.evaluation.mask_files import MaskPair, Pairing
-from desra_core.evaluation.metrics import Agreement, ImageAgreement, MaskRegion, MaskScores
+from desra_core.evaluation.metrics import Agreement, ImageAgreement, MaskRegion, MaskScores, Overlap
 from desra_core.evaluation.table import as_csv, as_json, counted, failure_rows
 from desra_core.files import read_input, replace_file
 
@@ -35,7 +35,7 @@ _FORMAT = "fill in the column noticed of the regions.csv that desra evaluate --o
 
 Row = dict[str, Any]
 
-_MEASURES = ("iou", "precision", "recall", "f1")
+_MEASURES = ("iou", "precision", "recall", "f1", "pixel_f1", "flagged_share")
 _COUNTS = tuple(field.name for field in fields(Agreement))
 _IMAGE_COLUMNS = ("image", "height", "width", *_MEASURES, *_COUNTS, "mask", "ground_truth")
 _CLASS_COLUMNS = ("class", "name", *_MEASURES, "pixel_precision", "pixel_recall", *_COUNTS)
@@ -72,6 +72,7 @@ class Evaluation:
     sizes: metrics.Sizes | None  # the size assumed for masks whose files do not show it; None where all files show it
     scores: MaskScores  # of all images
     classes: dict[int, Agreement] | None  # the sums over the images with labels, by class; None without such images
+    overlap: Overlap  # when a region counts in found_at_kappa
     severity: SeverityLabels | None
     prominent: MaskScores | None  # against the prominent regions alone; None without severity labels
 
@@ -91,6 +92,7 @@ def evaluate_masks(
     *,
     sizes: Literal["auto"] | metrics.Sizes = "auto",
     severity: SeverityLabels | None = None,
+    overlap: Overlap = metrics.AS_PUBLISHED,
     on_judged: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Compare all pairs of masks, on the valid region of each image.
@@ -101,6 +103,7 @@ def evaluate_masks(
             ``image``, the image's own, or ``valid``, that of its valid region. ``auto`` takes ``image``, unless one of
             these masks marks something in the outermost 5 px, where DeSRA marks nothing.
         severity: Severity labels.
+        overlap: When a region counts in ``found_at_kappa``.
         on_judged: Called with the number of images judged so far, and the number of all images.
 
     Raises:
@@ -108,10 +111,11 @@ def evaluate_masks(
             do not belong to this ground truth.
     """
     taken: metrics.Sizes = "image" if sizes == "auto" else sizes
-    results = _judged(pairing.pairs, severity, taken, on_judged, stop_at_border=sizes == "auto")
+    compare = partial(_compare, severity=severity, overlap=overlap)
+    results = _judged(pairing.pairs, partial(compare, sizes=taken), on_judged, stop_at_border=sizes == "auto")
     if results is None:  # a mask of unknown size marks the border, so that it can only be of the valid region
         taken = "valid"
-        results = _judged(pairing.pairs, severity, taken, on_judged) or []
+        results = _judged(pairing.pairs, partial(compare, sizes=taken), on_judged) or []
     judged = [result for result in results if isinstance(result, ImageAgreement)]
     failures = pairing.failures + [result for result in results if isinstance(result, ImageError)]
     if not judged and failures:
@@ -136,6 +140,7 @@ def evaluate_masks(
         sizes=taken if any(image.size_assumed for image in judged) else None,
         scores=metrics.score_masks([image.agreement for image in judged]),
         classes={index: metrics.pooled(by_class[index]) for index in sorted(by_class)} if labelled else None,
+        overlap=overlap,
         severity=severity,
         prominent=metrics.score_masks(prominent) if severity else None,
     )
@@ -156,6 +161,7 @@ def as_document(evaluation: Evaluation) -> dict[str, Any]:
         "masks": str(pairing.masks),
         "ground_truth": [str(folder) for folder in pairing.ground_truth],
         "sizes": evaluation.sizes,
+        **evaluation.overlap._asdict(),
         "without_ground_truth": {name: str(path) for name, path in pairing.without_ground_truth.items()},
         "without_mask": {name: str(path) for name, path in pairing.without_mask.items()},
         "not_looked_at": pairing.not_looked_at,
@@ -304,8 +310,7 @@ def _check_ratings(severity: SeverityLabels, regions: Mapping[str, Sequence[Mask
 
 def _judged(
     pairs: Sequence[MaskPair],
-    severity: SeverityLabels | None,
-    sizes: metrics.Sizes,
+    compare: Callable[[MaskPair], ImageAgreement | ImageError],
     on_judged: Callable[[int, int], None] | None,
     *,
     stop_at_border: bool = False,
@@ -318,7 +323,7 @@ def _judged(
     results = []
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
         try:
-            for result in pool.map(partial(_compare, severity=severity, sizes=sizes), pairs):
+            for result in pool.map(compare, pairs):
                 if (
                     stop_at_border
                     and isinstance(result, ImageAgreement)
@@ -334,7 +339,9 @@ def _judged(
     return results
 
 
-def _compare(pair: MaskPair, *, severity: SeverityLabels | None, sizes: metrics.Sizes) -> ImageAgreement | ImageError:
+def _compare(
+    pair: MaskPair, *, severity: SeverityLabels | None, overlap: Overlap, sizes: metrics.Sizes
+) -> ImageAgreement | ImageError:
     prominent = None
     if severity is not None:
         noticed = {number: rating.noticed for number, rating in severity.ratings.get(pair.name, {}).items()}
@@ -342,7 +349,7 @@ def _compare(pair: MaskPair, *, severity: SeverityLabels | None, sizes: metrics.
             number for number, share in noticed.items() if share is not None and share >= severity.least_noticed
         }
     try:
-        return metrics.compare_pair(pair, sizes=sizes, prominent=prominent)
+        return metrics.compare_pair(pair, sizes=sizes, prominent=prominent, overlap=overlap)
     except ImageError as error:
         return error
     except MemoryError:
