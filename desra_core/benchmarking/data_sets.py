@@ -11,7 +11,7 @@ from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, read_coco
 from desra_core.evaluation.evaluation import all_failed
 from desra_core.images.scanning import ImageNames
-from desra_core.settings.models import Measuring
+from desra_core.settings.models import Benchmarking, Measuring
 from desra_core.workspace.matching import files_by_name
 
 # The roles of the folders of a data set, and their names in the published data set.
@@ -54,7 +54,14 @@ def given_folders(settings: Measuring) -> dict[str, Path]:
     if settings.labels and settings.segmenter != "none":
         raise UsageError("--labels", "and --segmenter are both given", "leave one out")
     roles = ("mse_sr", "gan_sr", "lr", "labels", "exclude")
-    return {role: folder for role in roles if (folder := getattr(settings, role, None)) is not None}
+    folders = {role: folder for role in roles if (folder := getattr(settings, role, None)) is not None}
+    references = settings.references if isinstance(settings, Benchmarking) else {}
+    return folders | {reference_role(name): folder for name, folder in references.items()}
+
+
+def reference_role(name: str) -> str:
+    """Return the role of the folder of a reference."""
+    return f"reference {name}"
 
 
 def read_data_set(root: Path | None, given: Mapping[str, Path], skip: Path) -> DataSet:
@@ -104,7 +111,10 @@ def _find_parts(root: Path, given: Mapping[str, Path]) -> list[Part]:
         if own.keys() & {"mse_sr", "gan_sr"}:
             for role, place in given.items():
                 if not (place / folder.name).is_dir():
-                    flag, reason = f"--{role.replace('_', '-')}", f"{place} has no folder {folder.name}"
+                    flag, reason = (
+                        f"--{role if ' ' in role else role.replace('_', '-')}",
+                        f"{place} has no folder {folder.name}",
+                    )
                     raise UsageError(flag, reason, "give one with a folder for each part")
                 own[role] = place / folder.name
             parts.append(_part(folder.name, own, folder))
@@ -162,7 +172,8 @@ def _read_part(part: str, folders: Mapping[str, Path], coco: Path | None, skip: 
     needs_truth = coco is not None or "gt_mask" in folders
     for name in sorted(files["gan_sr"].keys() | truths):
         own = {role: paths[name] for role, paths in files.items() if name in paths}
-        lacking = [role for role in ("gan_sr", "mse_sr", "labels") if role in files and role not in own]
+        needed = ("gan_sr", "mse_sr", "labels", *(role for role in files if role.startswith(reference_role(""))))
+        lacking = [role for role in needed if role in files and role not in own]
         if "gan_sr" in own and needs_truth and name not in truths:
             data_set.unjudged.append(own["gan_sr"])
         elif lacking:

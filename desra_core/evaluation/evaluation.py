@@ -11,7 +11,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
@@ -60,6 +60,27 @@ class SeverityLabels(NamedTuple):
     ratings: Ratings
     path: Path
     least_noticed: float
+
+    def prominent(self, image: str) -> set[int]:
+        """Return the numbers of the prominent regions of an image."""
+        shares = {number: rating.noticed for number, rating in self.ratings.get(image, {}).items()}
+        return {number for number, share in shares.items() if share is not None and share >= self.least_noticed}
+
+    def check(self, image: str, boxes: Sequence[Sequence[int]]) -> None:
+        """Check that the ratings of an image are of its regions, by their boxes (raises `UsageError`)."""
+        for number, rating in self.ratings.get(image, {}).items():
+            where = f"{self.path}, line {rating.line}"
+            if number > len(boxes):
+                raise UsageError(where, f"names region {number} of {image}, which has {len(boxes)}", _FORMAT)
+            if rating.box and rating.box != tuple(map(str, boxes[number - 1])):
+                raise UsageError(where, f"describes another region than number {number} of {image}", _FORMAT)
+
+    def check_images(self, images: Container[str]) -> None:
+        """Check that the ratings are of these images (raises `UsageError`)."""
+        for image, rows in self.ratings.items():
+            if image not in images:
+                where = f"{self.path}, line {next(iter(rows.values())).line}"
+                raise UsageError(where, f"names {image}, an image without ground truth", _FORMAT)
 
 
 @dataclass(frozen=True)
@@ -125,8 +146,9 @@ def evaluate_masks(
         remedy = "a mask and its ground truth have the same path below their folders, suffix aside"
         raise UsageError(lacking, "has no twin, and neither has any other mask", remedy)
     if severity:
-        regions = dict.fromkeys(chain((pair.name for pair in pairing.pairs), pairing.without_mask))
-        _check_ratings(severity, regions | {image.pair.name: image.marked for image in judged})
+        severity.check_images({pair.name for pair in pairing.pairs} | pairing.without_mask.keys())
+        for image in judged:
+            severity.check(image.pair.name, [(box.x, box.y, box.width, box.height) for box in image.marked])
     by_class: dict[int, list[Agreement]] = {}
     for image in judged:
         for index, agreement in (image.classes or {}).items():
@@ -292,22 +314,6 @@ def read_ratings(path: Path) -> Ratings:
     return ratings
 
 
-def _check_ratings(severity: SeverityLabels, regions: Mapping[str, Sequence[MaskRegion] | None]) -> None:
-    """Check that each rating is of a ground-truth region; ``regions`` has None for images that could not be judged."""
-    for image, rows in severity.ratings.items():
-        for number, rating in rows.items():
-            where = f"{severity.path}, line {rating.line}"
-            if image not in regions:
-                raise UsageError(where, f"names {image}, an image without ground truth", _FORMAT)
-            of_image = regions[image]
-            if of_image is None:
-                continue
-            if number > len(of_image):
-                raise UsageError(where, f"names region {number} of {image}, which has {len(of_image)}", _FORMAT)
-            if rating.box and rating.box != tuple(map(str, of_image[number - 1][: len(_BOX)])):
-                raise UsageError(where, f"describes another region than number {number} of {image}", _FORMAT)
-
-
 def _judged(
     pairs: Sequence[MaskPair],
     compare: Callable[[MaskPair], ImageAgreement | ImageError],
@@ -342,12 +348,7 @@ def _judged(
 def _compare(
     pair: MaskPair, *, severity: SeverityLabels | None, overlap: Overlap, sizes: metrics.Sizes
 ) -> ImageAgreement | ImageError:
-    prominent = None
-    if severity is not None:
-        noticed = {number: rating.noticed for number, rating in severity.ratings.get(pair.name, {}).items()}
-        prominent = {
-            number for number, share in noticed.items() if share is not None and share >= severity.least_noticed
-        }
+    prominent = severity.prominent(pair.name) if severity else None
     try:
         return metrics.compare_pair(pair, sizes=sizes, prominent=prominent, overlap=overlap)
     except ImageError as error:

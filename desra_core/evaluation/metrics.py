@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from desra_core.detection.mask import Components, Flags, valid
 from desra_core.errors import ImageError, LostError
@@ -64,10 +65,14 @@ class Overlap(NamedTuple):
 
     def flags(self, regions: Components, mask: Mask) -> Flags:
         """Flag the regions of a ground truth that count as found by an ``(H, W)`` bool mask: ``(N,)`` bool."""
-        side = 2 * self.dilate + 1
-        if self.dilate:
-            mask = cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
-        return np.asarray(regions.overlap(mask) / regions.areas >= self.kappa)
+        return np.asarray(shares_inside(regions, mask, self.dilate) >= self.kappa)
+
+
+def shares_inside(regions: Components, mask: Mask, dilate: int) -> npt.NDArray[np.float64]:
+    """Measure the share of each region in an ``(H, W)`` bool mask, widened by ``dilate`` px: ``(N,)``."""
+    if dilate:
+        mask = cv2.dilate(mask.astype(np.uint8), np.ones((2 * dilate + 1,) * 2, np.uint8)) > 0
+    return np.asarray(regions.overlap(mask) / regions.areas)
 
 
 AS_PUBLISHED = Overlap()
@@ -370,19 +375,24 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return reduce(add, defined) / len(defined) if defined else None
 
 
-def score_masks(agreements: Sequence[Agreement]) -> MaskScores:
-    """Measure a set of images; the mean IoU is summed in their order."""
+def measure(agreements: Sequence[Agreement]) -> dict[str, float | None]:
+    """Compute the `MEASURES` of a set of images; the mean IoU is summed in their order."""
     total = pooled(agreements)
     means = {
         "iou": mean_iou(agreements),
         "iou_with_empty": mean_iou(agreements, empty=1.0),
         "pixel_f1_mean": _mean(agreement.pixel_f1 for agreement in agreements),
     }
+    return {name: means[name] if name in means else getattr(total, name) for name in MEASURES}
+
+
+def score_masks(agreements: Sequence[Agreement]) -> MaskScores:
+    """Measure a set of images, with intervals."""
     return MaskScores(
         images=len(agreements),
         empty_pairs=sum(agreement.empty for agreement in agreements),
-        total=total,
-        values={name: means[name] if name in means else getattr(total, name) for name in MEASURES},
+        total=pooled(agreements),
+        values=measure(agreements),
         intervals=bootstrap_intervals(agreements),
     )
 
