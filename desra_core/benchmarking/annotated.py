@@ -23,7 +23,7 @@ from desra_core.benchmarking.benchmark import (
     plan_jobs,
 )
 from desra_core.benchmarking.data_sets import ROLES, Example, given_folders, read_data_set, reference_role
-from desra_core.detection.detectors import Detector, Scores, score_pair
+from desra_core.detection.detectors import Detector, Scores, load_detector, score_pair
 from desra_core.detection.mask import Components, Flags, score_mask, valid
 from desra_core.errors import ImageError, UsageError, printable
 from desra_core.evaluation import metrics
@@ -518,11 +518,14 @@ def _sensitivity(rows: Sequence[MethodRow], records: Sequence[ImageRecord], sett
         add(_KAPPA, kappa, rows, [regions_found(row, own[0], index) for row in rows])
     for index, dilate in enumerate(dilations):
         add(_DILATION, dilate, rows, [regions_found(row, index, own[1]) for row in rows])
-    # A method with several operating points has one curve.
-    traced = {row.method.name: row for row in rows if row.method.thresholds}.values()
+    # A method with several operating points has one curve, which is named by the one at the method's own threshold.
+    nearest = sorted(rows, key=lambda row: -abs(row.point.threshold - load_detector(row.method.spec).threshold))
+    traced = {row.method.name: row for row in nearest if row.method.thresholds}
+    traced = {row.method.name: traced[row.method.name] for row in rows if row.method.name in traced}
     for index, factor in enumerate(FACTORS if traced else ()):
-        measured = [row.measures | measure([run.curve[index][1] for run in runs(row)]) for row in traced]
-        add(THRESHOLD, factor, list(traced), measured)
+        chosen = list(traced.values())
+        measured = [row.measures | measure([run.curve[index][1] for run in runs(row)]) for row in chosen]
+        add(THRESHOLD, factor, chosen, measured)
     return found
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from desra_core.files import replace_file
 from desra_core.report.document import number_label, shortened, tick
@@ -109,6 +109,8 @@ def small_charts(charts: Mapping[str, Mapping[str, Points]], *, ylabel: str, log
         axes.set_xlabel(xlabel)
         _draw_curves(axes, {name: curves.get(name, ()) for name in names}, log_x=xlabel in log_x)
         _number_axes(axes)
+        if xlabel in log_x:  # they span a decade or two
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     every[0].set_ylabel(ylabel)
     _add_legend(figure, every[0], names[:MOST_CURVES])
     return figure

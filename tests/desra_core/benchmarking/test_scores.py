@@ -257,7 +257,7 @@ def test_the_sensitivity_of_the_ranking(rated: tuple[Path, list[str]], tmp_path:
     assert len(factors) == 15
     assert factors[7] == 1
     row = next(row for row in results.rows if row.entry == "ssim")
-    assert len(threshold) == 4
+    assert list(threshold) == ["desra", "desra, weight 1", "ldl, 0.005", "ssim"]
     assert row.method.thresholds[7] == row.point.threshold
 
 
