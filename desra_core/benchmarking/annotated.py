@@ -257,9 +257,12 @@ def plan_annotated(settings: Benchmarking) -> Benchmark[AnnotatedJob]:
 
     Raises `UsageError`: the data set or a method cannot be used, or a setting contradicts another.
     """
-    data_set = read_data_set(settings.dataset, given_folders(settings), settings.output)
-    severity = None
+    columns = settings.image_column, settings.mask_column, settings.prominence_column
+    data_set = read_data_set(settings.dataset, given_folders(settings), settings.output, columns)
+    severity = SeverityLabels(data_set.ratings, settings.dataset, settings.prominent) if data_set.ratings else None
     if settings.severity:
+        if severity:
+            raise UsageError("--severity", f"is given beside the shares in {settings.dataset}", "leave one out")
         severity = SeverityLabels(read_ratings(settings.severity), settings.severity, settings.prominent)
         severity.check_images({example.title for example in data_set.examples})
     return plan_jobs(settings, data_set, partial(_job, settings, severity), tuple(settings.references))

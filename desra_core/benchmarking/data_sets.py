@@ -2,14 +2,20 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+import numpy as np
+
+from desra_core.detection.mask import Components
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, read_coco
-from desra_core.evaluation.evaluation import all_failed
+from desra_core.evaluation.evaluation import Rating, Ratings, all_failed, csv_rows, share_of_viewers
+from desra_core.evaluation.mask_files import FRAME, on_valid_region, read_mask
+from desra_core.files import read_bytes
+from desra_core.images.codec import image_size
 from desra_core.images.scanning import ImageNames
 from desra_core.settings.models import Benchmarking, Measuring
 from desra_core.workspace.matching import files_by_name
@@ -20,14 +26,26 @@ ROLES = {"mse_sr": "MSE-SR", "gan_sr": "GAN-SR", "gt_mask": "GT-Mask", "lr": "LR
 ANNOTATIONS = "annotations.json"
 
 _SPELLINGS = {role.replace("_", ""): role for role in ROLES} | {"label": "labels", "gt": "gt_mask"}
-_REMEDY = "name a folder with MSE-SR, GAN-SR and GT-Mask in it, a folder of such folders, or a COCO file"
+_REMEDY = (
+    "name a folder with MSE-SR, GAN-SR and GT-Mask in it, a folder of such folders, a COCO file or a CSV file of masks"
+)
+_TABLE = "give a CSV file with an image, the file of a mask and a share of viewers in each row; flags name its columns"
 
-# A part of a data set: its name, its folders by role, and the COCO file in place of its folder of masks, if any.
+# A part of a data set: its name, its folders by role, and the COCO or CSV file in place of its folder of masks, if any.
 Part = tuple[str, Mapping[str, Path], Path | None]
+Masks = TypeVar("Masks")
+
+
+class MaskRow(NamedTuple):
+    """A row of a CSV file of masks; ``noticed`` is the share of viewers, None where nobody was asked."""
+
+    line: int
+    path: Path
+    noticed: float | None
 
 
 class Example(NamedTuple):
-    """The files of an image by role. The ground truth is one of the files, or the mask of a COCO file."""
+    """The files of an image by role. The ground truth is one of the files, or the mask of a COCO or CSV file."""
 
     part: str
     name: str
@@ -47,6 +65,7 @@ class DataSet:
     examples: list[Example] = field(default_factory=list)
     failures: list[ImageError] = field(default_factory=list)
     unjudged: list[Path] = field(default_factory=list)
+    ratings: Ratings = field(default_factory=dict)  # of the regions of masks in a CSV file
 
 
 def given_folders(settings: Measuring) -> dict[str, Path]:
@@ -64,7 +83,9 @@ def reference_role(name: str) -> str:
     return f"reference {name}"
 
 
-def read_data_set(root: Path | None, given: Mapping[str, Path], skip: Path) -> DataSet:
+def read_data_set(
+    root: Path | None, given: Mapping[str, Path], skip: Path, columns: tuple[str, str, str] | None = None
+) -> DataSet:
     """Find the images of a data set.
 
     Files belong together when their relative paths agree without suffix. An ending that all names of a folder share,
@@ -74,10 +95,11 @@ def read_data_set(root: Path | None, given: Mapping[str, Path], skip: Path) -> D
         root: A folder with ``MSE-SR``, ``GAN-SR`` and ``GT-Mask`` in it, in any spelling (``mse_sr``, ``GT Mask``), and
             perhaps ``LR``, ``DeSRA-Mask`` and ``labels``; a folder of such folders, one per SR model; or a COCO file
             beside the folders. A COCO file called ``annotations.json`` may take the place of any ``GT-Mask``. With
-            None, only the given folders are read, and they need no ground truth.
+            None, only the given folders are read, and they need no ground truth. A CSV file has a row per mask.
         given: Folders by role that replace those in ``root``. If there are several parts, each given folder has a
             folder of each part's name.
         skip: The folder of the benchmark's results, which is not searched. It may lie inside another folder.
+        columns: The columns of a CSV file: image, mask, and share of viewers.
 
     Raises:
         UsageError: There is no such data set, a folder holds no images, or the COCO file is damaged.
@@ -85,7 +107,7 @@ def read_data_set(root: Path | None, given: Mapping[str, Path], skip: Path) -> D
     data_set = DataSet()
     parts: list[Part] = _find_parts(root, given) if root else [("", given, None)]
     for part in parts:
-        _read_part(*part, skip, data_set)
+        _read_part(*part, skip, data_set, columns)
     if data_set.failures and not data_set.examples:
         raise all_failed(data_set.failures)
     if not data_set.examples:
@@ -97,7 +119,7 @@ def read_data_set(root: Path | None, given: Mapping[str, Path], skip: Path) -> D
 def _find_parts(root: Path, given: Mapping[str, Path]) -> list[Part]:
     """Find the parts of a data set."""
     if root.is_file():
-        if root.suffix.lower() != ".json":
+        if root.suffix.lower() not in (".json", ".csv"):
             raise UsageError(root, "is no data set", _REMEDY)
         return [_part("", {**_folders(root.parent), **given}, root, root)]
     if not root.is_dir():
@@ -162,12 +184,30 @@ def _folders_in(place: Path) -> list[Path]:
         raise UsageError(place, f"cannot be read ({error.strerror})", "give read permission to it") from None
 
 
-def _read_part(part: str, folders: Mapping[str, Path], coco: Path | None, skip: Path, data_set: DataSet) -> None:
+def _read_part(
+    part: str,
+    folders: Mapping[str, Path],
+    coco: Path | None,
+    skip: Path,
+    data_set: DataSet,
+    columns: tuple[str, str, str] | None,
+) -> None:
     """Add the images of a part to a data set."""
     found, problems = files_by_name(folders, "gan_sr", skip=skip, empty="add them, or remove the folder")
     data_set.failures.extend(problems)
     files = _named_alike(found)
-    coco_masks = _named(read_coco(coco), files["gan_sr"], coco) if coco else {}
+    coco_masks: dict[str, CocoMask] = {}
+    if coco and columns and coco.suffix.lower() == ".csv":
+        for name, rows in _named(read_mask_rows(coco, columns), files["gan_sr"], coco).items():
+            try:
+                gan_sr = files["gan_sr"].get(name)
+                shape = image_size(read_bytes(gan_sr), gan_sr) if gan_sr else None
+                coco_masks[name], data_set.ratings[name] = _joined(rows, shape)
+            except ImageError as error:
+                data_set.failures.append(error)
+                files["gan_sr"].pop(name, None)
+    elif coco:
+        coco_masks = _named(read_coco(coco), files["gan_sr"], coco)
     truths = files.get("gt_mask", {}).keys() | coco_masks.keys()
     needs_truth = coco is not None or "gt_mask" in folders
     for name in sorted(files["gan_sr"].keys() | truths):
@@ -210,16 +250,57 @@ def _without_ending(files: dict[str, Path]) -> dict[str, Path]:
     return {name[:-length]: path for name, path in files.items()}
 
 
-def _named(masks: Mapping[str, CocoMask], gan_sr: Mapping[str, Path], coco: Path) -> dict[str, CocoMask]:
+def read_mask_rows(path: Path, columns: tuple[str, str, str]) -> dict[str, list[MaskRow]]:
+    """Read a CSV file of masks by image; paths are relative to the file's folder.
+
+    Args:
+        path: The file.
+        columns: The names of its columns of images, masks and shares of viewers.
+
+    Raises:
+        UsageError: The file cannot be read, lacks a column, or holds a value that is no share, or no name.
+    """
+    image, mask, prominence = columns
+    found: dict[str, list[MaskRow]] = {}
+    for line, row in csv_rows(path, columns, _TABLE):
+        where = f"{path}, line {line}"
+        if not row[image].strip() or not row[mask].strip():
+            raise UsageError(where, f"has no {image if not row[image].strip() else mask}", _TABLE)
+        noticed = share_of_viewers(row[prominence], where)
+        found.setdefault(row[image].strip(), []).append(MaskRow(line, path.parent / row[mask].strip(), noticed))
+    return found
+
+
+def _joined(rows: Sequence[MaskRow], shape: tuple[int, int] | None) -> tuple[CocoMask, dict[int, Rating]]:
+    """Join the masks of an image of ``(H, W)`` to one, and rate its regions.
+
+    A region has the share of the mask that marks most of it, in the frame nothing. Without a shape, the image is not
+    there, and the mask is empty. Raises `ImageError`: a mask cannot be read or has another size.
+    """
+    from pycocotools import mask as coco
+
+    if shape is None:
+        return CocoMask(1, 1, ""), {}
+    masks = [np.pad(on_valid_region(read_mask(row.path), shape, row.path), FRAME) for row in rows]
+    whole = np.any(masks, axis=0)
+    regions = Components(whole)
+    shares = np.array([regions.overlap(mask) for mask in masks])
+    best = [rows[index] for index in np.argmax(shares, axis=0)] if len(regions) else []
+    ratings = {number: Rating(row.noticed, None, row.line) for number, row in enumerate(best, 1)}
+    counts = coco.encode(np.asfortranarray(whole.astype(np.uint8)))["counts"].decode()
+    return CocoMask(*shape, counts), ratings
+
+
+def _named(masks: Mapping[str, Masks], gan_sr: Mapping[str, Path], coco: Path) -> dict[str, Masks]:
     """Give each mask the name of its GAN result; leading folders that only one of the two names has are ignored."""
-    names, named = ImageNames(gan_sr), dict[str, CocoMask]()
+    names, named = ImageNames(gan_sr), dict[str, Masks]()
     for file_name, mask in masks.items():
         found = names.find(file_name) or [os.path.splitext(file_name.replace("\\", "/"))[0]]
         if len(found) > 1:
-            remedy = "write its path below the folder of GAN results as file_name"
+            remedy = "write its path below the folder of GAN results there"
             raise UsageError(f"{coco}, {file_name}", f"may be of {' or of '.join(found[:2])}", remedy)
         if found[0] in named:
-            remedy = "keep one image of this name in the COCO file"
+            remedy = "give one image one name there"
             raise UsageError(f"{coco}, {file_name}", f"is {found[0]} again", remedy)
         named[found[0]] = mask
     return named

@@ -11,7 +11,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
@@ -294,24 +294,49 @@ def read_ratings(path: Path) -> Ratings:
         UsageError: The file cannot be read, lacks a column or any rating, has two rows for a region, or holds a value
             that is no number of a region or no share.
     """
-    try:
-        reader = csv.DictReader(io.StringIO(read_input(path).decode("utf-8-sig"), newline=""), strict=True)
-        missing = [column for column in _RATING_COLUMNS if column not in (reader.fieldnames or ())]
-        if missing:
-            raise UsageError(path, f"has no column {missing[0]}", _FORMAT)
-        ratings: Ratings = {}
-        for row in reader:
-            region, rating = _rating(row, reader.line_num, path)
-            if rating != ratings.setdefault(row["image"], {}).setdefault(region, rating):
-                reason = f"rates region {region} of {row['image']} a second time"
-                raise UsageError(f"{path}, line {rating.line}", reason, "keep one row for it")
-    except OSError as error:
-        raise UsageError(path, f"cannot be read ({error.strerror})", "mend the file or its name") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(path, f"is no CSV file in UTF-8 ({error})", _FORMAT) from None
+    ratings: Ratings = {}
+    for line, row in csv_rows(path, _RATING_COLUMNS, _FORMAT):
+        region, rating = _rating(row, line, path)
+        if rating != ratings.setdefault(row["image"], {}).setdefault(region, rating):
+            reason = f"rates region {region} of {row['image']} a second time"
+            raise UsageError(f"{path}, line {rating.line}", reason, "keep one row for it")
     if not any(rating.noticed is not None for rows in ratings.values() for rating in rows.values()):
         raise UsageError(path, "rates no region", _FORMAT)
     return ratings
+
+
+def csv_rows(path: Path, columns: Sequence[str], remedy: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the rows of a CSV file in UTF-8 that has some columns, each with the number of its line.
+
+    Raises:
+        UsageError: The file cannot be read, lacks a column, or has a row with more or fewer cells.
+    """
+    try:
+        reader = csv.DictReader(io.StringIO(read_input(path).decode("utf-8-sig"), newline=""), strict=True)
+        missing = [column for column in columns if column not in (reader.fieldnames or ())]
+        if missing:
+            raise UsageError(path, f"has no column {missing[0]}", remedy)
+        for row in reader:
+            if None in row or None in row.values():
+                where = f"{path}, line {reader.line_num}"
+                raise UsageError(where, "has more or fewer cells than there are columns", remedy)
+            yield reader.line_num, row
+    except OSError as error:
+        raise UsageError(path, f"cannot be read ({error.strerror})", "mend the file or its name") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(path, f"is no CSV file in UTF-8 ({error})", remedy) from None
+
+
+def share_of_viewers(text: str, where: str) -> float | None:
+    """Parse a share of viewers in 0..1; None where the cell is empty (raises `UsageError`)."""
+    text = text.strip()
+    try:
+        share = float(text) if text else None
+    except ValueError:
+        share = -1.0
+    if share is not None and not 0 <= share <= 1:
+        raise UsageError(where, f"has the share {text!r}", "shares of viewers are numbers in 0..1")
+    return share
 
 
 def _judged(
@@ -360,17 +385,10 @@ def _compare(
 def _rating(row: dict[str, str], line: int, path: Path) -> tuple[int, Rating]:
     """Parse a row; returns the number of its region and the rating."""
     where = f"{path}, line {line}"
-    if None in row or None in row.values():
-        raise UsageError(where, "has more or fewer cells than there are columns", _FORMAT)
-    region, noticed = row["region"].strip(), row["noticed"].strip()
+    region = row["region"].strip()
     if not re.fullmatch("0*[1-9][0-9]{0,8}", region):
         raise UsageError(where, f"has the region {region!r}", "regions are numbered 1, 2, ... within each image")
-    try:
-        share = float(noticed) if noticed else None
-    except ValueError:
-        share = -1.0
-    if share is not None and not 0 <= share <= 1:
-        raise UsageError(where, f"has the share {noticed!r}", "shares of viewers are numbers in 0..1")
+    share = share_of_viewers(row["noticed"], where)
     box = tuple(row.get(column, "").strip() for column in _BOX)
     return int(region), Rating(share, box if all(box) else None, line)
 

@@ -490,7 +490,17 @@ class Benchmarking(Measuring):
     """Settings of desra benchmark DATASET, which measures detectors by human masks."""
 
     dataset: Path = Field(
-        description="Folder with MSE-SR, GAN-SR and GT-Mask in it, a folder of such folders, or a COCO file."
+        description="Folder with MSE-SR, GAN-SR and GT-Mask in it, a folder of such folders, a COCO file, or a CSV "
+        "file of masks with the share of viewers who noticed each."
+    )
+    image_column: str = Field("image", description="Column of a CSV file with the images.", json_schema_extra=_SCORES)
+    mask_column: str = Field(
+        "mask", description="Column of a CSV file with the files of the masks.", json_schema_extra=_SCORES
+    )
+    prominence_column: str = Field(
+        "prominence",
+        description="Column of a CSV file with the share of viewers who noticed what a mask marks.",
+        json_schema_extra=_SCORES,
     )
     severity: Path | None = Field(
         None,

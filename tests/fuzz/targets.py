@@ -29,6 +29,7 @@ from safetensors.torch import save
 
 from deployments.commands.flags import with_flags
 from desra_core.annotations.labelme import draw_shapes, labelme_document, labelme_shape, read_labelme
+from desra_core.benchmarking.data_sets import read_mask_rows
 from desra_core.detection.class_weights import load_weights
 from desra_core.errors import DesraError
 from desra_core.evaluation.coco_masks import decode_coco_mask, read_coco
@@ -249,6 +250,14 @@ def read_coco_file(data: bytes) -> None:
             decode_coco_mask(mask)
 
 
+def read_table_of_masks(data: bytes) -> None:
+    read_mask_rows(file_of(data, "masks.csv"), ("image", "mask", "prominence"))
+
+
+def tables_of_masks() -> Iterator[bytes]:
+    yield b'image,mask,prominence\na,a-1.png,0.5\n"b,c",b.png,\n'
+
+
 def coco() -> Any:
     return {
         "images": [{"id": 1, "file_name": "a.png", "width": SIDE, "height": SIDE}],
@@ -360,6 +369,7 @@ TARGETS = {
     "pickles": Target(read_pickle, pickles, ("torch\n", "_utils\n", "_rebuild_tensor_v2\n", "storage", "FloatStorage")),
     "labelme": Target(read_drawn, documents(drawn), ("shapes", "points", "mask", "imageWidth")),
     "coco": Target(read_coco_file, documents(coco), ("images", "annotations", "segmentation", "counts", "bbox")),
+    "masks": Target(read_table_of_masks, tables_of_masks, ("image", "mask", "prominence", '"', "\r\n")),
     "weights": Target(read_class_weights, class_weights, ("[[class]]", "index", "weight", "interval", "version")),
     "settings": Target(read_settings, settings, (" = ", "[", "{", "'''", "#")),
     "tars": Target(read_tar, tars, ("ustar", "x", "L", "size=", "path=", "GNU.sparse.size=")),

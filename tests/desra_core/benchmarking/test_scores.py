@@ -270,3 +270,86 @@ def test_a_damaged_histogram(rated: tuple[Path, list[str]], tmp_path: Path) -> N
         results_of(benchmark)
     path.unlink()
     assert run_here(plan(benchmark.settings)) == [names[0]]
+
+
+def masks_in_a_table(folder: Path, names: list[str], *, framed: bool = True) -> Path:
+    """The ground truth of `ground_truth` as a mask per region, with other names of columns; one image has none."""
+    lines = ["picture;x,share,file"]
+    for index, name in enumerate(names):
+        for number, region in enumerate(components(ground_truth(index) > 0), 1):
+            write(folder / "parts" / f"{index}-{number}.png", (region if framed else region[5:-5, 5:-5]) * 255)
+            share = RATINGS.get((str(index), number), "")
+            lines.append(f"results/{name}.png,{share},parts/{index}-{number}.png")
+    (folder / "masks.csv").write_text("\n".join(lines))
+    return folder / "masks.csv"
+
+
+@pytest.mark.parametrize("framed", [True, False])
+def test_a_table_of_masks_is_a_ground_truth_with_ratings(rated: tuple[Path, list[str]], tmp_path: Path, framed) -> None:
+    """The same numbers as with a folder of masks and a file of ratings, of the images that have a mask."""
+    folder, names = rated
+    path = masks_in_a_table(tmp_path, names, framed=framed)
+    pairs = {"mse_sr": folder / "mse_sr", "gan_sr": folder / "gan_sr"}
+    columns = {"image_column": "picture;x", "mask_column": "file", "prominence_column": "share"}
+    benchmark, _ = judge(path, tmp_path / "table", methods="ldl", **pairs, **columns)
+    assert sorted(job.name for _, job in benchmark.work) == sorted(names[1:3])
+    assert len(benchmark.unjudged) == 2
+    for name in names[1:3]:
+        for role in ("mse_sr", "gan_sr", "gt_mask"):
+            (tmp_path / "some" / role / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / role / f"{name}.png", tmp_path / "some" / role / f"{name}.png")
+    judge(tmp_path / "some", tmp_path / "folders", methods="ldl", severity=folder / "ratings.csv")
+    rows, expected = rows_of(tmp_path / "table"), rows_of(tmp_path / "folders")
+    apart = {"seconds_per_megapixel": 0}
+    assert {key: row | apart for key, row in rows.items()} == {key: row | apart for key, row in expected.items()}
+    assert rows["ldl, 0.01", "MSE-SR"]["rated_regions"] == 4
+
+
+def test_a_region_has_the_share_of_its_largest_mask(rated: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """Masks that touch are one region."""
+    folder, names = rated
+    masks = np.zeros((3, 200, 240), np.uint8)
+    masks[0, 50:60, 50:60] = masks[1, 60:90, 50:60] = masks[2, 100:120, 100:120] = 255
+    for index, mask in enumerate(masks):
+        write(tmp_path / f"{index}.png", mask)
+    rows = "\n".join(f"{names[1]},{index}.png,{share}" for index, share in enumerate((0.9, 0.3, "")))
+    (tmp_path / "masks.csv").write_text(f"image,mask,prominence\n{rows}\n")
+    pairs = {"mse_sr": folder / "mse_sr", "gan_sr": folder / "gan_sr"}
+    settings = Benchmarking(dataset=tmp_path / "masks.csv", output=tmp_path / "out", methods="ldl", **pairs)
+    ((_, job),) = plan(settings).work
+    assert {number: rating.noticed for number, rating in job.severity.ratings[names[1]].items()} == {1: 0.3, 2: None}
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("image,mask\n", "has no column prominence"),
+        ("image,mask,prominence\nx,,1\n", "line 2: has no mask"),
+        ("image,mask,prominence\nx,a.png,7\n", "line 2: has the share '7'"),
+        ("image,mask,prominence\nx,a.png\n", "line 2: has more or fewer cells"),
+        ("\xff\xfe", "is no CSV file in UTF-8"),
+    ],
+)
+def test_tables_that_cannot_be_used(rated: tuple[Path, list[str]], tmp_path: Path, content: str, told: str) -> None:
+    (tmp_path / "masks.csv").write_bytes(content.encode("latin-1"))
+    pairs = {"mse_sr": rated[0] / "mse_sr", "gan_sr": rated[0] / "gan_sr"}
+    with pytest.raises(UsageError, match=told):
+        plan(Benchmarking(dataset=tmp_path / "masks.csv", output=tmp_path / "out", **pairs))
+
+
+def test_masks_of_a_table_that_cannot_be_used(rated: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """They fail their image alone; two sources of ratings are one too many."""
+    folder, names = rated
+    write(tmp_path / "good.png", ground_truth(1))
+    write(tmp_path / "small.png", np.zeros((9, 9), np.uint8))
+    rows = [f"{names[1]},good.png,1", f"{names[2]},small.png,1", f"{names[3]},gone.png,1", "nobody,good.png,1"]
+    (tmp_path / "masks.csv").write_text("\n".join(["image,mask,prominence", *rows]))
+    asked: dict[str, Any] = {"mse_sr": folder / "mse_sr", "gan_sr": folder / "gan_sr", "methods": "ldl"}
+    benchmark, published = judge(tmp_path / "masks.csv", tmp_path / "out", **asked)
+    assert [job.name for _, job in benchmark.work] == [names[1]]
+    told = "\n".join(map(str, published.failures))
+    assert "small.png: is 9x9" in told
+    assert "gone.png: " in told
+    assert "masks.csv: nobody: has no image of its name in" in told
+    with pytest.raises(UsageError, match="--severity: is given beside the shares in"):
+        plan(benchmark.settings.model_copy(update={"severity": folder / "ratings.csv"}))
