@@ -23,12 +23,13 @@ from desra_core.benchmarking.benchmark import (
     plan_jobs,
 )
 from desra_core.benchmarking.data_sets import ROLES, Example, given_folders, read_data_set, reference_role
-from desra_core.detection.detectors import Detector, Scores, load_detector, score_pair
+from desra_core.detection.detectors import Detector, Scores, score_pair
 from desra_core.detection.mask import Components, Flags, score_mask, valid
 from desra_core.errors import ImageError, UsageError, printable
 from desra_core.evaluation import metrics
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask
 from desra_core.evaluation.evaluation import SeverityLabels, read_ratings
+from desra_core.evaluation.heat_maps import read_heat_map
 from desra_core.evaluation.mask_files import FRAME, decode_any_mask, on_valid_region
 from desra_core.evaluation.metrics import (
     Agreement,
@@ -146,6 +147,7 @@ class AnnotatedJob(Job):
     ground_truth: File | CocoMask
     published: File | None  # the image's DeSRA mask in the data set
     severity: SeverityLabels | None  # the ratings of this image; None where no image was rated
+    heat_maps: dict[str, File]  # by method
     keys: dict[str, str]  # the key of the image's run by method
 
     def path(self, workspace: Workspace) -> Path:  # noqa: D102
@@ -203,7 +205,11 @@ class AnnotatedJob(Job):
         for method in benchmark.methods:
             if method.name not in self.missing:
                 continue
-            scores, seconds = _timed_scores(method, method.detector(benchmark.weights), pair)
+            if method.is_stored:
+                stored = self.heat_maps[method.name]
+                scores, seconds = read_heat_map(read_content(stored), stored.path, pair.shape), 0.0
+            else:
+                scores, seconds = _timed_scores(method, method.detector(benchmark.weights), pair)
             cut = partial(score_mask, scores, pair.shape, min_area=min_area)
             curve = tuple(
                 (level, compare_masks(valid(cut(threshold=level), FRAME), truth, overlap))
@@ -327,13 +333,14 @@ def _job(
         severity = severity._replace(ratings={example.title: own})
         judged.append([severity.least_noticed, *([number, *rating[:2]] for number, rating in sorted(own.items()))])
     references = {name: files[reference_role(name)] for name in settings.references}
+    heat_maps = {method.name: files[method.name] for method in inputs if method.is_stored}
     keys = {}
     for method, hashes in inputs.items():
         agreed = published.hash if published and method.compares_masks else None
         reference = references.get(method.reference, files["mse_sr"]).hash
         scored = (method.key, method.points, method.thresholds, reference)
         keys[method.name] = fingerprint("judged", JUDGED_VERSION, *scored, judged, hashes, agreed)
-    return AnnotatedJob(example.part, example.name, (), references, truth, published, severity, keys)
+    return AnnotatedJob(example.part, example.name, (), references, truth, published, severity, heat_maps, keys)
 
 
 def _decoded(file: File) -> Mask:
@@ -522,7 +529,7 @@ def _sensitivity(rows: Sequence[MethodRow], records: Sequence[ImageRecord], sett
     for index, dilate in enumerate(dilations):
         add(_DILATION, dilate, rows, [regions_found(row, index, own[1]) for row in rows])
     # A method with several operating points has one curve, which is named by the one at the method's own threshold.
-    nearest = sorted(rows, key=lambda row: -abs(row.point.threshold - load_detector(row.method.spec).threshold))
+    nearest = sorted(rows, key=lambda row: -abs(row.point.threshold - row.method.own_threshold))
     traced = {row.method.name: row for row in nearest if row.method.thresholds}
     traced = {row.method.name: traced[row.method.name] for row in rows if row.method.name in traced}
     for index, factor in enumerate(FACTORS if traced else ()):
@@ -648,6 +655,7 @@ def _score_sections(results: AnnotatedResults, settings: Benchmarking) -> list[S
         means = _over_references(overall, [row.measures for row in overall])
         ranked = [
             {"method": entry, "mean rank": fixed(mean, 2)}
+            | dict.fromkeys((row.reference for row in overall), "–")
             | {row.reference: fixed(row.rank, 2) for row in overall if row.entry == entry}
             for entry, mean in sorted(means.items(), key=lambda item: item[1])
         ]

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.benchmarking.data_sets import DataSet, Example, reference_role
+from desra_core.benchmarking.data_sets import DataSet, Example, heat_map_role, heat_map_tags, reference_role
 from desra_core.detection.class_weights import load_weights
 from desra_core.detection.detectors import NEEDED_INPUTS, Detector, DetectorInputs, applied, detector_key, load_detector
 from desra_core.errors import ImageError, TransientError, UsageError, printable
@@ -32,6 +32,9 @@ _MASKS = ("gt_mask", "desra_mask", "exclude")
 # The precision/recall curve is drawn at these multiples of a detector's own threshold: from a fifth to five times.
 FACTORS = tuple(2 ** (step / 3) for step in range(-7, 8))
 _AGAINST = " against "
+# Heat maps have no threshold of their own; those of the share of viewers who would notice a pixel suit this one.
+HEAT_THRESHOLD = 0.5
+HEAT_MAP_VERSION = 1
 # The Markdown file and the page list this many failures.
 _FAILURES = 50
 
@@ -65,6 +68,7 @@ class Method:
     points: tuple[OperatingPoint, ...]
     weighs_classes: bool = False  # class weights can apply to its scores
     weighted: bool = False  # class weights do apply
+    own_threshold: float = 0.0  # the detector's own
     reference: str = ""  # the reference that takes the place of the MSE results; empty for these
 
     def against(self, reference: str) -> Self:
@@ -89,8 +93,12 @@ class Method:
     @property
     def thresholds(self) -> tuple[float, ...]:
         """The thresholds of the method's curve, ascending; none where the detector's own threshold is not positive."""
-        own = load_detector(self.spec).threshold
-        return tuple(own * factor for factor in FACTORS) if own > 0 else ()
+        return tuple(self.own_threshold * factor for factor in FACTORS) if self.own_threshold > 0 else ()
+
+    @property
+    def is_stored(self) -> bool:
+        """Check whether its scores are heat maps of the data set."""
+        return not self.spec
 
     def detector(self, weights: ClassWeights | None) -> Detector:
         """Load the detector; ``weights`` are the class weights of the benchmark, ``(150,)``."""
@@ -227,6 +235,10 @@ def plan_jobs(
     weights = load_weights(source) if source != "none" else None
     methods = load_methods(settings.methods.split(","), weights_key=weights.key if weights else None)
     methods += [method.against(reference) for reference in references for method in methods]
+    for tag in heat_map_tags(given):
+        role = heat_map_role(tag)
+        points = (OperatingPoint(role, HEAT_THRESHOLD),)
+        methods.append(Method(role, "", f"heat map {HEAT_MAP_VERSION}", (role,), points, own_threshold=HEAT_THRESHOLD))
     for method in methods:
         for role in method.inputs:
             if role not in given:
@@ -269,16 +281,16 @@ def load_methods(specs: Iterable[str], *, weights_key: str | None) -> list[Metho
     for spec in specs:
         detector = load_detector(spec)
         name = Path(spec).stem if spec.endswith(".py") else spec
-        key, inputs = detector_key(spec), tuple(detector.inputs)
+        key, inputs, own_threshold = detector_key(spec), tuple(detector.inputs), float(detector.threshold)
         weighs_classes = applied(spec).weighs_classes
         if weighs_classes:
             if weights_key is not None:
                 own = (OperatingPoint(name, detector.threshold),)
-                found.append(Method(name, spec, f"{key} {weights_key}", ("labels",), own, True, weighted=True))
+                found.append(Method(name, spec, f"{key} {weights_key}", ("labels",), own, True, True, own_threshold))
             name = f"{name}, weight 1"
         points = [OperatingPoint(f"{name}, {value:g}", value) for value in getattr(detector, "thresholds", ())]
         points = points or [OperatingPoint(name, detector.threshold)]
-        found.append(Method(name, spec, key, inputs, tuple(points), weighs_classes))
+        found.append(Method(name, spec, key, inputs, tuple(points), weighs_classes, False, own_threshold))
     folders = [point.folder for method in found for point in method.points]
     for folder in folders:
         if folders.count(folder) > 1:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -29,6 +29,11 @@ _SPELLINGS = {role.replace("_", ""): role for role in ROLES} | {"label": "labels
 _REMEDY = (
     "name a folder with MSE-SR, GAN-SR and GT-Mask in it, a folder of such folders, a COCO file or a CSV file of masks"
 )
+# In a folder whose files are called NAME@LR@, NAME@RF@ and NAME@SR@: the roles of these. Arrays are heat maps there.
+_TAGS = {"LR": "lr", "RF": "mse_sr", "SR": "gan_sr"}
+_TAGGED = re.compile(r"(?P<name>.+)@(?P<tag>[\w-]+)@")
+_ARRAYS = (".npy.gz", ".npy")
+_EVERY = "every role"  # the role of such a folder
 _TABLE = "give a CSV file with an image, the file of a mask and a share of viewers in each row; flags name its columns"
 
 # A part of a data set: its name, its folders by role, and the COCO or CSV file in place of its folder of masks, if any.
@@ -83,6 +88,17 @@ def reference_role(name: str) -> str:
     return f"reference {name}"
 
 
+def heat_map_role(tag: str) -> str:
+    """Return the role of the heat maps of a tag, which is also the name of their method."""
+    return f"heat map {tag}"
+
+
+def heat_map_tags(roles: Iterable[str]) -> list[str]:
+    """List the tags of the heat maps among roles."""
+    start = heat_map_role("")
+    return sorted({role.removeprefix(start) for role in roles if role.startswith(start)})
+
+
 def read_data_set(
     root: Path | None, given: Mapping[str, Path], skip: Path, columns: tuple[str, str, str] | None = None
 ) -> DataSet:
@@ -93,9 +109,11 @@ def read_data_set(
 
     Args:
         root: A folder with ``MSE-SR``, ``GAN-SR`` and ``GT-Mask`` in it, in any spelling (``mse_sr``, ``GT Mask``), and
-            perhaps ``LR``, ``DeSRA-Mask`` and ``labels``; a folder of such folders, one per SR model; or a COCO file
-            beside the folders. A COCO file called ``annotations.json`` may take the place of any ``GT-Mask``. With
-            None, only the given folders are read, and they need no ground truth. A CSV file has a row per mask.
+            perhaps ``LR``, ``DeSRA-Mask`` and ``labels``; a folder of such folders, one per SR model; or a COCO or CSV
+            file beside the folders, the CSV file with a row per mask. A COCO file called ``annotations.json`` may take
+            the place of any ``GT-Mask``. In place of the folders of results there may be files ``NAME@LR@``,
+            ``NAME@RF@`` (the reference, in place of the MSE result) and ``NAME@SR@``, and heat maps
+            ``NAME@TAG@.npy.gz``. With None, only the given folders are read, and they need no ground truth.
         given: Folders by role that replace those in ``root``. If there are several parts, each given folder has a
             folder of each part's name.
         skip: The folder of the benchmark's results, which is not searched. It may lie inside another folder.
@@ -121,7 +139,7 @@ def _find_parts(root: Path, given: Mapping[str, Path]) -> list[Part]:
     if root.is_file():
         if root.suffix.lower() not in (".json", ".csv"):
             raise UsageError(root, "is no data set", _REMEDY)
-        return [_part("", {**_folders(root.parent), **given}, root, root)]
+        return [_part("", {**_folders(root.parent), **_tagged_folder(root.parent), **given}, root, root)]
     if not root.is_dir():
         raise UsageError(root, "does not exist", _REMEDY)
     below = _folders(root)
@@ -140,9 +158,34 @@ def _find_parts(root: Path, given: Mapping[str, Path]) -> list[Part]:
                     raise UsageError(flag, reason, "give one with a folder for each part")
                 own[role] = place / folder.name
             parts.append(_part(folder.name, own, folder))
+    if not parts and (tagged := _tagged_folder(root)):
+        parts.append(_part("", {**below, **tagged, **given}, root))
     if not parts:
         raise UsageError(root, "is no data set", _REMEDY)
     return parts
+
+
+def _tagged_folder(root: Path) -> dict[str, Path]:
+    """Return a folder by the role `_EVERY` where it holds a file called ``NAME@SR@``, and nothing otherwise."""
+    return {_EVERY: root} if next(root.rglob("*@SR@.*"), None) else {}
+
+
+def _tagged_files(folder: Path, skip: Path) -> tuple[dict[str, dict[str, Path]], list[ImageError]]:
+    """Find the files of a folder whose names tell their role, by role and name; other files do not count."""
+    images, problems = files_by_name({_EVERY: folder}, _EVERY, skip=skip)
+    arrays = {
+        str(path.relative_to(folder)).removesuffix(suffix): path
+        for suffix in _ARRAYS
+        for path in folder.rglob(f"*@{suffix}")
+    }
+    found: dict[str, dict[str, Path]] = {"gan_sr": {}}
+    for name, path in images[_EVERY].items():
+        if (tagged := _TAGGED.fullmatch(name)) and tagged["tag"] in _TAGS:
+            found.setdefault(_TAGS[tagged["tag"]], {})[tagged["name"]] = path
+    for name, path in arrays.items():
+        if tagged := _TAGGED.fullmatch(name):
+            found.setdefault(heat_map_role(tagged["tag"]), {})[tagged["name"]] = path
+    return found, problems
 
 
 def _part(name: str, folders: dict[str, Path], place: Path, coco: Path | None = None) -> Part:
@@ -155,7 +198,7 @@ def _part(name: str, folders: dict[str, Path], place: Path, coco: Path | None = 
             remedy = f"name {ANNOTATIONS} itself, or remove it"
             raise UsageError(place, f"has both masks in {folders['gt_mask'].name} and {ANNOTATIONS}", remedy)
     for role in ("mse_sr", "gan_sr"):
-        if role not in folders:
+        if role not in folders and _EVERY not in folders:
             remedy = f"add it, or give --{role.replace('_', '-')}"
             raise UsageError(place, f"has no folder {ROLES[role]}", remedy)
     if coco is None and "gt_mask" not in folders:
@@ -193,8 +236,16 @@ def _read_part(
     columns: tuple[str, str, str] | None,
 ) -> None:
     """Add the images of a part to a data set."""
-    found, problems = files_by_name(folders, "gan_sr", skip=skip, empty="add them, or remove the folder")
-    data_set.failures.extend(problems)
+    found: dict[str, dict[str, Path]] = {}
+    if _EVERY in folders:
+        found, problems = _tagged_files(folders[_EVERY], skip)
+        data_set.failures.extend(problems)
+    others = {role: folder for role, folder in folders.items() if role != _EVERY}
+    if others:
+        main = "gan_sr" if "gan_sr" in others else next(iter(others))
+        more, problems = files_by_name(others, main, skip=skip, empty="add them, or remove the folder")
+        data_set.failures.extend(problems)
+        found |= more
     files = _named_alike(found)
     coco_masks: dict[str, CocoMask] = {}
     if coco and columns and coco.suffix.lower() == ".csv":
@@ -213,13 +264,14 @@ def _read_part(
     for name in sorted(files["gan_sr"].keys() | truths):
         own = {role: paths[name] for role, paths in files.items() if name in paths}
         needed = ("gan_sr", "mse_sr", "labels", *(role for role in files if role.startswith(reference_role(""))))
-        lacking = [role for role in needed if role in files and role not in own]
+        lacking = [role for role in needed if (role in files or role == "mse_sr") and role not in own]
         if "gan_sr" in own and needs_truth and name not in truths:
             data_set.unjudged.append(own["gan_sr"])
         elif lacking:
             subject = own.get("gan_sr") or own.get("gt_mask") or f"{coco}: {name}"
             remedy = "add it, or remove the mask" if lacking[0] == "gan_sr" else "add it, or remove this one"
-            reason = f"has no image of its name in {folders[lacking[0]]}"
+            place = folders.get(lacking[0]) or folders[_EVERY]
+            reason = f"has no image of its name in {place}"
             data_set.failures.append(ImageError(subject, reason, remedy))
         else:
             data_set.examples.append(Example(part, name, own, coco_masks.get(name)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import shutil
 from collections.abc import Callable
@@ -353,3 +354,55 @@ def test_masks_of_a_table_that_cannot_be_used(rated: tuple[Path, list[str]], tmp
     assert "masks.csv: nobody: has no image of its name in" in told
     with pytest.raises(UsageError, match="--severity: is given beside the shares in"):
         plan(benchmark.settings.model_copy(update={"severity": folder / "ratings.csv"}))
+
+
+def tagged(folder: Path, plain: Path, names: list[str]) -> None:
+    """A folder of NAME@LR@, NAME@RF@ and NAME@SR@, with heat maps and files that do not count."""
+    for index, name in enumerate(names):
+        for role, tag in (("lr", "LR"), ("mse_sr", "RF"), ("gan_sr", "SR")):
+            target = folder / f"{name}@{tag}@.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(plain / role / f"{name}.png", target)
+        noise = np.random.default_rng(index).random(ground_truth(0).shape)
+        np.save(folder / "map.npy", (ground_truth(index) / 255 + noise).astype(np.float32) / 2)
+        (folder / f"{name}@SR@.npy.gz").write_bytes(gzip.compress((folder / "map.npy").read_bytes()))
+    write(folder / "readme.png", ground_truth(1))
+
+
+def test_files_whose_names_tell_their_role(rated: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """The same numbers as with folders; heat maps are a method of their own, once for all references."""
+    folder, names = rated
+    tagged(tmp_path / "set", folder, names)
+    shutil.copytree(folder / "gt_mask", tmp_path / "set" / "GT-Mask")
+    given = (f"blurred={folder / 'blurred'}",)
+    judge(tmp_path / "set", tmp_path / "tagged", methods="ldl", reference=given)
+    judge(folder, tmp_path / "folders", methods="ldl", reference=given)
+    rows, expected = rows_of(tmp_path / "tagged"), rows_of(tmp_path / "folders")
+    apart = {"seconds_per_megapixel": 0, "mean_rank": 0}
+    heat = rows.pop(("heat map SR", "MSE-SR"))
+    assert {key: row | apart for key, row in rows.items()} == {key: row | apart for key, row in expected.items()}
+    truths, maps = [], []
+    for index in range(len(names)):
+        noise = np.random.default_rng(index).random(ground_truth(0).shape)
+        maps.append(((ground_truth(index) / 255 + noise).astype(np.float32) / 2)[5:-5, 5:-5])
+        truths.append(ground_truth(index)[5:-5, 5:-5] > 0)
+    exact = average_precision_score(np.ravel(truths), np.ravel(maps))
+    assert abs(heat["pr_auc"] - exact) <= heat["pr_auc_error"] < 0.01
+    assert (heat["threshold"], heat["images"]) == (0.5, 4)
+
+
+def test_a_table_of_masks_beside_such_files(rated: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder, names = rated
+    tagged(tmp_path / "set", folder, names)
+    masks_in_a_table(tmp_path / "set", names)
+    path = tmp_path / "set" / "masks.csv"
+    path.write_text(path.read_text().replace("picture;x,share,file", "image,prominence,mask").replace("results/", ""))
+    (tmp_path / "set" / f"{names[2]}@SR@.npy.gz").write_bytes(b"damaged")
+    benchmark, published = judge(path, tmp_path / "out", methods="ldl")
+    assert [method.name for method in benchmark.methods] == ["ldl", "heat map SR"]
+    assert published.judged == 1
+    (error,) = published.failures
+    assert "@SR@.npy.gz: is no array of NumPy, or is damaged; save it with numpy.save" in str(error)
+    (tmp_path / "set" / f"{names[1]}@RF@.png").unlink()
+    _, published = judge(path, tmp_path / "out", methods="ldl")
+    assert "has no image of its name in" in str(published.failures[0])
