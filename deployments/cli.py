@@ -195,7 +195,8 @@ def compare() -> None:
     score of invisible noise), dropped (candidates that were not judged on all images), human_masks (images that have
     one), failures (images that could not be judged) and promoted (folder of the promoted model, or null). A score has
     candidate, images, clean_images, regions, gone, removal, images_added, addition, regions_added, area_before,
-    area_after, psnr, ssim, gradient_similarity, lpips, detail_loss, classes, and 95 % intervals; shares are in 0..1.
+    area_after, psnr, ssim, gradient_similarity, lpips, detail_loss, classes, human_images, iou_before, iou_after,
+    delta_iou (in points), and 95 % intervals; shares are in 0..1.
     """
 
 

@@ -13,7 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from desra_core.report.charts import line_chart, save
+from desra_core.benchmarking.annotated import THRESHOLD
+from desra_core.report.charts import line_chart, save, small_charts
 
 HERE = Path(__file__).parent
 PAIRS = HERE.parents[1] / "shared" / "data" / "pairs"
@@ -60,15 +61,18 @@ def pairs(folder: Path) -> str:
     output = folder / "pairs"
     command = ["benchmark", str(PAIRS), "--output", str(output), "--min-area", "400"]
     desra(*command)
-    curves = json.loads((output / "benchmark.json").read_text())["curves"]
+    document = json.loads((output / "benchmark.json").read_text())
     drawn = {
         name: [(point["recall"], point["precision"]) for point in points if None not in point.values()]
-        for name, points in curves.items()
+        for name, points in document["curves"].items()
     }
     save(line_chart(drawn, xlabel="recall", ylabel="precision"), HERE / "benchmarks" / "precision.png")
+    ranking = small_charts(document["sensitivity"], ylabel="mean rank", log_x=[THRESHOLD])
+    save(ranking, HERE / "benchmarks" / "sensitivity.png")
     return "\n".join([
         "## All methods on the pairs", "", "```", shown(command), "```", "", demoted(output / "benchmark.md"), "",
         "![Precision over recall, by threshold](benchmarks/precision.png)", "",
+        "![Mean rank by overlap, dilation and threshold](benchmarks/sensitivity.png)", "",
     ])  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from desra_core.errors import UsageError
 from desra_core.evaluation import evaluation as evaluations
 from desra_core.evaluation.evaluation import SeverityLabels, evaluate_masks, has_ratings, read_ratings
 from desra_core.evaluation.mask_files import pair_folders, pair_workspace
+from desra_core.evaluation.metrics import Overlap
 from desra_core.evaluation.summary import notes, score_sections, without_twin
 from desra_core.evaluation.table import document_as_text
 from desra_core.workspace import Workspace
@@ -50,6 +51,24 @@ def evaluate(
             rich_help_panel=_DETAILS,
         ),
     ] = 0.5,
+    kappa: Annotated[
+        float,
+        typer.Option(
+            min=0.01,
+            max=1,
+            help="A ground-truth region counts in found_at_kappa where at least this share of it lies in the mask.",
+            rich_help_panel=_DETAILS,
+        ),
+    ] = 0.5,
+    dilate: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=1000,
+            help="Widen the mask by so many pixels before it counts for found_at_kappa.",
+            rich_help_panel=_DETAILS,
+        ),
+    ] = 0,
     size: Annotated[
         Literal["auto", "image", "valid"],
         typer.Option(
@@ -61,18 +80,20 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Folder for tables (CSV), numbers (JSON) and a page.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how well masks agree with a ground truth: IoU, precision and recall as published, and F1.
+    """Measure how well masks agree with a ground truth: IoU, precision and recall as published, F1 and pixel F1.
 
     On the valid region of each image (without the 5 px frame). IoU is the mean over images; a detected region is right,
     and a ground-truth region is found, when at least half of it lies in the other's mask. Exit code 1 where some files
     cannot be judged.
 
     --json prints the object that --output writes as evaluation.json. Of the whole set, it has iou, iou_with_empty,
-    precision, recall, f1 (null where undefined), intervals and undefined (95 % bounds, and the reason, by measure),
-    interval_kind, images, empty_pairs, the pixel counts intersection, union, mask_pixels and ground_truth_pixels, and
-    the region counts detected, right, marked and found. Of the files: masks, ground_truth, sizes, without_ground_truth,
-    without_mask, not_looked_at, outdated_human_masks, images_by_people, failures and lossy. Tables: per_image; with
-    labels per_class and unlabelled_images; with --severity prominent, the measures of the prominent regions.
+    precision, recall, f1, pixel_f1 (of all pixels), pixel_f1_mean (over images), recall_at_kappa, flagged_share (null
+    where undefined), intervals and undefined (95 % bounds, and the reason, by measure), interval_kind, images,
+    empty_pairs, kappa, dilate, the pixel counts intersection, union, mask_pixels, ground_truth_pixels and pixels, and
+    the region counts detected, right, marked, found and found_at_kappa. Of the files: masks, ground_truth, sizes,
+    without_ground_truth, without_mask, not_looked_at, outdated_human_masks, images_by_people, failures and lossy.
+    Tables: per_image; with labels per_class and unlabelled_images; with --severity prominent, the measures of the
+    prominent regions.
     """
     _check_target(output, rated=severity is not None)
     if workspace is not None and masks is not None:
@@ -85,7 +106,9 @@ def evaluate(
         lacking = "--masks" if masks is None else "--gt"
         raise UsageError(lacking, "is not given", "give --masks and --gt, or --workspace")
     rated = None if severity is None else SeverityLabels(read_ratings(severity), severity, prominent)
-    evaluation = evaluate_masks(pairing, sizes=size, severity=rated, on_judged=NowAndThen("judged {:,} of {:,}"))
+    evaluation = evaluate_masks(
+        pairing, sizes=size, severity=rated, overlap=Overlap(kappa, dilate), on_judged=NowAndThen("judged {:,} of {:,}")
+    )
     for note in notes(evaluation):
         say(f"warning: {note}")
     say_each("failed", evaluation.failures, ": --json lists them all")

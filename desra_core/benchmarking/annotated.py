@@ -2,60 +2,102 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 from pydantic import TypeAdapter
 
 from desra_core import __version__
-from desra_core.benchmarking.benchmark import Benchmark, DecodedPair, Job, Method, OperatingPoint, Tables, plan_jobs
-from desra_core.benchmarking.data_sets import Example, given_folders, read_data_set
+from desra_core.benchmarking.benchmark import (
+    FACTORS,
+    Benchmark,
+    DecodedPair,
+    Job,
+    Method,
+    OperatingPoint,
+    Tables,
+    plan_jobs,
+)
+from desra_core.benchmarking.data_sets import ROLES, Example, given_folders, read_data_set, reference_role
 from desra_core.detection.detectors import Detector, Scores, score_pair
-from desra_core.detection.mask import score_mask, valid
-from desra_core.errors import ImageError, printable
+from desra_core.detection.mask import Components, Flags, score_mask, valid
+from desra_core.errors import ImageError, UsageError, printable
 from desra_core.evaluation import metrics
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask
+from desra_core.evaluation.evaluation import SeverityLabels, read_ratings
+from desra_core.evaluation.heat_maps import read_heat_map
 from desra_core.evaluation.mask_files import FRAME, decode_any_mask, on_valid_region
-from desra_core.evaluation.metrics import Agreement, MaskScores, compare_masks, pooled, score_masks, scores_document
-from desra_core.evaluation.table import Section, as_csv, counted, failure_rows, fixed
+from desra_core.evaluation.metrics import (
+    Agreement,
+    MaskScores,
+    Overlap,
+    compare_masks,
+    mean_iou,
+    measure,
+    pooled,
+    prominent_agreement,
+    ratio,
+    score_masks,
+    scores_document,
+    shares_inside,
+)
+from desra_core.evaluation.score_histogram import (
+    AveragePrecision,
+    count_scores,
+    pooled_histogram,
+    rank_correlation,
+    ranks,
+    region_means,
+)
+from desra_core.evaluation.summary import overlap_told
+from desra_core.evaluation.table import Section, as_csv, counted, failure_rows, fixed, in_percent
 from desra_core.files import fingerprint
 from desra_core.images.codec import Mask, encode_mask
 from desra_core.settings import min_area_pixels
-from desra_core.settings.models import Benchmarking
+from desra_core.settings.models import Benchmarking, Measuring
 from desra_core.stages import read_content
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import File
 
 # Raise it when a bit of a record changes.
-JUDGED_VERSION = 2
+JUDGED_VERSION = 3
 ALL = "all parts"
 
-# From the DeSRA paper: IoU, precision and recall of DeSRA, IoU of the others; see docs/method.md.
-PUBLISHED: dict[str, tuple[float, float | None, float | None]] = {
+# From the DeSRA paper: IoU, precision and recall.
+PUBLISHED = {
     "DeSRA": (0.511, 0.7055, 0.6081),
-    "NIQE": (0.029, None, None),
-    "PAL4Inpainting": (0.084, None, None),
-    "LDL, 0.01": (0.299, None, None),
-    "LDL, 0.005": (0.362, None, None),
-    "LDL, 0.001": (0.353, None, None),
+    "NIQE": (0.029, 0.0494, 0.1054),
+    "PAL4Inpainting": (0.084, 0.0855, 0.0992),
+    "LDL, 0.01": (0.299, 0.3504, 0.3485),
+    "LDL, 0.005": (0.362, 0.2618, 0.5442),
+    "LDL, 0.001": (0.353, 0.1410, 0.8391),
 }
+_CORRESPONDING = (
+    "The columns are IoU, precision and recall above, which are computed as by the authors' scripts. DeSRA is the row "
+    "desra, with class weights and regions above 4000 px; LDL is the row ldl of the same threshold, though it is not "
+    "known whether its masks had the same morphology and minimal area. Which blocks and which threshold NIQE had is "
+    "not known, so niqe need not correspond to it. PAL4Inpainting has no row here, and the other methods have none "
+    "there. The paper has no F1, PR-AUC, pixel F1, share flagged or rank correlation."
+)
 PUBLISHED_TITLE = "Published, on the authors' data (their Real-ESRGAN set; not measured here)"
+
+# The sensitivity of the ranking is shown at these shares of a region, and with masks widened by so many pixels.
+KAPPAS = tuple(tenth / 10 for tenth in range(1, 10))
+DILATIONS = (0, 1, 2, 4, 8, 16)
+
+# What is varied.
+_KAPPA, _DILATION, THRESHOLD = "overlap (kappa)", "dilation, px", "threshold, × own"
+
+# The measures by which methods are ranked: whether more (1) or less (-1) is better.
+RANKED = {"pr_auc": 1, "pixel_f1": 1, "pixel_f1_mean": 1, "recall_at_kappa": 1, "rank_correlation": 1,
+          "flagged_share": -1}  # fmt: skip
 
 # Keys of the methods that have scored a pair in this process.
 _CALLED: set[str] = set()
-
-
-@dataclass(frozen=True)
-class PixelAgreement:
-    """Pixel counts of our mask and another program's: marked in both, marked in one or both, equal in both, and all."""
-
-    intersection: int
-    union: int
-    equal: int
-    pixels: int
 
 
 @dataclass(frozen=True)
@@ -66,7 +108,10 @@ class _MethodRun:
     seconds: dict[str, float]  # the time of one thread for score map and mask
     agreements: dict[str, Agreement]  # with the ground truth
     curve: tuple[tuple[float, Agreement], ...]  # with the ground truth, at `Method.thresholds`
-    published: dict[str, PixelAgreement]  # with the DeSRA mask of the data set, if there is such a mask
+    published: dict[str, Agreement]  # with the DeSRA mask of the data set, if there is such a mask
+    prominent: dict[str, Agreement]  # with the prominent regions of the ground truth; empty without ratings
+    found: dict[str, tuple[tuple[int, ...], ...]]  # regions found by dilation and share, see `_grid`
+    regions: tuple[float | None, ...]  # the mean score of each region of the ground truth; None where it has none
 
 
 @dataclass(frozen=True)
@@ -101,6 +146,8 @@ class AnnotatedJob(Job):
 
     ground_truth: File | CocoMask
     published: File | None  # the image's DeSRA mask in the data set
+    severity: SeverityLabels | None  # the ratings of this image; None where no image was rated
+    heat_maps: dict[str, File]  # by method
     keys: dict[str, str]  # the key of the image's run by method
 
     def path(self, workspace: Workspace) -> Path:  # noqa: D102
@@ -109,6 +156,15 @@ class AnnotatedJob(Job):
     def mask_path(self, workspace: Workspace, point: OperatingPoint) -> Path:
         """Return the file of the image's mask at an operating point."""
         return workspace.root / "masks" / point.folder / self.part / f"{self.name}.png"
+
+    def histogram_path(self, workspace: Workspace, method: Method) -> Path:
+        """Return the file of the image's `ScoreHistogram`."""
+        return workspace.root / "histograms" / method.folder / self.part / f"{self.name}.npz"
+
+    @property
+    def title(self) -> str:
+        """Part and name of the image, by which ratings name it."""
+        return f"{self.part}/{self.name}" if self.part else self.name
 
     def record(self, workspace: Workspace) -> ImageRecord | None:
         """Read the record, without a failure if the files have changed since; None where it is missing or damaged."""
@@ -128,35 +184,56 @@ class AnnotatedJob(Job):
         for method in methods:
             if method.name in self.keys:
                 done = method.name in runs and runs[method.name].key == self.keys[method.name]
-                if not (done and all(self.mask_path(workspace, point).is_file() for point in method.points)):
+                files = [self.mask_path(workspace, point) for point in method.points]
+                if not (done and all(path.is_file() for path in [*files, self.histogram_path(workspace, method)])):
                     lacking.append(method.name)
         return replace(self, missing=tuple(lacking)) if lacking else None
 
     def judge(self, pair: DecodedPair, benchmark: Benchmark[Any]) -> bytes:  # noqa: D102
-        workspace = benchmark.workspace
+        workspace, settings = benchmark.workspace, benchmark.settings
+        assert isinstance(settings, Benchmarking)
+        overlap, (dilations, kappas) = Overlap(settings.kappa, settings.dilate), _grid(settings)
         truth = read_ground_truth(self.ground_truth, pair.shape, pair.path)
+        regions = Components(truth)
+        prominent = self._prominent(regions)
+        ignored = None if prominent is None else truth & ~regions.chosen(prominent)
         published = None
         if self.published:
             published = on_valid_region(_decoded(self.published), pair.shape, self.published.path)
-        min_area = min_area_pixels(benchmark.settings.min_area, *pair.shape)
+        min_area = min_area_pixels(settings.min_area, *pair.shape)
         runs = {}
         for method in benchmark.methods:
             if method.name not in self.missing:
                 continue
-            scores, seconds = _timed_scores(method, method.detector(benchmark.weights), pair)
+            if method.is_stored:
+                stored = self.heat_maps[method.name]
+                scores, seconds = read_heat_map(read_content(stored), stored.path, pair.shape), 0.0
+            else:
+                scores, seconds = _timed_scores(method, method.detector(benchmark.weights), pair)
             cut = partial(score_mask, scores, pair.shape, min_area=min_area)
-            curve = [(level, compare_masks(valid(cut(threshold=level), FRAME), truth)) for level in method.thresholds]
-            run = runs[method.name] = _MethodRun(self.keys[method.name], {}, {}, tuple(curve), {})
+            curve = tuple(
+                (level, compare_masks(valid(cut(threshold=level), FRAME), truth, overlap))
+                for level in method.thresholds
+            )
+            scored = _on_valid_region(scores, truth.shape)
+            histogram = count_scores(scored, truth, ignored).encoded()
+            workspace.publish(self.histogram_path(workspace, method), histogram)
+            means = tuple(region_means(scored, regions))
+            run = runs[method.name] = _MethodRun(self.keys[method.name], {}, {}, curve, {}, {}, {}, means)
             for point in method.points:
                 started = time.thread_time()
                 mask = cut(threshold=point.threshold)
                 run.seconds[point.name] = round(seconds + time.thread_time() - started, 4)
-                run.agreements[point.name] = compare_masks(valid(mask, FRAME), truth)
-                if published is not None and method.weighs_classes:
-                    ours = valid(mask, FRAME)
-                    parts = (ours & published, ours | published, ours == published)
-                    both, either, equal = (int(pixels.sum()) for pixels in parts)
-                    run.published[point.name] = PixelAgreement(both, either, equal, ours.size)
+                ours = valid(mask, FRAME)
+                run.agreements[point.name] = compare_masks(ours, truth, overlap)
+                if prominent is not None:
+                    run.prominent[point.name] = prominent_agreement(ours, truth, prominent, overlap)
+                shares = [shares_inside(regions, ours, dilate) for dilate in dilations]
+                run.found[point.name] = tuple(
+                    tuple(int((inside >= kappa).sum()) for kappa in kappas) for inside in shares
+                )
+                if published is not None and method.compares_masks:
+                    run.published[point.name] = compare_masks(ours, published)
                 workspace.publish(self.mask_path(workspace, point), encode_mask(mask))
         # The record keeps the runs of methods that this benchmark leaves out: a later one may ask for them again.
         record = self.record(workspace) or ImageRecord(self.part, self.name)
@@ -164,6 +241,16 @@ class AnnotatedJob(Job):
         labels_seconds = record.labels_seconds if pair.seconds is None and record.runs else pair.seconds
         made = ImageRecord(self.part, self.name, *pair.shape, labels_seconds, record.runs | runs)
         return _RECORD.dump_json(made)
+
+    def _prominent(self, regions: Components) -> Flags | None:
+        """Flag the prominent regions; None without ratings (raises `ImageError`: the ratings are of other regions)."""
+        if self.severity is None:
+            return None
+        try:
+            self.severity.check(self.title, np.add(regions.boxes, (FRAME, FRAME, 0, 0)).tolist())
+        except UsageError as error:
+            raise ImageError(*error.failure) from None
+        return np.isin(np.arange(1, len(regions) + 1), list(self.severity.prominent(self.title)))
 
     def failed(self, error: ImageError, workspace: Workspace) -> bytes:  # noqa: D102
         record = self.record(workspace) or ImageRecord(self.part, self.name)
@@ -176,8 +263,15 @@ def plan_annotated(settings: Benchmarking) -> Benchmark[AnnotatedJob]:
 
     Raises `UsageError`: the data set or a method cannot be used, or a setting contradicts another.
     """
-    data_set = read_data_set(settings.dataset, given_folders(settings), settings.output)
-    return plan_jobs(settings, data_set, partial(_job, settings))
+    columns = settings.image_column, settings.mask_column, settings.prominence_column
+    data_set = read_data_set(settings.dataset, given_folders(settings), settings.output, columns)
+    severity = SeverityLabels(data_set.ratings, settings.dataset, settings.prominent) if data_set.ratings else None
+    if settings.severity:
+        if severity:
+            raise UsageError("--severity", f"is given beside the shares in {settings.dataset}", "leave one out")
+        severity = SeverityLabels(read_ratings(settings.severity), settings.severity, settings.prominent)
+        severity.check_images({example.title for example in data_set.examples})
+    return plan_jobs(settings, data_set, partial(_job, settings, severity), tuple(settings.references))
 
 
 def read_records(benchmark: Benchmark[AnnotatedJob]) -> list[ImageRecord]:
@@ -204,26 +298,49 @@ def read_ground_truth(source: File | CocoMask, shape: tuple[int, int], image: Pa
 def _timed_scores(method: Method, detector: Detector, pair: DecodedPair) -> tuple[Scores, float]:
     """Compute the score map of a pair, and measure how many seconds this thread takes."""
     if method.key not in _CALLED:  # the first call of a process also loads libraries and compiles
-        score_pair(detector, method.name, pair.path, pair.inputs)
+        score_pair(detector, method.name, pair.path, pair.inputs_of(method))
         _CALLED.add(method.key)
     started = time.thread_time()
-    scores = score_pair(detector, method.name, pair.path, pair.inputs)
+    scores = score_pair(detector, method.name, pair.path, pair.inputs_of(method))
     return scores, time.thread_time() - started
 
 
+def _grid(settings: Benchmarking) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """List the dilations and the shares of a region at which regions are counted, those of the settings among them."""
+    return tuple(sorted({*DILATIONS, settings.dilate})), tuple(sorted({*KAPPAS, settings.kappa}))
+
+
+def _on_valid_region(scores: Scores, shape: tuple[int, int]) -> Scores:
+    """Crop scores to the valid region of ``shape``; pixels of it without a score get minus infinity."""
+    scores = scores.astype(np.result_type(scores, np.float32))
+    lacking = (shape[0] - scores.shape[0]) // 2
+    return np.pad(scores, lacking, constant_values=-np.inf) if lacking > 0 else valid(scores, -lacking)
+
+
 def _job(
-    settings: Benchmarking, example: Example, files: dict[str, File], inputs: dict[Method, list[str]]
+    settings: Benchmarking,
+    severity: SeverityLabels | None,
+    example: Example,
+    files: dict[str, File],
+    inputs: dict[Method, list[str]],
 ) -> AnnotatedJob:
     truth, published = files.get("gt_mask") or example.coco_mask, files.get("desra_mask")
     assert truth is not None
     truth_key = truth.hash if isinstance(truth, File) else truth[:3]
-    judged = [files["mse_sr"].hash, files["gan_sr"].hash, truth_key, settings.min_area]
+    judged: list[object] = [files["gan_sr"].hash, truth_key, settings.min_area, settings.kappa, settings.dilate]
+    if severity:
+        own = severity.ratings.get(example.title, {})
+        severity = severity._replace(ratings={example.title: own})
+        judged.append([severity.least_noticed, *([number, *rating[:2]] for number, rating in sorted(own.items()))])
+    references = {name: files[reference_role(name)] for name in settings.references}
+    heat_maps = {method.name: files[method.name] for method in inputs if method.is_stored}
     keys = {}
     for method, hashes in inputs.items():
-        agreed = published.hash if published and method.weighs_classes else None
-        scored = (method.key, method.points, method.thresholds)
+        agreed = published.hash if published and method.compares_masks else None
+        reference = references.get(method.reference, files["mse_sr"]).hash
+        scored = (method.key, method.points, method.thresholds, reference)
         keys[method.name] = fingerprint("judged", JUDGED_VERSION, *scored, judged, hashes, agreed)
-    return AnnotatedJob(example.part, example.name, (), truth, published, keys)
+    return AnnotatedJob(example.part, example.name, (), references, truth, published, severity, heat_maps, keys)
 
 
 def _decoded(file: File) -> Mask:
@@ -238,6 +355,29 @@ class MethodRow(NamedTuple):
     point: OperatingPoint
     scores: MaskScores
     seconds: float  # per megapixel, for score map and mask in one thread: the median over the images
+    curve: AveragePrecision | None  # over the pixels of all images together, of any threshold
+    prominent: MaskScores | None  # against the prominent regions alone; None without ratings
+    prominent_curve: AveragePrecision | None
+    correlation: float | None  # rank correlation of the mean score of a rated region with its share of viewers
+    rated: int  # regions that are rated and have a score
+    reference_hash: str  # of the reference's results in this part
+    rank: float = 0.0  # among the rows of the same part and reference, see `mean_ranks`
+
+    @property
+    def entry(self) -> str:
+        """The name of the operating point without the reference."""
+        return self.method.plain(self.point.name)
+
+    @property
+    def reference(self) -> str:
+        """The name of the results with which the GAN results are compared."""
+        return self.method.reference or ROLES["mse_sr"]
+
+    @property
+    def measures(self) -> dict[str, float | None]:
+        """The measures of the row by name."""
+        area = self.curve and self.curve.value
+        return self.scores.values | {"pr_auc": area, "rank_correlation": self.correlation}
 
 
 class _PublishedRow(NamedTuple):
@@ -251,6 +391,10 @@ class _PublishedRow(NamedTuple):
     equal: float  # share of equal pixels
 
 
+# By name, the points of a curve: what is varied, and the mean rank.
+Curves = dict[str, list[tuple[float, float]]]
+
+
 @dataclass(frozen=True)
 class AnnotatedResults:
     """All numbers of a benchmark."""
@@ -260,11 +404,41 @@ class AnnotatedResults:
     curves: dict[str, list[tuple[float, Agreement]]]  # by method and ascending threshold: sums over all images
     labels_seconds: float | None  # per megapixel: the median over the images whose class labels were computed
     records: list[ImageRecord]
+    sensitivity: dict[str, Curves]  # mean ranks over all references by what is varied, then by method
+
+    @property
+    def overall(self) -> list[MethodRow]:
+        """The rows of all parts together."""
+        return [row for row in self.rows if row.part == self.rows[-1].part]
+
+
+def mean_ranks(rows: Sequence[Mapping[str, float | None]]) -> list[float]:
+    """Rank rows by each of `RANKED`, the best one as 1, and average the ranks of each row.
+
+    Equal values share the mean of their ranks. A row without a value ranks last; a measure that no row has is left out.
+    """
+    columns = []
+    for name, sign in RANKED.items():
+        values = [row[name] for row in rows]
+        if any(value is not None for value in values):
+            columns.append(ranks([np.inf if value is None else -sign * value for value in values]))
+    return list(map(float, np.mean(columns, axis=0))) if columns else [0.0] * len(rows)
+
+
+def _over_references(rows: Sequence[MethodRow], measures: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
+    """Average the rank of each operating point over the references."""
+    found: dict[str, list[float]] = {}
+    for reference in dict.fromkeys(row.reference for row in rows):
+        chosen = [index for index, row in enumerate(rows) if row.reference == reference]
+        for index, rank in zip(chosen, mean_ranks([measures[index] for index in chosen]), strict=True):
+            found.setdefault(rows[index].entry, []).append(rank)
+    return {entry: statistics.fmean(values) for entry, values in found.items()}
 
 
 def results_of(benchmark: Benchmark[AnnotatedJob]) -> AnnotatedResults:
     """Add up the records of the judged images: rows per part and operating point, and over all parts at the end."""
     records = read_records(benchmark)
+    jobs = {(job.part, job.name): job for _, job in benchmark.work}
     by_part: dict[str, list[ImageRecord]] = {}
     for record in records:
         by_part.setdefault(record.part, []).append(record)
@@ -273,16 +447,31 @@ def results_of(benchmark: Benchmark[AnnotatedJob]) -> AnnotatedResults:
     rows, published = [], []
     for part, chosen in by_part.items():
         for method in benchmark.methods:
-            runs = [(record.megapixels, record.runs[method.name]) for record in chosen if method.name in record.runs]
+            judged = [record for record in chosen if method.name in record.runs]
+            runs = [(record.megapixels, record.runs[method.name]) for record in judged]
+            of = [jobs[record.part, record.name] for record in judged]
+            histogram = pooled_histogram(job.histogram_path(benchmark.workspace, method) for job in of)
+            pairs = [pair for job, (_, run) in zip(of, runs, strict=True) for pair in _rated(job, run.regions)]
             for point in method.points if runs else ():
                 scores = score_masks([run.agreements[point.name] for _, run in runs])
                 seconds = statistics.median(run.seconds[point.name] / megapixels for megapixels, run in runs)
-                rows.append(MethodRow(part, method, point, scores, seconds))
+                prominent = [run.prominent[point.name] for _, run in runs if point.name in run.prominent]
+                rows.append(
+                    MethodRow(
+                        part, method, point, scores, seconds,
+                        curve=histogram.average_precision(),
+                        prominent=score_masks(prominent) if prominent else None,
+                        prominent_curve=histogram.average_precision(prominent=True) if prominent else None,
+                        correlation=rank_correlation([mean for mean, _ in pairs], [share for _, share in pairs]),
+                        rated=len(pairs),
+                        reference_hash=_reference_hash(benchmark, part, method.reference),
+                    )
+                )  # fmt: skip
                 if agreed := [run.published[point.name] for _, run in runs if point.name in run.published]:
-                    ious = [image.intersection / image.union if image.union else 1.0 for image in agreed]
-                    same = sum(image.equal == image.pixels for image in agreed)
-                    equal = sum(image.equal for image in agreed) / sum(image.pixels for image in agreed)
-                    published.append(_PublishedRow(part, point.name, len(agreed), same, sum(ious) / len(ious), equal))
+                    total, iou = pooled(agreed), mean_iou(agreed, empty=1.0)
+                    same = sum(image.intersection == image.union for image in agreed)
+                    equal = 1 - (total.union - total.intersection) / total.pixels
+                    published.append(_PublishedRow(part, point.name, len(agreed), same, iou or 0.0, equal))
     curves = {}
     for method in benchmark.methods:
         traced = [record.runs[method.name].curve for record in records if method.name in record.runs]
@@ -290,7 +479,64 @@ def results_of(benchmark: Benchmark[AnnotatedJob]) -> AnnotatedResults:
             columns = zip(*traced, strict=True)
             curves[method.name] = [(column[0][0], pooled(agreement for _, agreement in column)) for column in columns]
     rates = [record.labels_seconds / record.megapixels for record in records if record.labels_seconds is not None]
-    return AnnotatedResults(rows, published, curves, statistics.median(rates) if rates else None, records)
+    groups: dict[tuple[str, str], list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault((row.part, row.reference), []).append(index)
+    for group in groups.values():
+        for index, rank in zip(group, mean_ranks([rows[index].measures for index in group]), strict=True):
+            rows[index] = rows[index]._replace(rank=rank)
+    return AnnotatedResults(
+        rows, published, curves, statistics.median(rates) if rates else None, records,
+        _sensitivity([row for row in rows if row.part == rows[-1].part], records, benchmark.settings),
+    )  # fmt: skip
+
+
+def _rated(job: AnnotatedJob, means: Sequence[float | None]) -> Iterator[tuple[float, float]]:
+    """Yield the mean score of each rated region of an image, and the share of viewers who noticed it."""
+    ratings = job.severity.ratings.get(job.title, {}) if job.severity else {}
+    for number, rating in ratings.items():
+        mean = means[number - 1]
+        if rating.noticed is not None and mean is not None:
+            yield mean, rating.noticed
+
+
+def _reference_hash(benchmark: Benchmark[AnnotatedJob], part: str, reference: str) -> str:
+    """Identify the results of a reference by the contents of its files in a part of the data set."""
+    files = [job.references.get(reference, image.mse_sr) for image, job in benchmark.work if part in (ALL, job.part)]
+    return fingerprint(sorted(file.hash for file in files if file))
+
+
+def _sensitivity(rows: Sequence[MethodRow], records: Sequence[ImageRecord], settings: Measuring) -> dict[str, Curves]:
+    """Compute the mean ranks of the rows with another overlap, dilation or threshold, all else being equal."""
+    assert isinstance(settings, Benchmarking)
+    found: dict[str, Curves] = {_KAPPA: {}, _DILATION: {}, THRESHOLD: {}}
+
+    def add(varied: str, value: float, chosen: Sequence[MethodRow], measures: Sequence[Mapping[str, Any]]) -> None:
+        for entry, rank in _over_references(chosen, measures).items():
+            found[varied].setdefault(entry, []).append((value, rank))
+
+    def runs(row: MethodRow) -> list[_MethodRun]:
+        return [record.runs[row.method.name] for record in records if row.method.name in record.runs]
+
+    def regions_found(row: MethodRow, dilation: int, kappa: int) -> dict[str, float | None]:
+        times = sum(run.found[row.point.name][dilation][kappa] for run in runs(row))
+        return row.measures | {"recall_at_kappa": ratio(times, row.scores.total.marked)}
+
+    dilations, kappas = _grid(settings)
+    own = dilations.index(settings.dilate), kappas.index(settings.kappa)
+    for index, kappa in enumerate(kappas):
+        add(_KAPPA, kappa, rows, [regions_found(row, own[0], index) for row in rows])
+    for index, dilate in enumerate(dilations):
+        add(_DILATION, dilate, rows, [regions_found(row, index, own[1]) for row in rows])
+    # A method with several operating points has one curve, which is named by the one at the method's own threshold.
+    nearest = sorted(rows, key=lambda row: -abs(row.point.threshold - row.method.own_threshold))
+    traced = {row.method.name: row for row in nearest if row.method.thresholds}
+    traced = {row.method.name: traced[row.method.name] for row in rows if row.method.name in traced}
+    for index, factor in enumerate(FACTORS if traced else ()):
+        chosen = list(traced.values())
+        measured = [row.measures | measure([run.curve[index][1] for run in runs(row)]) for row in chosen]
+        add(THRESHOLD, factor, chosen, measured)
+    return found
 
 
 def annotated_tables(
@@ -298,20 +544,24 @@ def annotated_tables(
 ) -> Tables:
     """Format all results as tables with explanations, as CSV and as a document for JSON."""
     assert isinstance(benchmark.settings, Benchmarking)
-    name = printable(benchmark.settings.dataset.name)
+    title = f"Benchmark on {printable(benchmark.settings.dataset.name)}"
     lines = []
     for row in results.rows:
         scores = row.scores
-        line: dict[str, Any] = {"part": row.part, "method": row.point.name, "threshold": row.point.threshold}
+        line: dict[str, Any] = {"part": row.part, "method": row.entry, "threshold": row.point.threshold}
         line |= {"images": scores.images, "empty_pairs": scores.empty_pairs}
-        for measure, value in scores.values.items():
-            low, high = scores.intervals[measure] or (None, None)
-            line |= {measure: value, f"{measure}_low": low, f"{measure}_high": high}
+        line |= {"reference": row.reference, "reference_hash": row.reference_hash}
+        for name, value in scores.values.items():
+            low, high = scores.intervals[name] or (None, None)
+            line |= {name: value, f"{name}_low": low, f"{name}_high": high}
         line |= {name: getattr(scores.total, name) for name in ("detected", "right", "marked", "found")}
+        line |= _further_numbers(row)
+        if row.prominent:
+            line |= {f"prominent_{name}": value for name, value in row.prominent.values.items()}
         lines.append(line | {"seconds_per_megapixel": round(row.seconds, 4)})
     return Tables(
         stem="benchmark",
-        title=f"Benchmark on {name}",
+        title=title,
         sections=_sections(benchmark, results),
         csv=as_csv(lines, list(lines[0]) if lines else ["part", "method"]),
         document=_document(benchmark, results, failures),
@@ -320,6 +570,7 @@ def annotated_tables(
 
 def _sections(benchmark: Benchmark[AnnotatedJob], results: AnnotatedResults) -> list[Section]:
     settings = benchmark.settings
+    assert isinstance(settings, Benchmarking)
     weights = ""
     if any(method.weighted for method in benchmark.methods):
         weights = f"Class weights: {Path(settings.weights or 'published').name}. "
@@ -337,7 +588,8 @@ def _sections(benchmark: Benchmark[AnnotatedJob], results: AnnotatedResults) -> 
         )
         if results.labels_seconds is not None:
             times += f"; class labels take {results.labels_seconds:.3f} s/MP more, where they are used"
-        sections = [Section(note=f"{preface}\n\n{times}.", table=_method_cells(results.rows))]
+        sections = [Section(note=f"{preface}\n\n{times}.", table=_method_cells(results.rows, settings))]
+        sections += _score_sections(results, settings)
     if results.published:
         cells = [
             {
@@ -354,28 +606,104 @@ def _sections(benchmark: Benchmark[AnnotatedJob], results: AnnotatedResults) -> 
         sections.append(
             Section("Agreement with the data set's DeSRA masks", note=note, table=_without_single_part(cells))
         )
-    measures = ("IoU", "precision", "recall")
+    measures = {"IoU": 3, "precision": 4, "recall": 4}
     paper = [
         {"method": method}
-        | {name: "–" if value is None else f"{value:g}" for name, value in zip(measures, row, strict=True)}
+        | {name: f"{value:.{digits}f}" for (name, digits), value in zip(measures.items(), row, strict=True)}
         for method, row in PUBLISHED.items()
     ]
-    return [*sections, Section(PUBLISHED_TITLE, table=paper)]
+    return [*sections, Section(PUBLISHED_TITLE, note=_CORRESPONDING, table=paper)]
 
 
-def _method_cells(rows: Sequence[MethodRow]) -> list[dict[str, str]]:
+def _further_numbers(row: MethodRow) -> dict[str, Any]:
+    """Describe the numbers of a row that its masks alone do not give."""
+    areas = {"pr_auc": row.curve} | ({"prominent_pr_auc": row.prominent_curve} if row.prominent else {})
+    numbers: dict[str, Any] = {"found_at_kappa": row.scores.total.found_at_kappa}
+    for name, area in areas.items():
+        numbers |= {name: area and area.value, f"{name}_error": area and area.error}
+    return numbers | {"rank_correlation": row.correlation, "rated_regions": row.rated, "mean_rank": row.rank}
+
+
+def _score_sections(results: AnnotatedResults, settings: Benchmarking) -> list[Section]:
+    """Describe the scores of later papers: of all regions, of the prominent ones, and over all references."""
+    overlap = overlap_told(Overlap(settings.kappa, settings.dilate))
+    note = (
+        "PR-AUC is the average precision over the pixels of all images together, of any threshold. Pixel F1 is that of "
+        f"all pixels, and the mean over images. Found: regions with {overlap}. Flagged: the share of the pixels that "
+        "are marked. "
+    )
+    if any(row.rated for row in results.rows):
+        note += "Rank correlation (Spearman): of the mean score of a region with the share of viewers who noticed it. "
+    note += "Mean rank: over these columns, the best method as 1 (flagged: the fewest)."
+    largest = max((area.error for row in results.rows if (area := row.curve)), default=0.0)
+    note += f" The exact PR-AUC may be up to {largest:.1g} from these values."
+    sections = [Section("Scores of pixels and regions", note=note, table=_score_cells(results.rows, settings))]
+    if any(row.prominent for row in results.rows):
+        told = (
+            f"Of the regions that at least {100 * settings.prominent:g} % of the viewers noticed; the others do not "
+            "count, nor detected regions that are right only by them."
+        )
+        prominent = [
+            row._replace(scores=row.prominent, curve=row.prominent_curve) for row in results.rows if row.prominent
+        ]
+        table = _method_cells(prominent, settings, seconds=False)
+        scores = _score_cells(prominent, settings, ranked=False)
+        table = [cells | more for cells, more in zip(table, scores, strict=True)]
+        sections.append(Section("Prominent regions", note=told, table=table))
+    if settings.reference:
+        overall = results.overall
+        means = _over_references(overall, [row.measures for row in overall])
+        ranked = [
+            {"method": entry, "mean rank": fixed(mean, 2)}
+            | dict.fromkeys((row.reference for row in overall), "–")
+            | {row.reference: fixed(row.rank, 2) for row in overall if row.entry == entry}
+            for entry, mean in sorted(means.items(), key=lambda item: item[1])
+        ]
+        hashes = "; ".join(dict.fromkeys(f"{row.reference} {row.reference_hash[:12]}" for row in overall))
+        note = f"The mean rank of each method, the best first, and for each reference. Hashes of the results: {hashes}."
+        sections.append(Section("Mean rank over all references", note=note, table=ranked))
+    return sections
+
+
+def _score_cells(rows: Sequence[MethodRow], settings: Benchmarking, *, ranked: bool = True) -> list[dict[str, str]]:
+    """Format the scores of rows as text."""
+    formatted = []
+    for row in rows:
+        total, values = row.scores.total, row.scores.values
+        cells = _named(row, settings) | {
+            "PR-AUC": fixed(row.curve and row.curve.value),
+            "pixel F1": fixed(values["pixel_f1"]),
+            "mean": fixed(values["pixel_f1_mean"]),
+            "found": f"{total.found_at_kappa:,} of {total.marked:,}",
+            "flagged": in_percent(values["flagged_share"]),
+        }
+        if ranked:
+            if any(each.rated for each in rows):
+                cells["rank correlation"] = fixed(row.correlation)
+            cells["mean rank"] = fixed(row.rank, 2)
+        formatted.append(cells)
+    return _without_single_part(formatted)
+
+
+def _named(row: MethodRow, settings: Benchmarking) -> dict[str, str]:
+    """Name a row: its part, its method and, where there are several, its reference."""
+    cells = {"part": row.part, "method": row.entry}
+    return cells | {"reference": row.reference} if settings.reference else cells
+
+
+def _method_cells(rows: Sequence[MethodRow], settings: Benchmarking, *, seconds: bool = True) -> list[dict[str, str]]:
     """Format the rows as text, measures with their 95 % intervals."""
     measures = {"iou": "IoU", "precision": "precision", "recall": "recall", "f1": "F1"}
     if any(row.scores.empty_pairs for row in rows):
         measures = {"iou": "IoU", "iou_with_empty": "IoU, both empty = 1"} | measures
     formatted = []
     for row in rows:
-        cells = {"part": row.part, "method": row.point.name, "images": str(row.scores.images)}
+        cells = _named(row, settings) | {"images": str(row.scores.images)}
         for name, title in measures.items():
             interval = row.scores.intervals[name]
             bounds = f" ({interval[0]:.2f}–{interval[1]:.2f})" if interval else ""
             cells[title] = fixed(row.scores.values[name]) + bounds
-        formatted.append(cells | {"s/MP": f"{row.seconds:.3f}"})
+        formatted.append(cells | ({"s/MP": f"{row.seconds:.3f}"} if seconds else {}))
     return _without_single_part(formatted)
 
 
@@ -401,10 +729,14 @@ def _document(
         "desra": __version__,
         "settings": benchmark.settings.model_dump(mode="json"),
         "table": [
-            {"part": row.part, "method": row.point.name, "threshold": row.point.threshold,
-             "seconds_per_megapixel": round(row.seconds, 4)} | scores_document(row.scores)
+            {"part": row.part, "method": row.entry, "threshold": row.point.threshold,
+             "reference": {"name": row.reference, "hash": row.reference_hash},
+             "seconds_per_megapixel": round(row.seconds, 4)} | scores_document(row.scores) | _further_numbers(row)
+            | ({"prominent": scores_document(row.prominent)} if row.prominent else {})
             for row in results.rows
         ],
+        "mean_ranks": _over_references(results.overall, [row.measures for row in results.overall]),
+        "sensitivity": results.sensitivity,
         "labels_seconds_per_megapixel": results.labels_seconds,
         "desra_masks": [row._asdict() for row in results.published],
         "curves": {

@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
@@ -14,13 +14,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.benchmarking.data_sets import DataSet, Example
+from desra_core.benchmarking.data_sets import DataSet, Example, heat_map_role, heat_map_tags, reference_role
 from desra_core.detection.class_weights import load_weights
 from desra_core.detection.detectors import NEEDED_INPUTS, Detector, DetectorInputs, applied, detector_key, load_detector
 from desra_core.errors import ImageError, TransientError, UsageError, printable
 from desra_core.evaluation.mask_files import is_lossy
 from desra_core.evaluation.table import Section, counted
 from desra_core.files import digest, fingerprint, read_bytes
+from desra_core.images.codec import Pixels
 from desra_core.networks.segmentation import load_segmenter, segment, segmenter_key
 from desra_core.settings.models import Measuring
 from desra_core.stages import read_label_file, read_photo, read_result
@@ -29,7 +30,11 @@ from desra_core.workspace.manifest import File, ImageRef
 
 _MASKS = ("gt_mask", "desra_mask", "exclude")
 # The precision/recall curve is drawn at these multiples of a detector's own threshold: from a fifth to five times.
-_FACTORS = tuple(2 ** (step / 3) for step in range(-7, 8))
+FACTORS = tuple(2 ** (step / 3) for step in range(-7, 8))
+_AGAINST = " against "
+# Heat maps have no threshold of their own; those of the share of viewers who would notice a pixel suit this one.
+HEAT_THRESHOLD = 0.5
+HEAT_MAP_VERSION = 1
 # The Markdown file and the page list this many failures.
 _FAILURES = 50
 
@@ -45,7 +50,11 @@ class OperatingPoint(NamedTuple):
     @property
     def folder(self) -> str:
         """The name of the folder that holds the masks of this point."""
-        return self.name.replace(", ", "-").replace(" ", "-")
+        return _as_folder(self.name)
+
+
+def _as_folder(name: str) -> str:
+    return name.replace(", ", "-").replace(" ", "-")
 
 
 @dataclass(frozen=True)
@@ -59,12 +68,37 @@ class Method:
     points: tuple[OperatingPoint, ...]
     weighs_classes: bool = False  # class weights can apply to its scores
     weighted: bool = False  # class weights do apply
+    own_threshold: float = 0.0  # the detector's own
+    reference: str = ""  # the reference that takes the place of the MSE results; empty for these
+
+    def against(self, reference: str) -> Self:
+        """Return the method that compares the GAN results with another reference."""
+        points = tuple(OperatingPoint(f"{point.name}{_AGAINST}{reference}", point.threshold) for point in self.points)
+        return replace(self, name=f"{self.name}{_AGAINST}{reference}", points=points, reference=reference)
+
+    @property
+    def compares_masks(self) -> bool:
+        """Check whether its masks are compared with the DeSRA masks of a data set."""
+        return self.weighs_classes and not self.reference
+
+    def plain(self, name: str) -> str:
+        """Return the name of this method or of one of its points without the reference."""
+        return name.removesuffix(f"{_AGAINST}{self.reference}") if self.reference else name
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder that holds what is kept of its scores."""
+        return _as_folder(self.name)
 
     @property
     def thresholds(self) -> tuple[float, ...]:
         """The thresholds of the method's curve, ascending; none where the detector's own threshold is not positive."""
-        own = load_detector(self.spec).threshold
-        return tuple(own * factor for factor in _FACTORS) if own > 0 else ()
+        return tuple(self.own_threshold * factor for factor in FACTORS) if self.own_threshold > 0 else ()
+
+    @property
+    def is_stored(self) -> bool:
+        """Check whether its scores are heat maps of the data set."""
+        return not self.spec
 
     def detector(self, weights: ClassWeights | None) -> Detector:
         """Load the detector; ``weights`` are the class weights of the benchmark, ``(150,)``."""
@@ -78,6 +112,11 @@ class DecodedPair(NamedTuple):
     shape: tuple[int, int]
     inputs: DetectorInputs
     seconds: float | None
+    references: dict[str, Pixels]  # by name, those that are needed
+
+    def inputs_of(self, method: Method) -> DetectorInputs:
+        """Return the inputs of a method, with its reference in the place of the MSE result."""
+        return self.inputs._replace(mse_sr=self.references[method.reference]) if method.reference else self.inputs
 
 
 @dataclass(frozen=True)
@@ -87,6 +126,7 @@ class Job(ABC):
     part: str
     name: str
     missing: tuple[str, ...]
+    references: dict[str, File]  # by name
 
     @abstractmethod
     def path(self, workspace: Workspace) -> Path:
@@ -179,8 +219,10 @@ class Tables(NamedTuple):
         return [*self.sections, Section("Images that could not be judged", lines)] if failures else self.sections
 
 
-def plan_jobs(settings: Measuring, data_set: DataSet, make_job: JobMaker[AnyJob]) -> Benchmark[AnyJob]:
-    """Hash the files of a data set and list the jobs. Writes nothing.
+def plan_jobs(
+    settings: Measuring, data_set: DataSet, make_job: JobMaker[AnyJob], references: Sequence[str] = ()
+) -> Benchmark[AnyJob]:
+    """Hash the files of a data set and list the jobs. Writes nothing. Each method is run for each of the references.
 
     Raises `UsageError`: a method, the weights or the segmenter cannot be used, or lacks an input.
     """
@@ -192,12 +234,17 @@ def plan_jobs(settings: Measuring, data_set: DataSet, make_job: JobMaker[AnyJob]
         raise UsageError("--weights", f"{source} needs class labels", remedy)
     weights = load_weights(source) if source != "none" else None
     methods = load_methods(settings.methods.split(","), weights_key=weights.key if weights else None)
+    methods += [method.against(reference) for reference in references for method in methods]
+    for tag in heat_map_tags(given):
+        role = heat_map_role(tag)
+        points = (OperatingPoint(role, HEAT_THRESHOLD),)
+        methods.append(Method(role, "", f"heat map {HEAT_MAP_VERSION}", (role,), points, own_threshold=HEAT_THRESHOLD))
     for method in methods:
         for role in method.inputs:
             if role not in given:
                 needed, remedy = NEEDED_INPUTS[role]
                 raise UsageError("--methods", f"{method.name} needs {needed}", remedy)
-    used = {"mse_sr", "gan_sr", *_MASKS}.union(*(method.inputs for method in methods))
+    used = {"mse_sr", "gan_sr", *_MASKS, *map(reference_role, references)}.union(*(method.inputs for method in methods))
     if segmentation:
         used.discard("labels")
     with ThreadPoolExecutor() as pool:
@@ -234,16 +281,16 @@ def load_methods(specs: Iterable[str], *, weights_key: str | None) -> list[Metho
     for spec in specs:
         detector = load_detector(spec)
         name = Path(spec).stem if spec.endswith(".py") else spec
-        key, inputs = detector_key(spec), tuple(detector.inputs)
+        key, inputs, own_threshold = detector_key(spec), tuple(detector.inputs), float(detector.threshold)
         weighs_classes = applied(spec).weighs_classes
         if weighs_classes:
             if weights_key is not None:
                 own = (OperatingPoint(name, detector.threshold),)
-                found.append(Method(name, spec, f"{key} {weights_key}", ("labels",), own, True, weighted=True))
+                found.append(Method(name, spec, f"{key} {weights_key}", ("labels",), own, True, True, own_threshold))
             name = f"{name}, weight 1"
         points = [OperatingPoint(f"{name}, {value:g}", value) for value in getattr(detector, "thresholds", ())]
         points = points or [OperatingPoint(name, detector.threshold)]
-        found.append(Method(name, spec, key, inputs, tuple(points), weighs_classes))
+        found.append(Method(name, spec, key, inputs, tuple(points), weighs_classes, False, own_threshold))
     folders = [point.folder for method in found for point in method.points]
     for folder in folders:
         if folders.count(folder) > 1:
@@ -261,7 +308,7 @@ def judge_image(image: ImageRef, job: Job, benchmark: Benchmark[Any], device: st
     """
     workspace = benchmark.workspace
     try:
-        pair = _read_pair(image, job.missing, benchmark, device, max_pixels)
+        pair = _read_pair(image, job, benchmark, device, max_pixels)
         with _one_thread():
             content = job.judge(pair, benchmark)
     except TransientError:
@@ -287,17 +334,19 @@ def _hashed(example: Example, used: set[str]) -> tuple[dict[str, File], list[Pat
     return files, lossy
 
 
-def _read_pair(
-    image: ImageRef, missing: tuple[str, ...], benchmark: Benchmark[Any], device: str, max_pixels: int
-) -> DecodedPair:
+def _read_pair(image: ImageRef, job: Job, benchmark: Benchmark[Any], device: str, max_pixels: int) -> DecodedPair:
     """Decode a pair and the other inputs of the missing methods."""
     assert image.mse_sr is not None
     assert image.gan_sr is not None
-    inputs = {role for method in benchmark.methods if method.name in missing for role in method.inputs}
+    missing = [method for method in benchmark.methods if method.name in job.missing]
+    inputs = {role for method in missing for role in method.inputs}
     mse_sr, gan_sr = (read_result(file, max_pixels).pixels for file in (image.mse_sr, image.gan_sr))
-    if mse_sr.shape[:2] != gan_sr.shape[:2]:
-        sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (gan_sr, mse_sr))
-        raise ImageError(image.path, f"and its MSE twin are {sizes}", "give results of one size")
+    asked = dict.fromkeys(method.reference for method in missing if method.reference)
+    references = {name: read_result(job.references[name], max_pixels).pixels for name in asked}
+    for twin, other in {"MSE twin": mse_sr, **references}.items():
+        if other.shape[:2] != gan_sr.shape[:2]:
+            sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (gan_sr, other))
+            raise ImageError(image.path, f"and its {twin} are {sizes}", "give results of one size")
     lr = read_photo(image.lr, max_pixels).pixels if "lr" in inputs and image.lr else None
     labels, seconds = None, None
     if "labels" in inputs and image.labels:
@@ -307,7 +356,7 @@ def _read_pair(
         started = time.perf_counter()
         labels = segment(segmenter, gan_sr, image.path)
         seconds = round(time.perf_counter() - started, 4)
-    return DecodedPair(image.path, mse_sr.shape[:2], DetectorInputs(mse_sr, gan_sr, lr, labels), seconds)
+    return DecodedPair(image.path, mse_sr.shape[:2], DetectorInputs(mse_sr, gan_sr, lr, labels), seconds, references)
 
 
 @contextlib.contextmanager

@@ -2,16 +2,22 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+import numpy as np
+
+from desra_core.detection.mask import Components
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, read_coco
-from desra_core.evaluation.evaluation import all_failed
+from desra_core.evaluation.evaluation import Rating, Ratings, all_failed, csv_rows, share_of_viewers
+from desra_core.evaluation.mask_files import FRAME, on_valid_region, read_mask
+from desra_core.files import read_bytes
+from desra_core.images.codec import image_size
 from desra_core.images.scanning import ImageNames
-from desra_core.settings.models import Measuring
+from desra_core.settings.models import Benchmarking, Measuring
 from desra_core.workspace.matching import files_by_name
 
 # The roles of the folders of a data set, and their names in the published data set.
@@ -20,14 +26,31 @@ ROLES = {"mse_sr": "MSE-SR", "gan_sr": "GAN-SR", "gt_mask": "GT-Mask", "lr": "LR
 ANNOTATIONS = "annotations.json"
 
 _SPELLINGS = {role.replace("_", ""): role for role in ROLES} | {"label": "labels", "gt": "gt_mask"}
-_REMEDY = "name a folder with MSE-SR, GAN-SR and GT-Mask in it, a folder of such folders, or a COCO file"
+_REMEDY = (
+    "name a folder with MSE-SR, GAN-SR and GT-Mask in it, a folder of such folders, a COCO file or a CSV file of masks"
+)
+# In a folder whose files are called NAME@LR@, NAME@RF@ and NAME@SR@: the roles of these. Arrays are heat maps there.
+_TAGS = {"LR": "lr", "RF": "mse_sr", "SR": "gan_sr"}
+_TAGGED = re.compile(r"(?P<name>.+)@(?P<tag>[\w-]+)@")
+_ARRAYS = (".npy.gz", ".npy")
+_EVERY = "every role"  # the role of such a folder
+_TABLE = "give a CSV file with an image, the file of a mask and a share of viewers in each row; flags name its columns"
 
-# A part of a data set: its name, its folders by role, and the COCO file in place of its folder of masks, if any.
+# A part of a data set: its name, its folders by role, and the COCO or CSV file in place of its folder of masks, if any.
 Part = tuple[str, Mapping[str, Path], Path | None]
+Masks = TypeVar("Masks")
+
+
+class MaskRow(NamedTuple):
+    """A row of a CSV file of masks; ``noticed`` is the share of viewers, None where nobody was asked."""
+
+    line: int
+    path: Path
+    noticed: float | None
 
 
 class Example(NamedTuple):
-    """The files of an image by role. The ground truth is one of the files, or the mask of a COCO file."""
+    """The files of an image by role. The ground truth is one of the files, or the mask of a COCO or CSV file."""
 
     part: str
     name: str
@@ -47,6 +70,7 @@ class DataSet:
     examples: list[Example] = field(default_factory=list)
     failures: list[ImageError] = field(default_factory=list)
     unjudged: list[Path] = field(default_factory=list)
+    ratings: Ratings = field(default_factory=dict)  # of the regions of masks in a CSV file
 
 
 def given_folders(settings: Measuring) -> dict[str, Path]:
@@ -54,10 +78,30 @@ def given_folders(settings: Measuring) -> dict[str, Path]:
     if settings.labels and settings.segmenter != "none":
         raise UsageError("--labels", "and --segmenter are both given", "leave one out")
     roles = ("mse_sr", "gan_sr", "lr", "labels", "exclude")
-    return {role: folder for role in roles if (folder := getattr(settings, role, None)) is not None}
+    folders = {role: folder for role in roles if (folder := getattr(settings, role, None)) is not None}
+    references = settings.references if isinstance(settings, Benchmarking) else {}
+    return folders | {reference_role(name): folder for name, folder in references.items()}
 
 
-def read_data_set(root: Path | None, given: Mapping[str, Path], skip: Path) -> DataSet:
+def reference_role(name: str) -> str:
+    """Return the role of the folder of a reference."""
+    return f"reference {name}"
+
+
+def heat_map_role(tag: str) -> str:
+    """Return the role of the heat maps of a tag, which is also the name of their method."""
+    return f"heat map {tag}"
+
+
+def heat_map_tags(roles: Iterable[str]) -> list[str]:
+    """List the tags of the heat maps among roles."""
+    start = heat_map_role("")
+    return sorted({role.removeprefix(start) for role in roles if role.startswith(start)})
+
+
+def read_data_set(
+    root: Path | None, given: Mapping[str, Path], skip: Path, columns: tuple[str, str, str] | None = None
+) -> DataSet:
     """Find the images of a data set.
 
     Files belong together when their relative paths agree without suffix. An ending that all names of a folder share,
@@ -65,12 +109,15 @@ def read_data_set(root: Path | None, given: Mapping[str, Path], skip: Path) -> D
 
     Args:
         root: A folder with ``MSE-SR``, ``GAN-SR`` and ``GT-Mask`` in it, in any spelling (``mse_sr``, ``GT Mask``), and
-            perhaps ``LR``, ``DeSRA-Mask`` and ``labels``; a folder of such folders, one per SR model; or a COCO file
-            beside the folders. A COCO file called ``annotations.json`` may take the place of any ``GT-Mask``. With
-            None, only the given folders are read, and they need no ground truth.
+            perhaps ``LR``, ``DeSRA-Mask`` and ``labels``; a folder of such folders, one per SR model; or a COCO or CSV
+            file beside the folders, the CSV file with a row per mask. A COCO file called ``annotations.json`` may take
+            the place of any ``GT-Mask``. In place of the folders of results there may be files ``NAME@LR@``,
+            ``NAME@RF@`` (the reference, in place of the MSE result) and ``NAME@SR@``, and heat maps
+            ``NAME@TAG@.npy.gz``. With None, only the given folders are read, and they need no ground truth.
         given: Folders by role that replace those in ``root``. If there are several parts, each given folder has a
             folder of each part's name.
         skip: The folder of the benchmark's results, which is not searched. It may lie inside another folder.
+        columns: The columns of a CSV file: image, mask, and share of viewers.
 
     Raises:
         UsageError: There is no such data set, a folder holds no images, or the COCO file is damaged.
@@ -78,7 +125,7 @@ def read_data_set(root: Path | None, given: Mapping[str, Path], skip: Path) -> D
     data_set = DataSet()
     parts: list[Part] = _find_parts(root, given) if root else [("", given, None)]
     for part in parts:
-        _read_part(*part, skip, data_set)
+        _read_part(*part, skip, data_set, columns)
     if data_set.failures and not data_set.examples:
         raise all_failed(data_set.failures)
     if not data_set.examples:
@@ -90,9 +137,9 @@ def read_data_set(root: Path | None, given: Mapping[str, Path], skip: Path) -> D
 def _find_parts(root: Path, given: Mapping[str, Path]) -> list[Part]:
     """Find the parts of a data set."""
     if root.is_file():
-        if root.suffix.lower() != ".json":
+        if root.suffix.lower() not in (".json", ".csv"):
             raise UsageError(root, "is no data set", _REMEDY)
-        return [_part("", {**_folders(root.parent), **given}, root, root)]
+        return [_part("", {**_folders(root.parent), **_tagged_folder(root.parent), **given}, root, root)]
     if not root.is_dir():
         raise UsageError(root, "does not exist", _REMEDY)
     below = _folders(root)
@@ -104,13 +151,41 @@ def _find_parts(root: Path, given: Mapping[str, Path]) -> list[Part]:
         if own.keys() & {"mse_sr", "gan_sr"}:
             for role, place in given.items():
                 if not (place / folder.name).is_dir():
-                    flag, reason = f"--{role.replace('_', '-')}", f"{place} has no folder {folder.name}"
+                    flag, reason = (
+                        f"--{role if ' ' in role else role.replace('_', '-')}",
+                        f"{place} has no folder {folder.name}",
+                    )
                     raise UsageError(flag, reason, "give one with a folder for each part")
                 own[role] = place / folder.name
             parts.append(_part(folder.name, own, folder))
+    if not parts and (tagged := _tagged_folder(root)):
+        parts.append(_part("", {**below, **tagged, **given}, root))
     if not parts:
         raise UsageError(root, "is no data set", _REMEDY)
     return parts
+
+
+def _tagged_folder(root: Path) -> dict[str, Path]:
+    """Return a folder by the role `_EVERY` where it holds a file called ``NAME@SR@``, and nothing otherwise."""
+    return {_EVERY: root} if next(root.rglob("*@SR@.*"), None) else {}
+
+
+def _tagged_files(folder: Path, skip: Path) -> tuple[dict[str, dict[str, Path]], list[ImageError]]:
+    """Find the files of a folder whose names tell their role, by role and name; other files do not count."""
+    images, problems = files_by_name({_EVERY: folder}, _EVERY, skip=skip)
+    arrays = {
+        str(path.relative_to(folder)).removesuffix(suffix): path
+        for suffix in _ARRAYS
+        for path in folder.rglob(f"*@{suffix}")
+    }
+    found: dict[str, dict[str, Path]] = {"gan_sr": {}}
+    for name, path in images[_EVERY].items():
+        if (tagged := _TAGGED.fullmatch(name)) and tagged["tag"] in _TAGS:
+            found.setdefault(_TAGS[tagged["tag"]], {})[tagged["name"]] = path
+    for name, path in arrays.items():
+        if tagged := _TAGGED.fullmatch(name):
+            found.setdefault(heat_map_role(tagged["tag"]), {})[tagged["name"]] = path
+    return found, problems
 
 
 def _part(name: str, folders: dict[str, Path], place: Path, coco: Path | None = None) -> Part:
@@ -123,7 +198,7 @@ def _part(name: str, folders: dict[str, Path], place: Path, coco: Path | None = 
             remedy = f"name {ANNOTATIONS} itself, or remove it"
             raise UsageError(place, f"has both masks in {folders['gt_mask'].name} and {ANNOTATIONS}", remedy)
     for role in ("mse_sr", "gan_sr"):
-        if role not in folders:
+        if role not in folders and _EVERY not in folders:
             remedy = f"add it, or give --{role.replace('_', '-')}"
             raise UsageError(place, f"has no folder {ROLES[role]}", remedy)
     if coco is None and "gt_mask" not in folders:
@@ -152,23 +227,51 @@ def _folders_in(place: Path) -> list[Path]:
         raise UsageError(place, f"cannot be read ({error.strerror})", "give read permission to it") from None
 
 
-def _read_part(part: str, folders: Mapping[str, Path], coco: Path | None, skip: Path, data_set: DataSet) -> None:
+def _read_part(
+    part: str,
+    folders: Mapping[str, Path],
+    coco: Path | None,
+    skip: Path,
+    data_set: DataSet,
+    columns: tuple[str, str, str] | None,
+) -> None:
     """Add the images of a part to a data set."""
-    found, problems = files_by_name(folders, "gan_sr", skip=skip, empty="add them, or remove the folder")
-    data_set.failures.extend(problems)
+    found: dict[str, dict[str, Path]] = {}
+    if _EVERY in folders:
+        found, problems = _tagged_files(folders[_EVERY], skip)
+        data_set.failures.extend(problems)
+    others = {role: folder for role, folder in folders.items() if role != _EVERY}
+    if others:
+        main = "gan_sr" if "gan_sr" in others else next(iter(others))
+        more, problems = files_by_name(others, main, skip=skip, empty="add them, or remove the folder")
+        data_set.failures.extend(problems)
+        found |= more
     files = _named_alike(found)
-    coco_masks = _named(read_coco(coco), files["gan_sr"], coco) if coco else {}
+    coco_masks: dict[str, CocoMask] = {}
+    if coco and columns and coco.suffix.lower() == ".csv":
+        for name, rows in _named(read_mask_rows(coco, columns), files["gan_sr"], coco).items():
+            try:
+                gan_sr = files["gan_sr"].get(name)
+                shape = image_size(read_bytes(gan_sr), gan_sr) if gan_sr else None
+                coco_masks[name], data_set.ratings[name] = _joined(rows, shape)
+            except ImageError as error:
+                data_set.failures.append(error)
+                files["gan_sr"].pop(name, None)
+    elif coco:
+        coco_masks = _named(read_coco(coco), files["gan_sr"], coco)
     truths = files.get("gt_mask", {}).keys() | coco_masks.keys()
     needs_truth = coco is not None or "gt_mask" in folders
     for name in sorted(files["gan_sr"].keys() | truths):
         own = {role: paths[name] for role, paths in files.items() if name in paths}
-        lacking = [role for role in ("gan_sr", "mse_sr", "labels") if role in files and role not in own]
+        needed = ("gan_sr", "mse_sr", "labels", *(role for role in files if role.startswith(reference_role(""))))
+        lacking = [role for role in needed if (role in files or role == "mse_sr") and role not in own]
         if "gan_sr" in own and needs_truth and name not in truths:
             data_set.unjudged.append(own["gan_sr"])
         elif lacking:
             subject = own.get("gan_sr") or own.get("gt_mask") or f"{coco}: {name}"
             remedy = "add it, or remove the mask" if lacking[0] == "gan_sr" else "add it, or remove this one"
-            reason = f"has no image of its name in {folders[lacking[0]]}"
+            place = folders.get(lacking[0]) or folders[_EVERY]
+            reason = f"has no image of its name in {place}"
             data_set.failures.append(ImageError(subject, reason, remedy))
         else:
             data_set.examples.append(Example(part, name, own, coco_masks.get(name)))
@@ -199,16 +302,57 @@ def _without_ending(files: dict[str, Path]) -> dict[str, Path]:
     return {name[:-length]: path for name, path in files.items()}
 
 
-def _named(masks: Mapping[str, CocoMask], gan_sr: Mapping[str, Path], coco: Path) -> dict[str, CocoMask]:
+def read_mask_rows(path: Path, columns: tuple[str, str, str]) -> dict[str, list[MaskRow]]:
+    """Read a CSV file of masks by image; paths are relative to the file's folder.
+
+    Args:
+        path: The file.
+        columns: The names of its columns of images, masks and shares of viewers.
+
+    Raises:
+        UsageError: The file cannot be read, lacks a column, or holds a value that is no share, or no name.
+    """
+    image, mask, prominence = columns
+    found: dict[str, list[MaskRow]] = {}
+    for line, row in csv_rows(path, columns, _TABLE):
+        where = f"{path}, line {line}"
+        if not row[image].strip() or not row[mask].strip():
+            raise UsageError(where, f"has no {image if not row[image].strip() else mask}", _TABLE)
+        noticed = share_of_viewers(row[prominence], where)
+        found.setdefault(row[image].strip(), []).append(MaskRow(line, path.parent / row[mask].strip(), noticed))
+    return found
+
+
+def _joined(rows: Sequence[MaskRow], shape: tuple[int, int] | None) -> tuple[CocoMask, dict[int, Rating]]:
+    """Join the masks of an image of ``(H, W)`` to one, and rate its regions.
+
+    A region has the share of the mask that marks most of it, in the frame nothing. Without a shape, the image is not
+    there, and the mask is empty. Raises `ImageError`: a mask cannot be read or has another size.
+    """
+    from pycocotools import mask as coco
+
+    if shape is None:
+        return CocoMask(1, 1, ""), {}
+    masks = [np.pad(on_valid_region(read_mask(row.path), shape, row.path), FRAME) for row in rows]
+    whole = np.any(masks, axis=0)
+    regions = Components(whole)
+    shares = np.array([regions.overlap(mask) for mask in masks])
+    best = [rows[index] for index in np.argmax(shares, axis=0)] if len(regions) else []
+    ratings = {number: Rating(row.noticed, None, row.line) for number, row in enumerate(best, 1)}
+    counts = coco.encode(np.asfortranarray(whole.astype(np.uint8)))["counts"].decode()
+    return CocoMask(*shape, counts), ratings
+
+
+def _named(masks: Mapping[str, Masks], gan_sr: Mapping[str, Path], coco: Path) -> dict[str, Masks]:
     """Give each mask the name of its GAN result; leading folders that only one of the two names has are ignored."""
-    names, named = ImageNames(gan_sr), dict[str, CocoMask]()
+    names, named = ImageNames(gan_sr), dict[str, Masks]()
     for file_name, mask in masks.items():
         found = names.find(file_name) or [os.path.splitext(file_name.replace("\\", "/"))[0]]
         if len(found) > 1:
-            remedy = "write its path below the folder of GAN results as file_name"
+            remedy = "write its path below the folder of GAN results there"
             raise UsageError(f"{coco}, {file_name}", f"may be of {' or of '.join(found[:2])}", remedy)
         if found[0] in named:
-            remedy = "keep one image of this name in the COCO file"
+            remedy = "give one image one name there"
             raise UsageError(f"{coco}, {file_name}", f"is {found[0]} again", remedy)
         named[found[0]] = mask
     return named

@@ -366,7 +366,7 @@ def _job(
     # The name is in the key because it determines the places of the artifacts.
     asked = (settings.min_area, settings.seed, STRENGTHS, SIZES, GRID, MIN_AREAS)
     key = fingerprint("trial", TRIAL_VERSION, example.name, content, methods, asked)
-    return SyntheticJob(example.part, example.name, tuple(method.name for method in inputs), exclude, key)
+    return SyntheticJob(example.part, example.name, tuple(method.name for method in inputs), {}, exclude, key)
 
 
 def _summarise(method: str, trials: Sequence[Trial]) -> _MethodSummary:

@@ -11,7 +11,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
@@ -23,7 +23,7 @@ from desra_core.detection.class_weights import class_name, class_names
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation import metrics
 from desra_core.evaluation.mask_files import MaskPair, Pairing
-from desra_core.evaluation.metrics import Agreement, ImageAgreement, MaskRegion, MaskScores
+from desra_core.evaluation.metrics import Agreement, ImageAgreement, MaskRegion, MaskScores, Overlap
 from desra_core.evaluation.table import as_csv, as_json, counted, failure_rows
 from desra_core.files import read_input, replace_file
 
@@ -35,7 +35,7 @@ _FORMAT = "fill in the column noticed of the regions.csv that desra evaluate --o
 
 Row = dict[str, Any]
 
-_MEASURES = ("iou", "precision", "recall", "f1")
+_MEASURES = ("iou", "precision", "recall", "f1", "pixel_f1", "flagged_share")
 _COUNTS = tuple(field.name for field in fields(Agreement))
 _IMAGE_COLUMNS = ("image", "height", "width", *_MEASURES, *_COUNTS, "mask", "ground_truth")
 _CLASS_COLUMNS = ("class", "name", *_MEASURES, "pixel_precision", "pixel_recall", *_COUNTS)
@@ -61,6 +61,27 @@ class SeverityLabels(NamedTuple):
     path: Path
     least_noticed: float
 
+    def prominent(self, image: str) -> set[int]:
+        """Return the numbers of the prominent regions of an image."""
+        shares = {number: rating.noticed for number, rating in self.ratings.get(image, {}).items()}
+        return {number for number, share in shares.items() if share is not None and share >= self.least_noticed}
+
+    def check(self, image: str, boxes: Sequence[Sequence[int]]) -> None:
+        """Check that the ratings of an image are of its regions, by their boxes (raises `UsageError`)."""
+        for number, rating in self.ratings.get(image, {}).items():
+            where = f"{self.path}, line {rating.line}"
+            if number > len(boxes):
+                raise UsageError(where, f"names region {number} of {image}, which has {len(boxes)}", _FORMAT)
+            if rating.box and rating.box != tuple(map(str, boxes[number - 1])):
+                raise UsageError(where, f"describes another region than number {number} of {image}", _FORMAT)
+
+    def check_images(self, images: Container[str]) -> None:
+        """Check that the ratings are of these images (raises `UsageError`)."""
+        for image, rows in self.ratings.items():
+            if image not in images:
+                where = f"{self.path}, line {next(iter(rows.values())).line}"
+                raise UsageError(where, f"names {image}, an image without ground truth", _FORMAT)
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -72,6 +93,7 @@ class Evaluation:
     sizes: metrics.Sizes | None  # the size assumed for masks whose files do not show it; None where all files show it
     scores: MaskScores  # of all images
     classes: dict[int, Agreement] | None  # the sums over the images with labels, by class; None without such images
+    overlap: Overlap  # when a region counts in found_at_kappa
     severity: SeverityLabels | None
     prominent: MaskScores | None  # against the prominent regions alone; None without severity labels
 
@@ -91,6 +113,7 @@ def evaluate_masks(
     *,
     sizes: Literal["auto"] | metrics.Sizes = "auto",
     severity: SeverityLabels | None = None,
+    overlap: Overlap = metrics.AS_PUBLISHED,
     on_judged: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Compare all pairs of masks, on the valid region of each image.
@@ -101,6 +124,7 @@ def evaluate_masks(
             ``image``, the image's own, or ``valid``, that of its valid region. ``auto`` takes ``image``, unless one of
             these masks marks something in the outermost 5 px, where DeSRA marks nothing.
         severity: Severity labels.
+        overlap: When a region counts in ``found_at_kappa``.
         on_judged: Called with the number of images judged so far, and the number of all images.
 
     Raises:
@@ -108,10 +132,11 @@ def evaluate_masks(
             do not belong to this ground truth.
     """
     taken: metrics.Sizes = "image" if sizes == "auto" else sizes
-    results = _judged(pairing.pairs, severity, taken, on_judged, stop_at_border=sizes == "auto")
+    compare = partial(_compare, severity=severity, overlap=overlap)
+    results = _judged(pairing.pairs, partial(compare, sizes=taken), on_judged, stop_at_border=sizes == "auto")
     if results is None:  # a mask of unknown size marks the border, so that it can only be of the valid region
         taken = "valid"
-        results = _judged(pairing.pairs, severity, taken, on_judged) or []
+        results = _judged(pairing.pairs, partial(compare, sizes=taken), on_judged) or []
     judged = [result for result in results if isinstance(result, ImageAgreement)]
     failures = pairing.failures + [result for result in results if isinstance(result, ImageError)]
     if not judged and failures:
@@ -121,8 +146,9 @@ def evaluate_masks(
         remedy = "a mask and its ground truth have the same path below their folders, suffix aside"
         raise UsageError(lacking, "has no twin, and neither has any other mask", remedy)
     if severity:
-        regions = dict.fromkeys(chain((pair.name for pair in pairing.pairs), pairing.without_mask))
-        _check_ratings(severity, regions | {image.pair.name: image.marked for image in judged})
+        severity.check_images({pair.name for pair in pairing.pairs} | pairing.without_mask.keys())
+        for image in judged:
+            severity.check(image.pair.name, [(box.x, box.y, box.width, box.height) for box in image.marked])
     by_class: dict[int, list[Agreement]] = {}
     for image in judged:
         for index, agreement in (image.classes or {}).items():
@@ -136,6 +162,7 @@ def evaluate_masks(
         sizes=taken if any(image.size_assumed for image in judged) else None,
         scores=metrics.score_masks([image.agreement for image in judged]),
         classes={index: metrics.pooled(by_class[index]) for index in sorted(by_class)} if labelled else None,
+        overlap=overlap,
         severity=severity,
         prominent=metrics.score_masks(prominent) if severity else None,
     )
@@ -156,6 +183,7 @@ def as_document(evaluation: Evaluation) -> dict[str, Any]:
         "masks": str(pairing.masks),
         "ground_truth": [str(folder) for folder in pairing.ground_truth],
         "sizes": evaluation.sizes,
+        **evaluation.overlap._asdict(),
         "without_ground_truth": {name: str(path) for name, path in pairing.without_ground_truth.items()},
         "without_mask": {name: str(path) for name, path in pairing.without_mask.items()},
         "not_looked_at": pairing.not_looked_at,
@@ -266,46 +294,54 @@ def read_ratings(path: Path) -> Ratings:
         UsageError: The file cannot be read, lacks a column or any rating, has two rows for a region, or holds a value
             that is no number of a region or no share.
     """
-    try:
-        reader = csv.DictReader(io.StringIO(read_input(path).decode("utf-8-sig"), newline=""), strict=True)
-        missing = [column for column in _RATING_COLUMNS if column not in (reader.fieldnames or ())]
-        if missing:
-            raise UsageError(path, f"has no column {missing[0]}", _FORMAT)
-        ratings: Ratings = {}
-        for row in reader:
-            region, rating = _rating(row, reader.line_num, path)
-            if rating != ratings.setdefault(row["image"], {}).setdefault(region, rating):
-                reason = f"rates region {region} of {row['image']} a second time"
-                raise UsageError(f"{path}, line {rating.line}", reason, "keep one row for it")
-    except OSError as error:
-        raise UsageError(path, f"cannot be read ({error.strerror})", "mend the file or its name") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(path, f"is no CSV file in UTF-8 ({error})", _FORMAT) from None
+    ratings: Ratings = {}
+    for line, row in csv_rows(path, _RATING_COLUMNS, _FORMAT):
+        region, rating = _rating(row, line, path)
+        if rating != ratings.setdefault(row["image"], {}).setdefault(region, rating):
+            reason = f"rates region {region} of {row['image']} a second time"
+            raise UsageError(f"{path}, line {rating.line}", reason, "keep one row for it")
     if not any(rating.noticed is not None for rows in ratings.values() for rating in rows.values()):
         raise UsageError(path, "rates no region", _FORMAT)
     return ratings
 
 
-def _check_ratings(severity: SeverityLabels, regions: Mapping[str, Sequence[MaskRegion] | None]) -> None:
-    """Check that each rating is of a ground-truth region; ``regions`` has None for images that could not be judged."""
-    for image, rows in severity.ratings.items():
-        for number, rating in rows.items():
-            where = f"{severity.path}, line {rating.line}"
-            if image not in regions:
-                raise UsageError(where, f"names {image}, an image without ground truth", _FORMAT)
-            of_image = regions[image]
-            if of_image is None:
-                continue
-            if number > len(of_image):
-                raise UsageError(where, f"names region {number} of {image}, which has {len(of_image)}", _FORMAT)
-            if rating.box and rating.box != tuple(map(str, of_image[number - 1][: len(_BOX)])):
-                raise UsageError(where, f"describes another region than number {number} of {image}", _FORMAT)
+def csv_rows(path: Path, columns: Sequence[str], remedy: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the rows of a CSV file in UTF-8 that has some columns, each with the number of its line.
+
+    Raises:
+        UsageError: The file cannot be read, lacks a column, or has a row with more or fewer cells.
+    """
+    try:
+        reader = csv.DictReader(io.StringIO(read_input(path).decode("utf-8-sig"), newline=""), strict=True)
+        missing = [column for column in columns if column not in (reader.fieldnames or ())]
+        if missing:
+            raise UsageError(path, f"has no column {missing[0]}", remedy)
+        for row in reader:
+            if None in row or None in row.values():
+                where = f"{path}, line {reader.line_num}"
+                raise UsageError(where, "has more or fewer cells than there are columns", remedy)
+            yield reader.line_num, row
+    except OSError as error:
+        raise UsageError(path, f"cannot be read ({error.strerror})", "mend the file or its name") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(path, f"is no CSV file in UTF-8 ({error})", remedy) from None
+
+
+def share_of_viewers(text: str, where: str) -> float | None:
+    """Parse a share of viewers in 0..1; None where the cell is empty (raises `UsageError`)."""
+    text = text.strip()
+    try:
+        share = float(text) if text else None
+    except ValueError:
+        share = -1.0
+    if share is not None and not 0 <= share <= 1:
+        raise UsageError(where, f"has the share {text!r}", "shares of viewers are numbers in 0..1")
+    return share
 
 
 def _judged(
     pairs: Sequence[MaskPair],
-    severity: SeverityLabels | None,
-    sizes: metrics.Sizes,
+    compare: Callable[[MaskPair], ImageAgreement | ImageError],
     on_judged: Callable[[int, int], None] | None,
     *,
     stop_at_border: bool = False,
@@ -318,7 +354,7 @@ def _judged(
     results = []
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
         try:
-            for result in pool.map(partial(_compare, severity=severity, sizes=sizes), pairs):
+            for result in pool.map(compare, pairs):
                 if (
                     stop_at_border
                     and isinstance(result, ImageAgreement)
@@ -334,15 +370,12 @@ def _judged(
     return results
 
 
-def _compare(pair: MaskPair, *, severity: SeverityLabels | None, sizes: metrics.Sizes) -> ImageAgreement | ImageError:
-    prominent = None
-    if severity is not None:
-        noticed = {number: rating.noticed for number, rating in severity.ratings.get(pair.name, {}).items()}
-        prominent = {
-            number for number, share in noticed.items() if share is not None and share >= severity.least_noticed
-        }
+def _compare(
+    pair: MaskPair, *, severity: SeverityLabels | None, overlap: Overlap, sizes: metrics.Sizes
+) -> ImageAgreement | ImageError:
+    prominent = severity.prominent(pair.name) if severity else None
     try:
-        return metrics.compare_pair(pair, sizes=sizes, prominent=prominent)
+        return metrics.compare_pair(pair, sizes=sizes, prominent=prominent, overlap=overlap)
     except ImageError as error:
         return error
     except MemoryError:
@@ -352,17 +385,10 @@ def _compare(pair: MaskPair, *, severity: SeverityLabels | None, sizes: metrics.
 def _rating(row: dict[str, str], line: int, path: Path) -> tuple[int, Rating]:
     """Parse a row; returns the number of its region and the rating."""
     where = f"{path}, line {line}"
-    if None in row or None in row.values():
-        raise UsageError(where, "has more or fewer cells than there are columns", _FORMAT)
-    region, noticed = row["region"].strip(), row["noticed"].strip()
+    region = row["region"].strip()
     if not re.fullmatch("0*[1-9][0-9]{0,8}", region):
         raise UsageError(where, f"has the region {region!r}", "regions are numbered 1, 2, ... within each image")
-    try:
-        share = float(noticed) if noticed else None
-    except ValueError:
-        share = -1.0
-    if share is not None and not 0 <= share <= 1:
-        raise UsageError(where, f"has the share {noticed!r}", "shares of viewers are numbers in 0..1")
+    share = share_of_viewers(row["noticed"], where)
     box = tuple(row.get(column, "").strip() for column in _BOX)
     return int(region), Rating(share, box if all(box) else None, line)
 

@@ -2,18 +2,21 @@
 
 A region of one mask is *covered* by the other mask when at least half of its pixels lie in that mask. A detected region
 is right when the ground truth covers it (precision). A ground-truth region is found when the mask covers it (recall).
+With an `Overlap`, ground-truth regions are counted a second time, by another share and a widened mask.
 """
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import compress
 from operator import add
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import cv2
 import numpy as np
+import numpy.typing as npt
 
 from desra_core.detection.mask import Components, Flags, valid
 from desra_core.errors import ImageError, LostError
@@ -24,7 +27,10 @@ from desra_core.images.codec import CLASS_COUNT, Labels, Mask, check_labels, dec
 # The size of masks that are as large as their ground truth: the image's, or that of its valid region.
 Sizes = Literal["image", "valid"]
 
-MEASURES = ("iou", "iou_with_empty", "precision", "recall", "f1")
+MEASURES = (
+    "iou", "iou_with_empty", "precision", "recall", "f1", "pixel_f1", "pixel_f1_mean", "recall_at_kappa",
+    "flagged_share",
+)  # fmt: skip
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 SEED = 0
@@ -38,9 +44,38 @@ _WHY_UNDEFINED = {
     "precision": "no region was detected",
     "recall": "the ground truth marks no region",
     "f1": "precision or recall is undefined",
+    "pixel_f1": "no mask and no ground truth marks anything",
+    "pixel_f1_mean": "no mask and no ground truth marks anything",
+    "recall_at_kappa": "the ground truth marks no region",
+    "flagged_share": "there is no image",
 }
 
 Interval = tuple[float, float]
+
+
+class Overlap(NamedTuple):
+    """When a ground-truth region counts in `Agreement.found_at_kappa`; by default as for recall.
+
+    At least the share ``kappa`` of its pixels must lie in the mask, which is widened by ``dilate`` px to all sides: by
+    a square, as in the morphology of DeSRA's masks.
+    """
+
+    kappa: float = 0.5
+    dilate: int = 0
+
+    def flags(self, regions: Components, mask: Mask) -> Flags:
+        """Flag the regions of a ground truth that count as found by an ``(H, W)`` bool mask: ``(N,)`` bool."""
+        return np.asarray(shares_inside(regions, mask, self.dilate) >= self.kappa)
+
+
+def shares_inside(regions: Components, mask: Mask, dilate: int) -> npt.NDArray[np.float64]:
+    """Measure the share of each region in an ``(H, W)`` bool mask, widened by ``dilate`` px: ``(N,)``."""
+    if dilate:
+        mask = cv2.dilate(mask.astype(np.uint8), np.ones((2 * dilate + 1,) * 2, np.uint8)) > 0
+    return np.asarray(regions.overlap(mask) / regions.areas)
+
+
+AS_PUBLISHED = Overlap()
 
 
 @dataclass(frozen=True)
@@ -58,6 +93,8 @@ class Agreement:
     found: int = 0  # regions of the ground truth that the mask covers
     mask_pixels: int = 0  # marked pixels of the mask
     ground_truth_pixels: int = 0  # marked pixels of the ground truth
+    pixels: int = 0  # all pixels that count, marked or not
+    found_at_kappa: int = 0  # regions of the ground truth that the mask finds by an `Overlap`
 
     @property
     def empty(self) -> bool:
@@ -88,6 +125,21 @@ class Agreement:
     def pixel_recall(self) -> float | None:
         """Share of the ground truth's pixels that lie in the mask; None for an empty ground truth."""
         return ratio(self.intersection, self.ground_truth_pixels)
+
+    @property
+    def pixel_f1(self) -> float | None:
+        """Harmonic mean of the precision and recall of pixels (Dice); None where both masks are empty."""
+        return ratio(2 * self.intersection, self.mask_pixels + self.ground_truth_pixels)
+
+    @property
+    def recall_at_kappa(self) -> float | None:
+        """Share of the ground-truth regions that were found by an `Overlap`; None without ground-truth regions."""
+        return ratio(self.found_at_kappa, self.marked)
+
+    @property
+    def flagged_share(self) -> float | None:
+        """Share of the pixels that the mask marks; None without pixels."""
+        return ratio(self.mask_pixels, self.pixels)
 
     @property
     def f1(self) -> float | None:
@@ -139,8 +191,8 @@ class MaskScores:
     images: int
     empty_pairs: int  # images in which neither mask marks a pixel
     total: Agreement  # the sums over the images, whose precision, recall and F1 are those of the set
-    # By measure, None where undefined. iou is the published mean over images, without images whose masks are both
-    # empty; in iou_with_empty such images count as 1.
+    # By measure, None where undefined. iou and pixel_f1_mean are means over images, without images whose masks are both
+    # empty; in iou_with_empty such images count as 1. The others are those of the sums.
     values: dict[str, float | None]
     intervals: dict[str, Interval | None]  # 95 % intervals by measure, see `bootstrap_intervals`
 
@@ -150,24 +202,29 @@ class MaskScores:
         return {measure: _WHY_UNDEFINED[measure] for measure, value in self.values.items() if value is None}
 
 
-def compare_masks(mask: Mask, ground_truth: Mask) -> Agreement:
+def compare_masks(mask: Mask, ground_truth: Mask, overlap: Overlap = AS_PUBLISHED) -> Agreement:
     """Count how far a mask and a ground truth agree.
 
     Args:
         mask, ground_truth: ``(H, W)`` bool, of one shape; 8-connected components are the regions. The published scripts
             take the valid region only: crop both by 5 px.
+        overlap: When a region counts in ``found_at_kappa``.
 
     Raises:
         ValueError: The shapes differ.
     """
-    right, found = Components(mask).covered(ground_truth), Components(ground_truth).covered(mask)
-    return count_agreement(mask, ground_truth, right, found)
+    marked = Components(ground_truth)
+    right, found = Components(mask).covered(ground_truth), marked.covered(mask)
+    return count_agreement(mask, ground_truth, right, found, overlap.flags(marked, mask))
 
 
 def count_agreement(
-    mask: Mask, ground_truth: Mask, right: Flags | Sequence[bool], found: Flags | Sequence[bool]
+    mask: Mask, ground_truth: Mask, right: Flags | Sequence[bool], found: Flags | Sequence[bool], at_kappa: Flags
 ) -> Agreement:
-    """Count the pixels of two masks, and their regions by flags: ``(N,)`` right detections, ``(M,)`` found regions."""
+    """Count the pixels of two masks, and their regions by flags: ``(N,)`` right detections, ``(M,)`` found regions.
+
+    ``at_kappa`` has the ``(M,)`` flags by an `Overlap`.
+    """
     return Agreement(
         intersection=int((mask & ground_truth).sum()),
         union=int((mask | ground_truth).sum()),
@@ -177,16 +234,25 @@ def count_agreement(
         found=int(np.sum(found)),
         mask_pixels=int(mask.sum()),
         ground_truth_pixels=int(ground_truth.sum()),
+        pixels=mask.size,
+        found_at_kappa=int(at_kappa.sum()),
     )
 
 
-def compare_pair(pair: MaskPair, *, sizes: Sizes = "image", prominent: Collection[int] | None = None) -> ImageAgreement:
+def compare_pair(
+    pair: MaskPair,
+    *,
+    sizes: Sizes = "image",
+    prominent: Collection[int] | None = None,
+    overlap: Overlap = AS_PUBLISHED,
+) -> ImageAgreement:
     """Read a mask and its ground truth, and compare them on the valid region.
 
     Args:
         pair: The masks.
         sizes: The size of the masks, if they have one size and no other file shows the image's size.
         prominent: The numbers of the prominent regions of the ground truth, from 1; None without ratings.
+        overlap: When a region counts in ``found_at_kappa``.
 
     Raises:
         ImageError: A file cannot be read, is not binary, or has a size that does not fit.
@@ -206,16 +272,20 @@ def compare_pair(pair: MaskPair, *, sizes: Sizes = "image", prominent: Collectio
     detected, marked = Components(mask), Components(truth)
     marked_regions = mask_regions(marked, mask, classes, FRAME)
     detected_regions = mask_regions(detected, truth, classes, FRAME)
-    covered = ([region.covered for region in regions] for regions in (detected_regions, marked_regions))
+    right, found = ([region.covered for region in regions] for regions in (detected_regions, marked_regions))
+    at_kappa = overlap.flags(marked, mask)
+    by_class = None
+    if classes is not None:
+        by_class = _by_class(mask, truth, detected_regions, marked_regions, at_kappa, classes)
     flags = None if prominent is None else np.isin(np.arange(1, len(marked) + 1), list(prominent))
     return ImageAgreement(
         pair=pair,
         shape=shape,
-        agreement=count_agreement(mask, truth, *covered),
+        agreement=count_agreement(mask, truth, right, found, at_kappa),
         marked=marked_regions,
         detected=detected_regions,
-        classes=None if classes is None else _by_class(mask, truth, detected_regions, marked_regions, classes),
-        prominent=None if flags is None else prominent_agreement(mask, truth, flags),
+        classes=by_class,
+        prominent=None if flags is None else prominent_agreement(mask, truth, flags, overlap),
         lossy=tuple(compress(paths, map(is_lossy, contents))),
         size_assumed=size_assumed,
         marks_border=bool(np.count_nonzero(whole_mask) > np.count_nonzero(valid(whole_mask, FRAME))),
@@ -236,7 +306,12 @@ def mask_regions(components: Components, other: Mask, labels: Labels | None, off
     return [MaskRegion(*box, *rest) for box, *rest in zip(boxes, *measured, strict=True)]
 
 
-def prominent_agreement(mask: Mask, ground_truth: Mask, prominent: Flags) -> Agreement:
+def prominent_agreement(
+    mask: Mask,
+    ground_truth: Mask,
+    prominent: Flags,
+    overlap: Overlap = AS_PUBLISHED,
+) -> Agreement:
     """Compare a mask with the prominent regions of a ground truth; the ground truth's other regions are ignored.
 
     Pixels of ignored regions do not count. A detected region is right when at least half of its pixels outside of
@@ -246,6 +321,7 @@ def prominent_agreement(mask: Mask, ground_truth: Mask, prominent: Flags) -> Agr
     Args:
         mask, ground_truth: ``(H, W)`` bool.
         prominent: ``(N,)`` bool, a flag per region of the ground truth in reading order.
+        overlap: When a region counts in ``found_at_kappa``.
     """
     marked, detected = Components(ground_truth), Components(mask)
     asked = marked.chosen(prominent)
@@ -253,7 +329,9 @@ def prominent_agreement(mask: Mask, ground_truth: Mask, prominent: Flags) -> Agr
     inside, elsewhere = detected.overlap(asked), detected.overlap(ignored)
     right = (inside > 0) & (2 * inside >= detected.areas - elsewhere)
     left_out = ~right & (2 * (inside + elsewhere) >= detected.areas)
-    return count_agreement(mask & ~ignored, asked, right[~left_out], marked.covered(mask)[prominent])
+    found, at_kappa = marked.covered(mask)[prominent], overlap.flags(marked, mask)[prominent]
+    counts = count_agreement(mask & ~ignored, asked, right[~left_out], found, at_kappa)
+    return replace(counts, pixels=int(mask.size - ignored.sum()))
 
 
 def read_labels(path: Path) -> Labels:
@@ -287,21 +365,34 @@ def mean_iou(agreements: Iterable[Agreement], *, empty: float | None = None) -> 
         empty: The IoU of an image in which both masks are empty; 1 counts such an image as agreement. By default such
             images are left out, because with them the published mean is undefined.
     """
-    values = [empty if agreement.iou is None else agreement.iou for agreement in agreements]
+    return _mean(empty if agreement.iou is None else agreement.iou for agreement in agreements)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Average the values that are defined."""
     defined = [value for value in values if value is not None]
     # Added one by one like in the published script, because sum() rounds differently from Python 3.12 on.
     return reduce(add, defined) / len(defined) if defined else None
 
 
-def score_masks(agreements: Sequence[Agreement]) -> MaskScores:
-    """Measure a set of images; the mean IoU is summed in their order."""
+def measure(agreements: Sequence[Agreement]) -> dict[str, float | None]:
+    """Compute the `MEASURES` of a set of images; the mean IoU is summed in their order."""
     total = pooled(agreements)
-    values = mean_iou(agreements), mean_iou(agreements, empty=1.0), total.precision, total.recall, total.f1
+    means = {
+        "iou": mean_iou(agreements),
+        "iou_with_empty": mean_iou(agreements, empty=1.0),
+        "pixel_f1_mean": _mean(agreement.pixel_f1 for agreement in agreements),
+    }
+    return {name: means[name] if name in means else getattr(total, name) for name in MEASURES}
+
+
+def score_masks(agreements: Sequence[Agreement]) -> MaskScores:
+    """Measure a set of images, with intervals."""
     return MaskScores(
         images=len(agreements),
         empty_pairs=sum(agreement.empty for agreement in agreements),
-        total=total,
-        values=dict(zip(MEASURES, values, strict=True)),
+        total=pooled(agreements),
+        values=measure(agreements),
         intervals=bootstrap_intervals(agreements),
     )
 
@@ -331,22 +422,30 @@ def bootstrap_intervals(agreements: Sequence[Agreement]) -> dict[str, Interval |
     images = len(agreements)
     if images < 2:
         return dict.fromkeys(MEASURES)
-    counts = [(a.iou or 0, not a.empty, a.empty, a.right, a.detected, a.found, a.marked) for a in agreements]
+    counts = [
+        (a.iou or 0, a.pixel_f1 or 0, not a.empty, a.empty, a.right, a.detected, a.found, a.marked, a.found_at_kappa,
+         a.intersection, a.mask_pixels, a.ground_truth_pixels, a.pixels)
+        for a in agreements
+    ]  # fmt: skip
     columns = np.array(counts, np.float64)
     draws, sums = np.random.default_rng(SEED), []
     for _ in range(RESAMPLES):
         times = np.bincount(draws.integers(images, size=images), minlength=images)
-        # IoUs are summed apart: only the other columns are whole numbers, whose matrix product is exact.
-        sums.append([(times * columns[:, 0]).sum(), *(times @ columns[:, 1:])])
-    iou, with_pixels, empty, right, all_detected, found, all_marked = np.transpose(sums)
+        # Fractions are summed apart: only the other columns are whole numbers, whose matrix product is exact.
+        sums.append([*((times * columns[:, part]).sum() for part in (0, 1)), *(times @ columns[:, 2:])])
+    iou, pixel_f1, with_pixels, empty, right, all_detected, found, all_marked, *others = np.transpose(sums)
+    at_kappa, both, in_masks, in_truths, pixels = others
     with np.errstate(divide="ignore", invalid="ignore"):
         precision, recall = right / all_detected, found / all_marked
         # This form of F1 is 0 where precision, recall or both are 0.
         f1 = 2 / (1 / precision + 1 / recall)
-        values = iou / with_pixels, (iou + empty) / (with_pixels + empty), precision, recall, f1
+        values = (
+            iou / with_pixels, (iou + empty) / (with_pixels + empty), precision, recall, f1,
+            2 * both / (in_masks + in_truths), pixel_f1 / with_pixels, at_kappa / all_marked, in_masks / pixels,
+        )  # fmt: skip
     tail = (1 - CONFIDENCE) / 2
-    defined, detected, marked = np.count_nonzero(columns[:, [1, 4, 6]], axis=0)
-    support = (defined, images, detected, marked, min(detected, marked))
+    defined, detected, marked = np.count_nonzero(columns[:, [2, 5, 7]], axis=0)
+    support = (defined, images, detected, marked, min(detected, marked), defined, defined, marked, images)
     intervals: dict[str, Interval | None] = dict.fromkeys(MEASURES)
     for measure, row, images_behind in zip(MEASURES, values, support, strict=True):
         finite = row[np.isfinite(row)]
@@ -418,13 +517,15 @@ def _known_shape(pair: MaskPair, mask: Mask, truth: Mask, labels: Labels | None)
 
 
 def _by_class(
-    mask: Mask, truth: Mask, detected: list[MaskRegion], marked: list[MaskRegion], labels: Labels
+    mask: Mask, truth: Mask, detected: list[MaskRegion], marked: list[MaskRegion], at_kappa: Flags, labels: Labels
 ) -> dict[int, Agreement]:
     regions = []
     for chosen in (detected, marked):
         regions.append([region.dominant_class for region in chosen])
         regions.append([region.dominant_class for region in chosen if region.covered])
     # The columns have the order of the fields of Agreement.
-    columns = [labels[mask & truth], labels[mask | truth], *regions, labels[mask], labels[truth]]
+    found_at_kappa = [region.dominant_class for region in compress(marked, at_kappa)]
+    columns = [labels[mask & truth], labels[mask | truth], *regions, labels[mask], labels[truth], labels.ravel(),
+               found_at_kappa]  # fmt: skip
     rows = zip(*(np.bincount(np.array(column, np.intp), minlength=CLASS_COUNT) for column in columns), strict=True)
-    return {index: Agreement(*map(int, row)) for index, row in enumerate(rows) if any(row)}
+    return {index: Agreement(*map(int, row)) for index, row in enumerate(rows) if any(row[:-2])}

@@ -2,7 +2,7 @@
 
 from desra_core.errors import printable
 from desra_core.evaluation.evaluation import Evaluation, Row, class_rows, image_rows, rated_regions
-from desra_core.evaluation.metrics import MaskScores
+from desra_core.evaluation.metrics import AS_PUBLISHED, MaskScores, Overlap
 from desra_core.evaluation.table import Section, counted, fixed
 
 CLASSES = "Classes"  # the heading of the scores by class
@@ -15,6 +15,9 @@ _TERMS = (
     "precision: of all detected regions, those of which at least half of the pixels lie in the ground truth",
     "recall: of all ground-truth regions, those of which at least half of the pixels lie in the mask",
     "F1: the harmonic mean of precision and recall",
+    "pixel F1: the harmonic mean of the precision and recall of pixels (Dice), of all pixels together, and as the mean "
+    "over images; undefined where both masks are empty",
+    "flagged: the share of all pixels of the valid regions that the masks mark",
     "95 % interval: the range of results of other sets of as many such images (bootstrap over images); in a chart, of "
     "each bar alone",
 )
@@ -53,14 +56,16 @@ def score_sections(evaluation: Evaluation, classes: int) -> list[Section]:
     """Describe the scores: of all regions, of the prominent ones, and of the ``classes`` classes with most regions."""
     failed = f", {len(evaluation.failures)} failed" if evaluation.failures else ""
     note = f"{counted(evaluation.scores.images, 'image')} judged{failed}"
-    sections = [Section(note=note, table=_scores(evaluation.scores))]
+    sections = [Section(note=note, table=_scores(evaluation.scores, evaluation.overlap))]
     if evaluation.prominent and evaluation.severity:
         note = (
             f"Of {counted(rated_regions(evaluation), 'rated region')}, those that at least "
             f"{100 * evaluation.severity.least_noticed:g} % of the viewers noticed. The others do not count, nor "
             "detected regions that are right only by them."
         )
-        sections.append(Section("Prominent regions", note=note, table=_scores(evaluation.prominent)))
+        sections.append(
+            Section("Prominent regions", note=note, table=_scores(evaluation.prominent, evaluation.overlap))
+        )
     if evaluation.classes:
         rows = sorted(class_rows(evaluation), key=lambda row: (-row["detected"] - row["marked"], row["class"]))
         note = "Pixels by their own ADE20K class, regions by the class that most of their pixels have."
@@ -94,14 +99,21 @@ def detail_sections(evaluation: Evaluation) -> list[Section]:
     ]
 
 
-def _scores(scores: MaskScores) -> list[dict[str, str]]:
+def _scores(scores: MaskScores, overlap: Overlap) -> list[dict[str, str]]:
     total, rows = scores.total, []
+    over_images = f"mean over {counted(scores.images - scores.empty_pairs, 'image')}"
     meanings = {
-        "iou": ("IoU", f"mean over {counted(scores.images - scores.empty_pairs, 'image')}"),
+        "iou": ("IoU", over_images),
         "precision": ("precision", f"{total.right:,} of {counted(total.detected, 'detected region')} right"),
         "recall": ("recall", f"{total.found:,} of {counted(total.marked, 'ground-truth region')} found"),
         "f1": ("F1", "of precision and recall"),
+        "pixel_f1": ("pixel F1", "of all pixels"),
+        "pixel_f1_mean": ("pixel F1", over_images),
+        "flagged_share": ("flagged", "share of all pixels"),
     }
+    if overlap != AS_PUBLISHED:  # by default, recall says it
+        found = f"{total.found_at_kappa:,} of {counted(total.marked, 'ground-truth region')}"
+        meanings["recall_at_kappa"] = "found", f"{found} ({overlap_told(overlap)})"
     if scores.empty_pairs:
         meanings["iou_with_empty"] = "IoU", f"with {counted(scores.empty_pairs, 'pair')} of empty masks, as agreement"
     for measure, (name, meaning) in meanings.items():
@@ -112,6 +124,12 @@ def _scores(scores: MaskScores) -> list[dict[str, str]]:
             "95 % interval": f"{interval[0]:.3f}–{interval[1]:.3f}" if interval else "–",
         })  # fmt: skip
     return rows
+
+
+def overlap_told(overlap: Overlap) -> str:
+    """Say when a region counts as found."""
+    widened = f", widened by {overlap.dilate} px" if overlap.dilate else ""
+    return f"at least {100 * overlap.kappa:g} % in the mask{widened}"
 
 
 def _measures(row: Row) -> dict[str, str]:

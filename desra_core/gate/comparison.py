@@ -65,7 +65,7 @@ class Comparison(ComparedModels):
 
     def rounds(self) -> Rounds:
         """Begin the rounds anew; what was judged before is found in the workspace."""
-        read = partial(read_judgement, Workspace(self.settings.workspace))
+        read = partial(read_judgement, Workspace(self.settings.workspace), human=self.human)
         return Rounds(read, self.candidates, self.marked, self.clean, self.settings)
 
     def missing(self) -> Work:
@@ -93,8 +93,7 @@ class Comparison(ComparedModels):
     @property
     def human_masks(self) -> int:
         """Count the images with a human mask that counts."""
-        human = read_human_masks(Workspace(self.settings.workspace), self.target.gan_sr_key)
-        return sum(image.id in human for image in self.images)
+        return sum(image.id in self.human for image in self.images)
 
     @property
     def key(self) -> str:
@@ -148,6 +147,12 @@ def plan_comparison(settings: Comparing) -> Comparison:
     notes = [{"name": c.name, "judgements": c.key, "file": c.model.name if c.model else None} for c in candidates]
     noted_now = as_json({"after": str(settings.after), "candidates": notes})
     workspace.publish(workspace.compared(settings.after), noted_now, durable=True)
+    # The order by content hash gives a fair sample of the held-out images, and the same sample in every run.
+    marked, clean = pools.held_out_judges(settings.held_out), pools.clean("held_out", settings.clean)
+    mined = getattr(corpus, "gan_model", None)
+    # Masks that were drawn on the results of another model than the old one are no ground truth of these.
+    is_mined = not mined or content_key(mined) == content_key(before)
+    drawn = read_human_masks(workspace, target.gan_sr_key) if is_mined else {}
     engine: Engine = corpus.engine if isinstance(corpus, Mining) else "float32"
     return Comparison(
         candidates=candidates,
@@ -159,9 +164,9 @@ def plan_comparison(settings: Comparing) -> Comparison:
         settings=settings,
         corpus=corpus,
         target=target,
-        # The order by content hash gives a fair sample of the held-out images, and the same sample in every run.
-        marked=pools.held_out_judges(settings.held_out),
-        clean=pools.clean("held_out", settings.clean),
+        human={image.id: drawn[image.id] for image in (*marked, *clean) if image.id in drawn},
+        marked=marked,
+        clean=clean,
     )
 
 
@@ -336,7 +341,7 @@ def _pictures(workspace: Workspace, comparison: Comparison, best: Candidate) -> 
     keys = {"lr": control.key, "mse_sr": control.key, "before": control.key, "after": best.key}
     found: list[dict[str, Any]] = []
     for image in comparison.images:
-        judgement = read_judgement(workspace, best, image)
+        judgement = read_judgement(workspace, best, image, comparison.human)
         for rank, region in enumerate(worst_regions(judgement) if judgement else ()):
             crops = {kind: workspace.judged_crop(key, image.id, kind, rank) for kind, key in keys.items()}
             paths = {kind: str(path.relative_to(workspace.gate)) for kind, path in crops.items()}

@@ -71,6 +71,9 @@ class Judgement:
     lpips: float | None  # of the whole images, where LPIPS was asked for
     sharpness_before: float  # in grey levels of 255 per pixel
     sharpness_after: float
+    # IoU of the people's mask with the masks before and after; None without one that marks anything.
+    iou_before: float | None = None
+    iou_after: float | None = None
 
     @property
     def clean(self) -> bool:
@@ -108,6 +111,11 @@ class Score:
     detail_loss: float | None
     # By class name ("" without labels), the most frequent first: the regions before, and how many of them are gone.
     classes: dict[str, tuple[int, int]]
+    human_images: int = 0  # images with a people's mask that marks something
+    # Over these, the mean IoU of that mask with the masks before and after, and by how many points it rises.
+    iou_before: float | None = None
+    iou_after: float | None = None
+    delta_iou: float | None = None
 
 
 @dataclass(frozen=True)
@@ -288,6 +296,9 @@ def score(candidate: str, judgements: Iterable[Judgement]) -> Score:
     gms = sum(judgement.gradient_similarity * judgement.outside_pixels for judgement in judged)
     sharpness = sum(judgement.sharpness_before for judgement in clean)
     kept = sum(judgement.sharpness_after for judgement in clean)
+    ious = [(each.iou_before, each.iou_after) for each in judged]
+    drawn = [(before, after) for before, after in ious if before is not None and after is not None]
+    iou_before, iou_after = (ratio(sum(column), len(drawn)) for column in (list(zip(*drawn, strict=True)) or [(), ()]))
     classes = Counter(region.class_name or "" for region in regions)
     gone_of_class = Counter(region.class_name or "" for region in regions if region.gone)
     by_frequency = sorted(classes.items(), key=lambda item: (-item[1], item[0]))
@@ -311,6 +322,10 @@ def score(candidate: str, judgements: Iterable[Judgement]) -> Score:
         lpips=ratio(sum(distances), len(distances)),
         detail_loss=1 - kept / sharpness if sharpness else None,
         classes={name: (count, gone_of_class[name]) for name, count in by_frequency},
+        human_images=len(drawn),
+        iou_before=iou_before,
+        iou_after=iou_after,
+        delta_iou=None if iou_before is None or iou_after is None else 100 * (iou_after - iou_before),
     )
 
 
@@ -331,7 +346,7 @@ def read_verdict(workspace: Workspace) -> tuple[VerdictDocument, datetime] | Non
 def score_rows(verdict: Verdict) -> list[dict[str, str]]:
     """Format the scores of all candidates and of the control.
 
-    LPIPS is there only where it was measured, and the number of images only where candidates were dropped.
+    LPIPS and IoU are there only where they were measured, and the number of images only where candidates were dropped.
     """
 
     def number(value: float | None) -> str:
@@ -340,8 +355,14 @@ def score_rows(verdict: Verdict) -> list[dict[str, str]]:
     def judged_on(score: Score) -> str:
         return counted(score.images, "image") + (", dropped" if score.candidate in verdict.dropped else "")
 
+    def of_people(score: Score) -> str:
+        if score.iou_before is None or score.iou_after is None or score.delta_iou is None:
+            return ""
+        return f"{100 * score.iou_before:.1f} to {100 * score.iou_after:.1f}, {score.delta_iou:+.1f}"
+
     rows = []
     scores = (*verdict.scores, verdict.control)
+    drawn = any(score.human_images for score in scores)
     measured = any(score.lpips is not None for score in scores)
     for score in scores:
         added = in_percent(score.addition, score.addition_interval)
@@ -352,6 +373,7 @@ def score_rows(verdict: Verdict) -> list[dict[str, str]]:
             "removal": in_percent(score.removal, score.removal_interval),
             "images with added": f"{score.images_added} of {score.images}, {added}",
             "artifact area": in_percent(score.area_after / score.area_before if score.area_before else None),
+            **({"IoU with people": of_people(score)} if drawn else {}),
             "PSNR": "same" if score.psnr is None else f"{score.psnr:.1f} dB",
             "SSIM": number(score.ssim),
             "GMS": number(score.gradient_similarity),

@@ -12,10 +12,11 @@ and add regions near the minimal area or the threshold.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,10 +24,21 @@ import numpy.typing as npt
 from pydantic import TypeAdapter
 
 from desra_core.detection.class_weights import class_name
-from desra_core.detection.mask import MIN_AREA, THRESHOLD, WINDOW, Components, Region, artifact_mask, find_regions
+from desra_core.detection.mask import (
+    MIN_AREA,
+    THRESHOLD,
+    WINDOW,
+    Components,
+    Region,
+    artifact_mask,
+    find_regions,
+    valid,
+)
 from desra_core.detection.similarity import TILE, variance_similarity
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.fidelity import measure_fidelity
+from desra_core.evaluation.mask_files import FRAME
+from desra_core.evaluation.metrics import compare_masks
 from desra_core.files import as_json, parse_json
 from desra_core.gate.criteria import Judgement, NewRegion, OldRegion
 from desra_core.images.codec import Labels, Mask, Pixels, bgr8
@@ -40,6 +52,7 @@ from desra_core.settings import min_area_pixels
 from desra_core.stages import StageJob, read_label_file, read_photo, read_result
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import drop_array, find_array, write_array
+from desra_core.workspace.human_masks import HumanMask
 from desra_core.workspace.manifest import ImageRef
 
 if TYPE_CHECKING:
@@ -75,6 +88,7 @@ class ComparedModels:
     scale: int  # by how much all of them enlarge
     engine: Engine
     lpips: Path | None  # a file of weights
+    human: Mapping[str, HumanMask]  # by image id, the masks that people drew on the old model's results
 
 
 class Artifacts(NamedTuple):
@@ -215,6 +229,7 @@ def judge_stage(
     mse_sr, old = results.mse_sr(), results.old()
     try:
         before = _artifacts(image, mse_sr, old, results.labels(old), job)
+        drawn = models.human[image.id].read() if image.id in models.human else None
         for candidate in _unjudged(image, missing, workspace, models):
             after = results.of(candidate, before.pixels)
             pictures = {"after": after}
@@ -223,10 +238,10 @@ def judge_stage(
             labels = results.labels(after, candidate)
             lpips = _kept_lpips(models.lpips) if models.lpips else None
             judgement = judge(image.names[0], image.id, candidate.name, before,
-                              _artifacts(image, mse_sr, after, labels, job), lpips=lpips)  # fmt: skip
+                              _artifacts(image, mse_sr, after, labels, job), lpips=lpips, human=drawn)  # fmt: skip
             for kind, rank, crop in _crops(judgement, pictures, before.mask.shape):
                 workspace.publish(workspace.judged_crop(candidate.key, image.id, kind, rank), crop)
-            document = _CODEC.dump_python(judgement) | {"labels": image.labels and image.labels.hash}
+            document = _CODEC.dump_python(judgement) | _origin(image, models.human)
             workspace.publish(workspace.judgement(candidate.key, image.id), as_json(document))
             results.drop(candidate)
     except ValueError as error:
@@ -238,19 +253,30 @@ def _unjudged(
 ) -> Iterator[Candidate]:
     """Yield the candidates that are to be judged; an image that is tried again may have judgements already."""
     for candidate in models.candidates:
-        if candidate.name in missing and read_judgement(workspace, candidate, image) is None:
+        if candidate.name in missing and read_judgement(workspace, candidate, image, models.human) is None:
             yield candidate
 
 
-def read_judgement(workspace: Workspace, candidate: Candidate, image: ImageRef) -> Judgement | None:
-    """Read the judgement of a candidate on an image; None where it is missing or was made with other labels."""
+def read_judgement(
+    workspace: Workspace, candidate: Candidate, image: ImageRef, human: Mapping[str, HumanMask] = MappingProxyType({})
+) -> Judgement | None:
+    """Read the judgement of a candidate on an image; None where it is missing or was made with other labels or masks.
+
+    ``human`` has the people's masks by image id.
+    """
     try:
         document = parse_json(workspace.judgement(candidate.key, image.id).read_bytes())
-        if document.pop("labels") != (image.labels and image.labels.hash):
+        if {"labels": document.pop("labels"), "human": document.pop("human", None)} != _origin(image, human):
             return None
         return _CODEC.validate_python(document | {"candidate": candidate.name, "image": image.names[0]})
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
+
+
+def _origin(image: ImageRef, human: Mapping[str, HumanMask]) -> dict[str, str | None]:
+    """Return the hashes of the labels and of the people's mask with which an image is judged."""
+    drawn = human.get(image.id)
+    return {"labels": image.labels and image.labels.hash, "human": drawn and (drawn.checksum or "unknown")}
 
 
 def worst_regions(judgement: Judgement) -> list[OldRegion]:
@@ -324,7 +350,14 @@ def detect(
 
 
 def judge(
-    image: str, image_id: str, candidate: str, before: Artifacts, after: Artifacts, *, lpips: nn.Module | None = None
+    image: str,
+    image_id: str,
+    candidate: str,
+    before: Artifacts,
+    after: Artifacts,
+    *,
+    lpips: nn.Module | None = None,
+    human: Mask | None = None,
 ) -> Judgement:
     """Compare a candidate's result of an image with the old model's result.
 
@@ -332,15 +365,20 @@ def judge(
         image, image_id, candidate: Names for the judgement.
         before, after: The artifacts of the old model's and of the candidate's result, found with the same settings.
         lpips: The network of `desra_core.networks.perceptual.load_lpips`; without it LPIPS is not measured.
+        human: ``(H, W)`` bool, the mask that people drew on the old model's result, or None.
 
     Raises:
-        ValueError: The results differ in shape, or are smaller than 11 px a side.
+        ValueError: The results or masks differ in shape, or are smaller than 11 px a side.
     """
     outside = ~before.mask
 
     def described(region: Region) -> NewRegion:
         return NewRegion(*region[:5], class_name(region.dominant_class), region.severity)
 
+    ious: list[float | None] = [None, None]
+    if human is not None and valid(human, FRAME).any():
+        truth = valid(human, FRAME)
+        ious = [compare_masks(valid(found.mask, FRAME), truth).iou for found in (before, after)]
     kept = Components(before.mask).covered(after.low_area_mask).tolist()
     known = Components(after.mask).covered(before.low_area_mask).tolist()
     return Judgement(
@@ -357,6 +395,8 @@ def judge(
         artifact_pixels_after=int(np.count_nonzero(after.mask)),
         outside_pixels=int(np.count_nonzero(outside)),
         lpips=None if lpips is None else lpips_distance(lpips, before.pixels, after.pixels),
+        iou_before=ious[0],
+        iou_after=ious[1],
         **measure_fidelity(before.pixels, after.pixels, outside)._asdict(),
     )
 

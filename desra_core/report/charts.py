@@ -15,7 +15,7 @@ import numpy.typing as npt
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from desra_core.files import replace_file
 from desra_core.report.document import number_label, shortened, tick
@@ -80,15 +80,8 @@ def line_chart(
         marks: Single points by their names, which are written beside them.
         log_x: Draw a logarithmic x axis, and leave out points at 0 and below.
     """
-    curves = dict(list(curves.items())[:MOST_CURVES])
     figure, axes = _new_axes(3.2, xlabel, ylabel)
-    if log_x:
-        axes.set_xscale("log")
-    for (name, curve), (colour, dashes, marker) in zip(curves.items(), _LINES, strict=False):
-        points = _finite(curve)
-        points = points[points[:, 0] > 0] if log_x else points
-        axes.plot(*points.T, color=colour, linestyle=dashes, linewidth=1.5, marker=marker, markersize=4.5,
-                  markevery=max(1, len(points) // _MARKERS), label=shortened(name, _LABEL))  # fmt: skip
+    names = _draw_curves(axes, curves, log_x=log_x)
     for name, (x, y) in marks.items():
         axes.plot([x], [y], color=INK, marker="o", markersize=8, fillstyle="none", linestyle="none")
         axes.autoscale_view()
@@ -96,12 +89,30 @@ def line_chart(
         share_of_width = axes.transLimits.transform(axes.transScale.transform((x, y)))[0]
         offset, side = (-8, "right") if share_of_width > 0.5 else (8, "left")
         axes.annotate(shortened(name, _LABEL), (x, y), (offset, 5), textcoords="offset points", ha=side, bbox=_BACKING)
-    if len(curves) > 1:
-        # Above the axes, in as many columns as fit.
-        longest = max(min(len(name), _LABEL) for name in curves)
-        columns = max(1, min(len(curves), _CHARACTERS // (longest + 9)))
-        figure.legend(loc="outside upper left", ncols=columns, frameon=False, handlelength=3.2)
+    _add_legend(figure, axes, names)
     _number_axes(axes)
+    return figure
+
+
+@_in_style
+def small_charts(charts: Mapping[str, Mapping[str, Points]], *, ylabel: str, log_x: Sequence[str] = ()) -> Figure:
+    """Draw several small charts side by side, with one y axis and one legend.
+
+    Args:
+        charts: Curves as for `line_chart`, by the label of the x axis. A name has one colour in all charts.
+        log_x: The charts with a logarithmic x axis.
+    """
+    figure = Figure(figsize=(_WIDTH, 2.4), layout="constrained")
+    every = figure.subplots(1, len(charts), sharey=True, squeeze=False)[0]
+    names = list(dict.fromkeys(name for curves in charts.values() for name in curves))
+    for axes, (xlabel, curves) in zip(every, charts.items(), strict=True):
+        axes.set_xlabel(xlabel)
+        _draw_curves(axes, {name: curves.get(name, ()) for name in names}, log_x=xlabel in log_x)
+        _number_axes(axes)
+        if xlabel in log_x:  # they span a decade or two
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    every[0].set_ylabel(ylabel)
+    _add_legend(figure, every[0], names[:MOST_CURVES])
     return figure
 
 
@@ -227,6 +238,28 @@ def save(figure: Figure, path: Path) -> None:
     metadata = {"Software": None} if kind == "png" else _NO_METADATA
     with matplotlib.rc_context(_STYLE | {"svg.fonttype": "path"}):
         replace_file(path, lambda file: figure.savefig(file, format=kind, dpi=200, metadata=metadata))
+
+
+def _draw_curves(axes: Axes, curves: Mapping[str, Points], *, log_x: bool) -> list[str]:
+    """Draw the first eight curves; return their names."""
+    if log_x:
+        axes.set_xscale("log")
+    names = list(curves)[:MOST_CURVES]
+    for name, (colour, dashes, marker) in zip(names, _LINES, strict=False):
+        points = _finite(curves[name])
+        points = points[points[:, 0] > 0] if log_x else points
+        axes.plot(*points.T, color=colour, linestyle=dashes, linewidth=1.5, marker=marker, markersize=4.5,
+                  markevery=max(1, len(points) // _MARKERS), label=shortened(name, _LABEL))  # fmt: skip
+    return names
+
+
+def _add_legend(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
+    """Explain the curves of an axes above the figure, in as many columns as fit, if there are several."""
+    if len(names) > 1:
+        longest = max(min(len(name), _LABEL) for name in names)
+        columns = max(1, min(len(names), _CHARACTERS // (longest + 9)))
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=columns, frameon=False,
+                      handlelength=3.2)  # fmt: skip
 
 
 def _new_axes(height: float, xlabel: str, ylabel: str = "") -> tuple[Figure, Axes]:

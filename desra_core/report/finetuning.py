@@ -28,6 +28,7 @@ COLUMNS = {
     "removal": "their share, and its 95 % interval",
     "images with added": "images with a region that was not there before; to pass, no more than the control has",
     "artifact area": "artifact pixels after, of those before",
+    "IoU with people": "of people's masks with the masks before and after, in percent, and the difference in points",
     "PSNR": "to the old model's results outside of the masks, where nothing should change",
     "SSIM": "structural similarity to them, 1 where nothing changed",
     "GMS": "gradient similarity to them, 1 where nothing changed",

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from desra_core.benchmarking import AnyBenchmark, annotated
-from desra_core.benchmarking.annotated import AnnotatedJob, AnnotatedResults, ImageRecord, MethodRow
+from desra_core.benchmarking.annotated import THRESHOLD, AnnotatedJob, AnnotatedResults, ImageRecord, MethodRow
 from desra_core.benchmarking.benchmark import Benchmark, OperatingPoint, Tables
 from desra_core.benchmarking.synthetic import SyntheticSummary, curves, read_trials, summarise, synthetic_tables
 from desra_core.calibration import weights
@@ -27,7 +27,7 @@ from desra_core.files import read_bytes, replace_file
 from desra_core.images.codec import CLASS_COUNT, Mask, decode
 from desra_core.images.parts import RGB, fitted, rgb8
 from desra_core.learning.severity import FittedSeverity
-from desra_core.report.charts import MOST_CURVES, bar_chart, distributions, inline, line_chart, save
+from desra_core.report.charts import MOST_CURVES, bar_chart, distributions, inline, line_chart, save, small_charts
 from desra_core.report.document import Cell, cells_within, make_cell, render_page
 from desra_core.report.pictures import AGREEMENT_SIDE, MAX_PIXELS, drawn_agreement
 from desra_core.settings.models import SyntheticBenchmarking
@@ -264,6 +264,13 @@ def _annotated_charts(results: AnnotatedResults, rows: Sequence[MethodRow]) -> l
     iou = {row.point.name: np.nan if row.scores.values["iou"] is None else row.scores.values["iou"] for row in rows}
     intervals = {row.point.name: interval for row in rows if (interval := row.scores.intervals["iou"])}
     agreement = bar_chart(iou, xlabel="IoU, and its 95 % interval", intervals=intervals)
+    if len(rows) > 1:
+        caption = (
+            "How the mean rank (1 is the best) depends on the overlap at which a region counts as found, on the "
+            "dilation of the masks before, and on the threshold; all else as in the table."
+        )
+        figure = small_charts(results.sensitivity, ylabel="mean rank", log_x=[THRESHOLD])
+        charts.append((caption, inline(figure, "Sensitivity of the ranking")))
     seconds = {row.point.name: row.seconds for row in rows}
     times = bar_chart(seconds, xlabel="computing time in one thread, seconds per megapixel")
     return [*charts, ("", inline(agreement, "IoU by method")), ("", inline(times, "Seconds per megapixel by method"))]

@@ -67,7 +67,7 @@ MinArea = Annotated[
 
 # Headings of fields in the help of a command, in their order there; fields without one come first.
 Heading = Literal[
-    "Schedule", "Detection", "Networks", "Training", "Losses", "Gate", "Weights", "Storage", "Server",
+    "Schedule", "Detection", "Scores", "Networks", "Training", "Losses", "Gate", "Weights", "Storage", "Server",
     "Machine and log",
 ]  # fmt: skip
 # For single fields, in place of their class's heading; None puts a field first.

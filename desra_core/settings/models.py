@@ -43,6 +43,7 @@ Fallback = Literal["published", "one", "pooled"]
 
 _TRAINING: JsonDict = {"heading": "Training"}
 _DETECTION: JsonDict = {"heading": "Detection"}
+_SCORES: JsonDict = {"heading": "Scores"}
 _GATE: JsonDict = {"heading": "Gate"}
 _SERVER: JsonDict = {"heading": "Server"}
 _LPIPS = "AlexNet weights of torchvision, to measure the LPIPS distance to the old model too."
@@ -516,8 +517,67 @@ class Benchmarking(Measuring):
     """Settings of desra benchmark DATASET, which measures detectors by human masks."""
 
     dataset: Path = Field(
-        description="Folder with MSE-SR, GAN-SR and GT-Mask in it, a folder of such folders, or a COCO file."
+        description="Folder with MSE-SR, GAN-SR and GT-Mask in it, a folder of such folders, a COCO file, or a CSV "
+        "file of masks with the share of viewers who noticed each."
     )
+    image_column: str = Field("image", description="Column of a CSV file with the images.", json_schema_extra=_SCORES)
+    mask_column: str = Field(
+        "mask", description="Column of a CSV file with the files of the masks.", json_schema_extra=_SCORES
+    )
+    prominence_column: str = Field(
+        "prominence",
+        description="Column of a CSV file with the share of viewers who noticed what a mask marks.",
+        json_schema_extra=_SCORES,
+    )
+    severity: Path | None = Field(
+        None,
+        description="CSV with the share of viewers who noticed each ground-truth region: image,region,noticed.",
+        json_schema_extra=_SCORES,
+    )
+    prominent: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="A region noticed by at least this share of viewers is prominent.",
+        json_schema_extra=_SCORES,
+    )
+    kappa: float = Field(
+        0.5,
+        ge=0.01,
+        le=1,
+        description="A region counts in found_at_kappa where at least this share of it lies in the mask.",
+        json_schema_extra=_SCORES,
+    )
+    dilate: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Widen the mask by so many pixels before it counts for found_at_kappa.",
+        json_schema_extra=_SCORES,
+    )
+    reference: tuple[str, ...] = Field(
+        (),
+        description="NAME=FOLDER of other results to compare the GAN results with, beside the data set's MSE results.",
+        json_schema_extra=_SCORES,
+    )
+
+    @field_validator("reference")
+    @classmethod
+    def _named_folders(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        parts = [reference.partition("=")[::2] for reference in given]
+        names = [name for name, _ in parts]
+        for name, folder in parts:
+            if not folder or not re.fullmatch(r"[\w.-]+", name):
+                raise ValueError("is no NAME=FOLDER, where the name has letters, digits, dots, dashes and underscores")
+            if names.count(name) > 1 or name == "MSE-SR":
+                raise ValueError(f"gives the name {name} twice, or to other results than the data set's MSE results")
+        return tuple(f"{name}={whole_path(folder)}" for name, folder in parts)
+
+    @property
+    def references(self) -> dict[str, Path]:
+        """The folders of the references by name."""
+        parts = (reference.partition("=") for reference in self.reference)
+        return {name: Path(folder) for name, _, folder in parts}
 
 
 class SyntheticBenchmarking(Measuring):

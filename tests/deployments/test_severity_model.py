@@ -20,7 +20,7 @@ from tests.conftest import Desra, refusal
 IMAGES = 12
 
 
-def succeed(run) -> str:  # noqa: ANN001
+def succeed(run) -> str:
     assert run.returncode == 0, run.stderr
     return run.stdout
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gzip
 import io
 import json
 import os
@@ -29,6 +30,7 @@ from safetensors.torch import save
 
 from deployments.commands.flags import with_flags
 from desra_core.annotations.labelme import draw_shapes, labelme_document, labelme_shape, read_labelme
+from desra_core.benchmarking.data_sets import read_mask_rows
 from desra_core.detection import severity
 from desra_core.detection.blocks import FEATURES
 from desra_core.detection.class_weights import load_weights
@@ -38,6 +40,7 @@ from desra_core.detection.detectors.trained import Trees, load_trained
 from desra_core.detection.severity import REGION_FEATURES, SeverityModel, load_severity_model
 from desra_core.errors import DesraError
 from desra_core.evaluation.coco_masks import decode_coco_mask, read_coco
+from desra_core.evaluation.heat_maps import read_heat_map
 from desra_core.evaluation.mask_files import decode_any_mask
 from desra_core.images.codec import decode, decode_labels, image_size
 from desra_core.images.encoding import read_origin
@@ -255,6 +258,26 @@ def read_coco_file(data: bytes) -> None:
             decode_coco_mask(mask)
 
 
+def read_table_of_masks(data: bytes) -> None:
+    read_mask_rows(file_of(data, "masks.csv"), ("image", "mask", "prominence"))
+
+
+def tables_of_masks() -> Iterator[bytes]:
+    yield b'image,mask,prominence\na,a-1.png,0.5\n"b,c",b.png,\n'
+
+
+def read_heat_map_file(data: bytes) -> None:
+    read_heat_map(data, FOLDER / "a@SR@.npy.gz", (SIDE, SIDE))
+
+
+def heat_maps() -> Iterator[bytes]:
+    for array in (np.zeros((SIDE, SIDE), np.float32), np.zeros((SIDE - 2, SIDE - 2), bool, order="F")):
+        content = io.BytesIO()
+        np.save(content, array)
+        yield content.getvalue()
+        yield gzip.compress(content.getvalue(), mtime=0)
+
+
 def coco() -> Any:
     return {
         "images": [{"id": 1, "file_name": "a.png", "width": SIDE, "height": SIDE}],
@@ -385,6 +408,8 @@ TARGETS = {
     "pickles": Target(read_pickle, pickles, ("torch\n", "_utils\n", "_rebuild_tensor_v2\n", "storage", "FloatStorage")),
     "labelme": Target(read_drawn, documents(drawn), ("shapes", "points", "mask", "imageWidth")),
     "coco": Target(read_coco_file, documents(coco), ("images", "annotations", "segmentation", "counts", "bbox")),
+    "masks": Target(read_table_of_masks, tables_of_masks, ("image", "mask", "prominence", '"', "\r\n")),
+    "heat maps": Target(read_heat_map_file, heat_maps, ("NUMPY", "descr", "fortran_order", "shape", "<f4", "|b1")),
     "weights": Target(read_class_weights, class_weights, ("[[class]]", "index", "weight", "interval", "version")),
     "learned": Target(read_learned, learned, ("trees", "left", "roots", "feature", "scale", "NaN", "kind", "channel")),
     "settings": Target(read_settings, settings, (" = ", "[", "{", "'''", "#")),

@@ -79,7 +79,7 @@ def test_known_results_are_printed_without_servers(plain, tmp_path, desra_here) 
     assert run.returncode == 0
     assert "4 of 4 images judged, 0 failed" in run.stdout
     fewer = desra_here(*command, "--methods", "ldl")
-    assert "desra," not in fewer.stdout.partition("published")[0]
+    assert "desra," not in fewer.stdout.partition("Published")[0]
     assert fewer.returncode == 0
 
 

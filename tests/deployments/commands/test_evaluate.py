@@ -75,6 +75,9 @@ def test_the_published_numbers(desra_here: Desra, shared_data: Path) -> None:
         "precision: 408 of 656 detected regions right   0.6220  0.494–0.828",
         "recall: 244 of 775 ground-truth regions found  0.3148  0.115–0.516",
         "F1: of precision and recall                    0.4181  0.199–0.534",
+        "pixel F1: of all pixels                        0.5311  0.427–0.591",
+        "pixel F1: mean over 8 images                   0.4904  0.415–0.570",
+        "flagged: share of all pixels                   0.2060  0.065–0.373",
     ]
     found = numbers(desra_here(*command, "--json"))
     assert {key: found[key] for key in ("iou", "precision", "recall")} == published["published_scripts"]
@@ -98,6 +101,9 @@ def test_the_printed_scores_and_the_written_files(desra_here: Desra, data: Path)
         "precision: 1 of 2 detected regions right       0.5000  –",
         "recall: 1 of 2 ground-truth regions found      0.5000  –",
         "F1: of precision and recall                    0.5000  –",
+        "pixel F1: of all pixels                        0.5000  –",
+        "pixel F1: mean over 1 image                    0.5000  –",
+        "flagged: share of all pixels                   0.0250  0.000–0.050",
         "IoU: with 1 pair of empty masks, as agreement  0.6667  0.333–1.000",
         f"tables   {data / 'out'}",
         f"page     {data / 'out/evaluation.html'}",
@@ -116,12 +122,15 @@ def test_undefined_is_said_and_null(desra_here: Desra, data: Path) -> None:
         (data / folder / "a.png").unlink()
     run = desra_here(*folders(data))
     assert run.returncode == 0
-    assert [line.rstrip("– ") for line in run.stdout.splitlines()[3:8]] == [
+    assert [line.rstrip("– ") for line in run.stdout.splitlines()[3:11]] == [
         "IoU: undefined, no mask and no ground truth marks anything",
         "precision: undefined, no region was detected",
         "recall: undefined, the ground truth marks no region",
         "F1: undefined, precision or recall is undefined",
-        "IoU: with 1 pair of empty masks, as agreement               1.0000",
+        "pixel F1: undefined, no mask and no ground truth marks anything",
+        "pixel F1: undefined, no mask and no ground truth marks anything",
+        "flagged: share of all pixels                                     0.0000",
+        "IoU: with 1 pair of empty masks, as agreement                    1.0000",
     ]
     found = numbers(desra_here(*folders(data), "--json"))
     assert [found[key] for key in ("iou", "precision", "recall", "f1")] == [None] * 4
@@ -172,7 +181,7 @@ def test_classes(desra_here: Desra, data: Path) -> None:
     (data / "labels/a.png").write_bytes(encode_png(classes))
     command = (*folders(data), "--labels", data / "labels")
     run = desra_here(*command)
-    assert run.stdout.splitlines()[13:] == [
+    assert run.stdout.splitlines()[16:] == [
         "class   IoU    precision       recall          pixel precision  pixel recall",
         "wall    1.000  1.000 (1 of 1)  1.000 (1 of 1)  1.000            1.000",
         "person  0.000  0.000 (0 of 1)  0.000 (0 of 1)  0.000            0.000",
@@ -190,7 +199,7 @@ def test_severity_labels(desra_here: Desra, data: Path) -> None:
     command = [*folders(data), "--severity", data / "noticed.csv"]
     run = desra_here(*command)
     assert run.returncode == 0
-    assert run.stdout.splitlines()[9:18] == [
+    assert run.stdout.splitlines()[12:24] == [
         "Prominent regions",
         "",
         "Of 2 rated regions, those that at least 50 % of the viewers noticed. The others do not count, nor detected "
@@ -201,11 +210,19 @@ def test_severity_labels(desra_here: Desra, data: Path) -> None:
         "precision: 1 of 2 detected regions right       0.5000  –",
         "recall: 1 of 1 ground-truth region found       1.0000  –",
         "F1: of precision and recall                    0.6667  –",
+        "pixel F1: of all pixels                        0.6667  –",
+        "pixel F1: mean over 1 image                    0.6667  –",
+        "flagged: share of all pixels                   0.0253  0.000–0.051",
     ]
     found = numbers(desra_here(*command, "--json"))
     assert_told_in_help(desra_here, "evaluate", found)
     prominent = found["prominent"]
     assert (prominent["noticed_by_at_least"], prominent["rated_regions"], prominent["recall"]) == (0.5, 2, 1)
+    run = desra_here(*command, "--kappa", "0.4", "--dilate", "2")
+    every, prominent = run.stdout.split("Prominent regions")
+    at_kappa = "(at least 40 % in the mask, widened by 2 px)"
+    assert f"found: 1 of 2 ground-truth regions {at_kappa}  0.5000  –" in every
+    assert f"found: 1 of 1 ground-truth region {at_kappa}  1.0000  –" in prominent
     run = desra_here(*command, "--prominent", "0.05")
     assert "recall: 1 of 2 ground-truth regions found      0.5000" in run.stdout.partition("Prominent regions")[2]
 

@@ -17,7 +17,6 @@ from desra_core.evaluation.evaluation import (
     Evaluation,
     Rating,
     SeverityLabels,
-    _check_ratings,
     as_document,
     evaluate_masks,
     read_ratings,
@@ -375,6 +374,14 @@ def test_a_missing_file_and_one_in_another_encoding(file: Path) -> None:
 REGIONS = {"a": [MaskRegion(5, 6, 7, 8, 40, 3, None)] * 2, "failed": None}
 
 
+def check(file: Path) -> None:
+    severity = SeverityLabels(read_ratings(file), file, 0.5)
+    severity.check_images(REGIONS)
+    for image, regions in REGIONS.items():
+        if regions is not None:
+            severity.check(image, [region[:4] for region in regions])
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -386,11 +393,11 @@ REGIONS = {"a": [MaskRegion(5, 6, 7, 8, 40, 3, None)] * 2, "failed": None}
 def test_labels_of_another_ground_truth(file: Path, rows: str, message: str) -> None:
     file.write_text(f"image,region,x,y,width,height,noticed\n{rows}\n")
     with pytest.raises(UsageError) as error:
-        _check_ratings(SeverityLabels(read_ratings(file), file, 0.5), REGIONS)
+        check(file)
     assert f"{file}{message}" in str(error.value)
 
 
 def test_labels_of_this_ground_truth(file: Path) -> None:
     """The regions of an image that could not be judged are unknown, so any rating of them is accepted."""
     file.write_text("image,region,x,y,width,height,noticed\na,2,5,6,7,8,1\na,1,,,,,0\nfailed,9,1,1,1,1,1\n")
-    _check_ratings(SeverityLabels(read_ratings(file), file, 0.5), REGIONS)
+    check(file)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 from scipy.stats import binomtest
+from sklearn.metrics import f1_score
 
 from desra_core.evaluation import metrics
 from desra_core.evaluation.mask_files import read_mask
 from desra_core.evaluation.metrics import (
     MEASURES,
     Agreement,
+    Overlap,
     bootstrap_intervals,
     compare_masks,
     mean_iou,
@@ -65,6 +70,30 @@ def test_random_sets(seed: int, count: int) -> None:
         assert mean_iou(agreements) == expected
     assert total.mask_pixels == sum(map(np.sum, masks))
     assert total.ground_truth_pixels == sum(map(np.sum, truths))
+    assert total.found_at_kappa == total.found
+    values = score_masks(agreements).values
+    flat = [np.concatenate([np.ravel(mask) for mask in given]) for given in (truths, masks)]
+    assert values["pixel_f1"] == pytest.approx(f1_score(*flat), abs=1e-12)
+    some = [f1_score(truth.ravel(), mask.ravel()) for mask, truth in zip(masks, truths, strict=True)
+            if (mask | truth).any()]  # fmt: skip
+    assert values["pixel_f1_mean"] == pytest.approx(np.mean(some), abs=1e-12)
+    assert values["flagged_share"] == flat[1].mean()
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(0, 2**32), st.sampled_from([0.1, 0.3, 0.5, 0.7, 1.0]), st.integers(0, 4))
+def test_masks_found_at_an_overlap(seed: int, kappa: float, dilate: int) -> None:
+    """Component by component, with exact fractions and scipy's dilation."""
+    (mask, truth), square = random_masks(seed, 2, (0.05, 0.3)), np.ones((2 * dilate + 1,) * 2)
+    wide = ndimage.binary_dilation(mask, square) if mask.any() else mask
+    found = [
+        Fraction(int((region & wide).sum()), int(region.sum())) >= Fraction(str(kappa))
+        for region in published_scripts.components(truth)
+    ]
+    agreement = compare_masks(mask, truth, Overlap(kappa, dilate))
+    assert (agreement.found_at_kappa, agreement.marked) == (sum(found), len(found))
+    assert agreement.recall_at_kappa == (sum(found) / len(found) if found else None)
+    assert replace(agreement, found_at_kappa=0) == replace(compare_masks(mask, truth), found_at_kappa=0)
 
 
 def test_numbers_of_a_drawn_pair() -> None:
@@ -73,11 +102,15 @@ def test_numbers_of_a_drawn_pair() -> None:
     truth = mask_of("##..#..", "....#..", "#.....#")
     agreement = compare_masks(mask, truth)
     assert agreement == Agreement(
-        intersection=3, union=9, detected=3, right=2, marked=4, found=2, mask_pixels=6, ground_truth_pixels=6
-    )
+        intersection=3, union=9, detected=3, right=2, marked=4, found=2, mask_pixels=6, ground_truth_pixels=6,
+        pixels=21, found_at_kappa=2,
+    )  # fmt: skip
     assert (agreement.precision, agreement.recall) == (2 / 3, 0.5)
     assert agreement.f1 == pytest.approx(4 / 7)
-    assert (agreement.pixel_precision, agreement.pixel_recall) == (0.5, 0.5)
+    assert (agreement.pixel_precision, agreement.pixel_recall, agreement.pixel_f1) == (0.5, 0.5, 0.5)
+    assert agreement.flagged_share == 6 / 21
+    assert compare_masks(mask, truth, Overlap(0.51)).found_at_kappa == 2  # both are covered wholly
+    assert compare_masks(mask, truth, Overlap(1, 1)).found_at_kappa == 3  # one more is next to a marked pixel
 
 
 def test_diagonal_pixels_are_one_region() -> None:
@@ -136,6 +169,10 @@ def random_agreements(seed: int, count: int, *, detections: int = 9) -> list[Agr
                 right=int(rng.integers(0, detected + 1)),
                 marked=marked,
                 found=int(rng.integers(0, marked + 1)),
+                mask_pixels=union // 2,
+                ground_truth_pixels=union - union // 4,
+                pixels=int(rng.integers(100, 200)),
+                found_at_kappa=int(rng.integers(0, marked + 1)),
             )
         )
     return rows
@@ -148,7 +185,9 @@ def slow_intervals(agreements: list[Agreement], resamples: int, confidence: floa
     for row in chosen:
         drawn = [agreements[index] for index in row]
         total = pooled(drawn)
-        measured = (mean_iou(drawn), mean_iou(drawn, empty=1), total.precision, total.recall, total.f1)
+        f1 = [each.pixel_f1 for each in drawn if each.pixel_f1 is not None]
+        measured = (mean_iou(drawn), mean_iou(drawn, empty=1), total.precision, total.recall, total.f1, total.pixel_f1,
+                    sum(f1) / len(f1) if f1 else None, total.recall_at_kappa, total.flagged_share)  # fmt: skip
         for measure, value in zip(MEASURES, measured, strict=True):
             values[measure] += [] if value is None else [value]
     tail = 50 * (1 - confidence)
@@ -160,7 +199,10 @@ def test_the_same_as_one_set_after_the_other(monkeypatch: pytest.MonkeyPatch, co
     monkeypatch.setattr(metrics, "RESAMPLES", 100)
     monkeypatch.setattr(metrics, "CONFIDENCE", 0.9)
     for seed in range(3):
-        agreements = [*random_agreements(seed, count, detections=detections), *[Agreement(1, 3, 2, 1, 3, 2)] * 2]
+        agreements = [
+            *random_agreements(seed, count, detections=detections),
+            *[Agreement(1, 3, 2, 1, 3, 2, 2, 2, 9, 1)] * 2,
+        ]
         monkeypatch.setattr(metrics, "SEED", seed)
         found = bootstrap_intervals(agreements)
         expected = slow_intervals(agreements, 100, 0.9, seed)
@@ -198,31 +240,35 @@ def test_where_there_is_no_interval() -> None:
     nothing = dict.fromkeys(MEASURES)
     assert bootstrap_intervals([]) == nothing
     assert bootstrap_intervals([Agreement(1, 2, 1, 1, 1, 1)]) == nothing
-    empty = bootstrap_intervals([Agreement()] * 3)
-    assert empty == nothing | {"iou_with_empty": (1.0, 1.0)}
-    one_of_two = bootstrap_intervals([Agreement(1, 2, 1, 1, 0, 0), Agreement()])
-    assert one_of_two == nothing | {"iou_with_empty": (0.5, 1.0)}
-    missed = bootstrap_intervals([Agreement(0, 9, 0, 0, 2, 0)] * 2)
-    assert missed == nothing | dict.fromkeys(("iou", "iou_with_empty", "recall"), (0.0, 0.0))
-    wrong = bootstrap_intervals([Agreement(0, 9, 1, 0, 2, 0)] * 2)
-    assert wrong == dict.fromkeys(MEASURES, (0.0, 0.0))
+    empty = bootstrap_intervals([Agreement(pixels=20)] * 3)
+    assert empty == nothing | {"iou_with_empty": (1.0, 1.0), "flagged_share": (0.0, 0.0)}
+    one_of_two = bootstrap_intervals([Agreement(1, 2, 1, 1, 0, 0, 2, 1, 20), Agreement(pixels=20)])
+    assert one_of_two == nothing | {"iou_with_empty": (0.5, 1.0), "flagged_share": (0.0, 0.1)}
+    missed = bootstrap_intervals([Agreement(0, 9, 0, 0, 2, 0, 0, 9, 20)] * 2)
+    assert missed == dict.fromkeys(MEASURES, (0.0, 0.0)) | dict.fromkeys(("precision", "f1"))
+    wrong = bootstrap_intervals([Agreement(0, 9, 1, 0, 2, 0, 5, 4, 20)] * 2)
+    assert wrong == dict.fromkeys(MEASURES, (0.0, 0.0)) | {"flagged_share": (0.25, 0.25)}
 
 
 def test_the_scores_of_a_set() -> None:
-    agreements = [Agreement(1, 2, 1, 1, 2, 1), Agreement(), Agreement(0, 4, 3, 1, 0, 0)]
+    agreements = [
+        Agreement(1, 2, 1, 1, 2, 1, 1, 2, 10, 2), Agreement(pixels=10), Agreement(0, 4, 3, 1, 0, 0, 4, 0, 20),
+    ]  # fmt: skip
     scores = score_masks(agreements * 2)
     assert (scores.images, scores.empty_pairs) == (6, 2)
     assert scores.values == {
         "iou": 0.25, "iou_with_empty": 0.5, "precision": 0.5, "recall": 0.5, "f1": 0.5,
+        "pixel_f1": 2 / 7, "pixel_f1_mean": 1 / 3, "recall_at_kappa": 1, "flagged_share": 1 / 8,
     }  # fmt: skip
     assert scores.undefined == {}
     assert all(low <= scores.values[name] <= high for name, (low, high) in scores.intervals.items())
 
 
 def test_why_a_measure_is_undefined() -> None:
-    assert set(score_masks([Agreement()]).undefined) == {"iou", "precision", "recall", "f1"}
+    defined = {"iou_with_empty", "flagged_share"}
+    assert set(score_masks([Agreement(pixels=9)]).undefined) == set(MEASURES) - defined
     assert set(score_masks([]).undefined) == set(MEASURES)
-    assert score_masks([Agreement(0, 9, 0, 0, 2, 0)]).undefined == {
+    assert score_masks([Agreement(0, 9, 0, 0, 2, 0, 0, 9, 20)]).undefined == {
         "precision": "no region was detected",
         "f1": "precision or recall is undefined",
     }

@@ -109,13 +109,15 @@ def slow_classes(mask: np.ndarray, truth: np.ndarray, labels: np.ndarray) -> dic
     for label in np.unique(labels).tolist():
         here = labels == label
         classes[label] = [(mask & truth & here).sum(), ((mask | truth) & here).sum(), 0, 0, 0, 0,
-                          (mask & here).sum(), (truth & here).sum()]  # fmt: skip
+                          (mask & here).sum(), (truth & here).sum(), here.sum(), 0]  # fmt: skip
     for column, (one, other) in ((2, (mask, truth)), (4, (truth, mask))):
         for component in components(one):
             counts = np.bincount(labels[component])
             classes[int(counts.argmax())][column] += 1
             classes[int(counts.argmax())][column + 1] += lies_inside(component, other)
-    return {label: Agreement(*map(int, row)) for label, row in classes.items() if any(row)}
+    for row in classes.values():
+        row[-1] = row[5]
+    return {label: Agreement(*map(int, row)) for label, row in classes.items() if row[1]}
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -172,7 +174,7 @@ def slow_prominent(mask: np.ndarray, truth: np.ndarray, flags: np.ndarray) -> Ag
     found = sum(lies_inside(part, mask) for part, flag in zip(marked, flags, strict=True) if flag)
     kept = mask & ~ignored
     return Agreement(int((kept & asked).sum()), int((kept | asked).sum()), detected, right, int(flags.sum()), found,
-                     int(kept.sum()), int(asked.sum()))  # fmt: skip
+                     int(kept.sum()), int(asked.sum()), int((~ignored).sum()), found)  # fmt: skip
 
 
 @settings(deadline=None, max_examples=150)

@@ -161,7 +161,9 @@ def test_the_verdict_names_its_models_and_images(mined, workspace, plan, monkeyp
     read = Counter()
     reading = comparing.read_judgement
     monkeypatch.setattr(
-        comparing, "read_judgement", lambda *which: (read.update([(which[1].name, which[2].id)]), reading(*which))[1]
+        comparing,
+        "read_judgement",
+        lambda *which, **human: (read.update([(which[1].name, which[2].id)]), reading(*which, **human))[1],
     )
     assert decide_and_publish(comparison) == verdict
     assert max(read.values()) <= 3, "once to see what is missing, once for the scores, and the best once to be shown"

@@ -45,8 +45,9 @@ def test_score_by_hand() -> None:
                 artifact_pixels_after=120, outside_pixels=800, squared_error=800, ssim=0.9, gradient_similarity=0.8,
                 sharpness_before=99, sharpness_after=1, lpips=0.25),
         replace(PLAIN, regions=[fate("sky", True)], added=[new, new], artifact_pixels_before=100,
-                artifact_pixels_after=150, outside_pixels=900, squared_error=1000, ssim=0.8, lpips=0.5),
-        replace(PLAIN, added=[new], artifact_pixels_after=70, sharpness_after=9),
+                artifact_pixels_after=150, outside_pixels=900, squared_error=1000, ssim=0.8, lpips=0.5,
+                iou_before=0.5, iou_after=0.0),
+        replace(PLAIN, added=[new], artifact_pixels_after=70, sharpness_after=9, iou_before=0.25, iou_after=0.25),
         replace(PLAIN, sharpness_before=30, sharpness_after=29),
     ]  # fmt: skip
     assert score("new", judgements) == Score(
@@ -69,7 +70,19 @@ def test_score_by_hand() -> None:
         lpips=0.375,
         detail_loss=pytest.approx(1 - 38 / 40),
         classes={"sky": (2, 2), "tree": (1, 0)},
+        human_images=2,
+        iou_before=0.375,
+        iou_after=0.125,
+        delta_iou=-25,
     )
+
+
+def test_iou_is_told_where_people_have_drawn() -> None:
+    """Also where they have drawn on images of one candidate alone."""
+    drawn = replace(GOOD, human_images=3, iou_before=0.511, iou_after=0.129, delta_iou=-38.2)
+    told = [row["IoU with people"] for row in score_rows(decide([drawn, GOOD], CONTROL, GATE))]
+    assert told == ["51.1 to 12.9, -38.2", "", ""]
+    assert "IoU with people" not in score_rows(decide([GOOD], CONTROL, GATE))[0]
 
 
 def test_classes_are_ordered_by_their_regions() -> None:

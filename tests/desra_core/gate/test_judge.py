@@ -14,13 +14,14 @@ import torch
 
 from desra_core.errors import ImageError, TransientError, UsageError
 from desra_core.gate import judge as judging
-from desra_core.gate.comparison import Comparison, plan_comparison
+from desra_core.gate.comparison import Comparison, plan_comparison, verdict_of
 from desra_core.gate.criteria import Judgement
 from desra_core.gate.judge import CONTROL, enlarge_stage, judge_stage, read_judgement
 from desra_core.settings import Mining
 from desra_core.settings.models import Comparing
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import File, ImageRef
+from tests.desra_core.workspace.test_human_masks import draw
 from tests.in_process import judge_job, process
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -117,6 +118,28 @@ def test_a_judgement_holds_for_the_labels_it_was_made_with(mined, workspace) -> 
     labelled = dataclasses.replace(image, labels=File(Path("labels.png"), "0f"))
     assert read_judgement(workspace, comparison.candidates[-1], image) is not None
     assert read_judgement(workspace, comparison.candidates[-1], labelled) is None
+
+
+def test_a_judgement_holds_for_the_mask_that_people_drew(mined, workspace, tmp_path) -> None:
+    """Drawn on the old model's results; with another old model it does not count."""
+    comparison = planned(workspace, mined.mse)
+    image, _ = marked_and_clean(workspace, comparison)
+    judged(image, ("mse", CONTROL), workspace, comparison)
+    assert judgements(workspace, comparison, image)["mse"].iou_before is None
+    draw(workspace, {image.names[0]: (40, 40, 190, 150)})
+    comparison = planned(workspace, mined.mse)
+    assert comparison.human_masks == 1
+    assert dict(comparison.missing())[image] == ("mse", CONTROL)
+    judged(image, ("mse", CONTROL), workspace, comparison)
+    assert image not in dict(comparison.missing())
+    by_name = {c.name: read_judgement(workspace, c, image, comparison.human) for c in comparison.candidates}
+    mask = cv2.imread(str(workspace.mask(image.names[0])), cv2.IMREAD_UNCHANGED)[5:-5, 5:-5] > 0
+    human = cv2.imread(str(workspace.human_mask(image.names[0])), cv2.IMREAD_UNCHANGED)[5:-5, 5:-5] > 0
+    assert by_name["mse"].iou_before == by_name[CONTROL].iou_before == (mask & human).sum() / (mask | human).sum() > 0
+    assert by_name["mse"].iou_after == 0  # the MSE model has no artifact
+    verdict = verdict_of(comparison)
+    assert (verdict.control.human_images, verdict.control.iou_before) == (1, by_name[CONTROL].iou_before)
+    assert planned(workspace, mined.gan, before=mined.mse).human == {}
 
 
 def test_stored_results_serve_and_lost_ones_are_inferred(mined, workspace, monkeypatch) -> None:

@@ -171,6 +171,28 @@ def test_lpips_is_measured_where_there_is_a_model(monkeypatch: pytest.MonkeyPatc
     assert judge("a", "b", "c", found, other).lpips is None
 
 
+def test_iou_with_the_mask_that_people_drew() -> None:
+    """Pixel by pixel, without the 5 px frame; an empty mask gives none."""
+    before, after = (detect(mse_sr(), gan_sr(*names), min_area=MIN_AREA) for names in (("left", "right"), ("right",)))
+    drawn = np.zeros((150, 240), bool)
+    drawn[3:60, 2:90] = True
+    expected = []
+    for found in (before, after):
+        both = either = 0
+        for row in range(5, 145):
+            for column in range(5, 235):
+                one, other = found.mask[row, column], drawn[row, column]
+                both, either = both + (one and other), either + (one or other)
+        expected.append(both / either)
+    judgement = judge("a", "b", "c", before, after, human=drawn)
+    assert (judgement.iou_before, judgement.iou_after) == tuple(expected)
+    assert expected[0] > expected[1]
+    framed = np.pad(np.zeros((140, 230), bool), 5, constant_values=True)
+    for nothing in (None, np.zeros_like(drawn), framed):
+        without = judge("a", "b", "c", before, after, human=nothing)
+        assert (without.iou_before, without.iou_after) == (None, None)
+
+
 def test_results_of_two_sizes() -> None:
     found = detect(mse_sr(), gan_sr(), min_area=MIN_AREA)
     smaller = detect(mse_sr()[1:], gan_sr()[1:], min_area=MIN_AREA)

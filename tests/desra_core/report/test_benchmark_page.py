@@ -52,6 +52,7 @@ def test_the_page_shows_tables_failures_and_the_worst_images(judged) -> None:
     assert "3 detectors on 5 images." in text
     assert "1 image could not be judged" in text
     assert "desra, weight 1" in text
+    assert 'aria-label="Sensitivity of the ranking"' in page
     assert "Agreement with the data set's DeSRA masks" in text
     assert "not measured here" in text
     assert "&lt;b&gt;x&lt;b&gt;" in page

@@ -65,6 +65,18 @@ def test_a_line_joins_the_points_that_can_be_drawn() -> None:
     assert "m" in texts(figure)
 
 
+def test_small_charts_share_names_and_their_colours() -> None:
+    panels = {"kappa": {"a": [(0.1, 1), (0.9, 2)], "b": [(0.1, 2)]}, "factor": {"b": [(0, 1), (2, 3)]}}
+    figure = charts.small_charts(panels, ylabel="mean rank", log_x=["factor"])
+    first, second = figure.axes
+    assert [axes.get_xlabel() for axes in figure.axes] == ["kappa", "factor"]
+    assert (first.get_ylabel(), second.get_xscale()) == ("mean rank", "log")
+    assert [line.get_color() for line in first.lines] == [line.get_color() for line in second.lines]
+    assert second.lines[1].get_xydata().tolist() == [[2, 3]]
+    assert len(second.lines[0].get_xydata()) == 0
+    assert {"a", "b"} <= set(texts(figure))
+
+
 def test_bars_are_as_long_as_their_values() -> None:
     values = {"a": 1200.0, "b": 0.12345, "c": float("nan"), "d": 0.0}
     figure = charts.bar_chart(values, xlabel="x", intervals={"a": (1000, 1500), "c": (float("nan"), float("nan"))})

@@ -409,7 +409,7 @@ def test_a_damaged_current_model_or_history_is_noted(workspace: Workspace, tmp_p
 
 
 def test_every_column_is_explained() -> None:
-    measured = dataclasses.replace(score("a", judgements("a", gone=1, kept=1)), lpips=0.1)
+    measured = dataclasses.replace(score("a", judgements("a", gone=1, kept=1)), lpips=0.1, human_images=1)
     both = [measured, dataclasses.replace(measured, candidate="b")]
     row, *_ = score_rows(decide(both, measured, Gate(), dropped=["b"]))
     assert list(row) == list(EXPLAINED)
