@@ -26,7 +26,7 @@ PROGRESS := ^ *(Downloading|Using cached) .*\([0-9]{2,}\.[0-9] MB\)|^ *Building 
 
 # Seconds for each target of make fuzz, and the targets: tests/fuzz/targets.py.
 FUZZ_SECONDS ?= 300
-TARGETS ?= pictures checkpoints pickles labelme coco weights learned settings segmenter tars
+TARGETS ?= pictures checkpoints pickles labelme coco masks heat_maps weights learned settings segmenter tars
 
 .PHONY: help setup demo test test-all chaos lint audit fuzz docs bench gpu browser clean
 

@@ -24,7 +24,7 @@ _PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
 class Rated(NamedTuple):
-    """Rated regions: features ``(N, F)``, how many raters noticed each, how many saw it, and the number of its image."""
+    """Rated regions: features ``(N, F)``, how many noticed each, how many rated it, and the number of its image."""
 
     features: Features
     yes: npt.NDArray[np.int64]

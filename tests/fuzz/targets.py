@@ -409,7 +409,7 @@ TARGETS = {
     "labelme": Target(read_drawn, documents(drawn), ("shapes", "points", "mask", "imageWidth")),
     "coco": Target(read_coco_file, documents(coco), ("images", "annotations", "segmentation", "counts", "bbox")),
     "masks": Target(read_table_of_masks, tables_of_masks, ("image", "mask", "prominence", '"', "\r\n")),
-    "heat maps": Target(read_heat_map_file, heat_maps, ("NUMPY", "descr", "fortran_order", "shape", "<f4", "|b1")),
+    "heat_maps": Target(read_heat_map_file, heat_maps, ("NUMPY", "descr", "fortran_order", "shape", "<f4", "|b1")),
     "weights": Target(read_class_weights, class_weights, ("[[class]]", "index", "weight", "interval", "version")),
     "learned": Target(read_learned, learned, ("trees", "left", "roots", "feature", "scale", "NaN", "kind", "channel")),
     "settings": Target(read_settings, settings, (" = ", "[", "{", "'''", "#")),
