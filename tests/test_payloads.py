@@ -257,6 +257,7 @@ WEIGHTS = ("gan_model", "mse_model", "after", "before", "segmenter", "weights", 
 OTHERS = {"photos", "workspace", "output", "lr", "mse_sr", "gan_sr", "labels", "dataset", "twin_photos"}
 OTHERS |= {"exclude", "include", "method", "methods"}  # globs, and code, by design
 TEXTS = {"min_area", "suffix", "group_by", "name", "mine_at", "cycle_at", "timezone", "webhook", "history"}
+TEXTS |= {"image_column", "mask_column", "prominence_column"}
 
 
 def _weights_settings() -> list[tuple[str, str]]:

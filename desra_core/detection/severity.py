@@ -21,7 +21,7 @@ from desra_core.files import content_key, parse_json, read_input
 from desra_core.images.codec import Mask, Pixels
 from desra_core.images.parts import Rectangle
 
-KIND = "desra severity model"
+KIND = "desra-severity"
 # Logarithms of area and share of the image; means over the blocks of the region; the lowest similarity; the texture of
 # the MSE result around the region; and the published weight of the region's class, 1 without labels.
 REGION_FEATURES = ("area", "share", *MAPS, "lowest_similarity", "texture_around", "class_weight")

@@ -18,7 +18,7 @@ from desra_core.errors import UsageError
 from desra_core.files import content_key, parse_json, read_input
 from desra_core.images.codec import Labels, Pixels
 
-KIND = "desra detector"
+KIND = "desra-detector"
 _REMEDY = "name a file that desra train-detector has written"
 # Larger log-odds would overflow as odds in float32.
 _MOST = 60.0

@@ -51,7 +51,7 @@ TEXTS = {
     "mse_model": "~/mse.pth",
 }
 NO_PATHS = {"group_by", "min_area", "name", "mine_at", "cycle_at", "timezone", "webhook", "history", "exclude",
-            "include"}  # fmt: skip
+            "include", "image_column", "mask_column", "prominence_column"}  # fmt: skip
 DETECTOR = """class Own:
     threshold, smallest, inputs = 0.1, 1, ()
 
@@ -127,7 +127,7 @@ def test_every_command_takes_paths_in_this_way() -> None:
 
     known = {paths_at_home(nothing).__code__, with_flags(lambda settings, machine: None, Mining).__code__}
     commands = [command.callback for command in cli.app.registered_commands]
-    assert len(commands) == 23
+    assert len(commands) == 26
     assert all(command is not None and command.__code__ in known for command in commands)
 
 

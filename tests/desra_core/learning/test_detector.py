@@ -144,7 +144,7 @@ SOUND = {"feature": [0, 0, 0], "threshold": [0.5, 0, 0], "left": [1, 0, 0], "rig
 )
 def test_hostile_trees_are_refused(tmp_path, change) -> None:
     path = tmp_path / "a.json"
-    document = {"kind": "desra detector", "features": 1, "threshold": 2.0, "origin": {}, "trees": SOUND}
+    document = {"kind": "desra-detector", "features": 1, "threshold": 2.0, "origin": {}, "trees": SOUND}
     path.write_bytes(as_json(document))
     assert load_trained(path).trees.log_odds(np.zeros((1, len(FEATURES)), np.float32))[0] == 1.1
     path.write_bytes(as_json(document | {"trees": SOUND | change}))
@@ -158,10 +158,10 @@ def test_hostile_trees_are_refused(tmp_path, change) -> None:
         (b"{}", "is no detector"),
         (b"[1]", "is no detector"),
         (b"not json", "is damaged"),
-        (as_json({"kind": "desra detector", "features": 0}), "was trained by another version of desra"),
-        (as_json({"kind": "desra detector", "features": 1}), "is damaged"),
-        (as_json({"kind": "desra detector", "features": 1, "threshold": 0, "trees": SOUND}), "is damaged"),
-        (as_json({"kind": "desra detector", "features": 1}).replace(b"detector", b"detectors"), "is damaged"),
+        (as_json({"kind": "desra-detector", "features": 0}), "was trained by another version of desra"),
+        (as_json({"kind": "desra-detector", "features": 1}), "is damaged"),
+        (as_json({"kind": "desra-detector", "features": 1, "threshold": 0, "trees": SOUND}), "is damaged"),
+        (as_json({"kind": "desra-detector", "features": 1}).replace(b"desra-", b"desra_"), "is damaged"),
     ],
 )
 def test_other_files_are_no_detector(tmp_path, data, message) -> None:

@@ -165,7 +165,7 @@ def test_damaged_models_are_refused(tmp_path: Path, change) -> None:
     ("document", "message"),
     [
         ({}, "is no severity model"),
-        ({"kind": "desra detector"}, "is no severity model"),
+        ({"kind": "desra-detector"}, "is no severity model"),
         (sound() | {"features": [0]}, "was fitted by another version of desra"),
     ],
 )
