@@ -255,7 +255,14 @@ GIVEN: dict[str, dict[str, str]] = {
 WEIGHTS = ("gan_model", "mse_model", "after", "before", "segmenter", "weights", "perceptual", "discriminator", "lpips",
            "severity_model")  # fmt: skip
 OTHERS = {"photos", "workspace", "output", "lr", "mse_sr", "gan_sr", "labels", "dataset", "twin_photos"}
-OTHERS |= {"exclude", "include", "method", "methods"}  # globs, and code, by design
+OTHERS |= {
+    "exclude",
+    "include",
+    "method",
+    "methods",
+    "reference",
+    "severity",
+}  # globs, code by design, folders, a CSV file
 TEXTS = {"min_area", "suffix", "group_by", "name", "mine_at", "cycle_at", "timezone", "webhook", "history"}
 TEXTS |= {"image_column", "mask_column", "prominence_column"}
 

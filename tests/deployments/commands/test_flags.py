@@ -49,6 +49,7 @@ TEXTS = {
     "methods": "desra,~/detector.py",
     "perceptual": "~/vgg.pth",
     "mse_model": "~/mse.pth",
+    "reference": "rlfn=~/rlfn",
 }
 NO_PATHS = {"group_by", "min_area", "name", "mine_at", "cycle_at", "timezone", "webhook", "history", "exclude",
             "include", "image_column", "mask_column", "prominence_column"}  # fmt: skip
@@ -107,7 +108,8 @@ def test_every_path_may_begin_with_the_home_folder(home: Path, kind: type[BaseMo
         flags = [f"--{name.replace('_', '-')}={path}" for name, path in given.items() if name != argument]
         asked = run(kind, *flags, *([given[argument]] if argument else []))
     else:
-        (home / "run.toml").write_text("\n".join(f"{name} = {json.dumps(path)}" for name, path in given.items()))
+        values = {name: [path] if name == "reference" else path for name, path in given.items()}
+        (home / "run.toml").write_text("\n".join(f"{name} = {json.dumps(value)}" for name, value in values.items()))
         config = ["~/run.toml"] if KINDS[kind].get("config_argument") else ["--config=~/run.toml"]
         asked = run(kind, *config)
     assert "~" not in asked
