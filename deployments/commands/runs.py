@@ -292,5 +292,5 @@ def _show_regions(workspace: Workspace, settings: CorpusSettings) -> None:
     typer.echo(f"{counted(regions.num_rows, 'artifact region')} in {images}{whole}, found with {weighting}")
     for region in worst_regions(workspace, _SHOWN_REGIONS).to_pylist():
         place = f"{region['width']}x{region['height']} px at ({region['x']}, {region['y']})"
-        line = f"  severity {region['severity']:8.1f}  {printable(region['image'])}  {place}"
+        line = f"  {settings.severity_name} {region['severity']:8.1f}  {printable(region['image'])}  {place}"
         typer.echo(line + (f"  {region['class_name']}" if region["class_name"] else ""))

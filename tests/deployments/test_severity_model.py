@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,9 @@ def test_regions_are_ranked_and_dropped_by_what_viewers_notice(results, rated, t
 
     workspace = tmp_path / "ws"
     command = ("detect", *results, "--workspace", workspace)
-    succeed(desra(*command, "--severity-model", model))
+    told = succeed(desra(*command, "--severity-model", model))
+    assert re.search(r"noticed by % +\d\d\.\d ", told)
+    assert "noticed by % <b>" in (workspace / "report.html").read_text()
     for region in regions_of(workspace):
         strong = region["x"] < 100
         assert (60 < region["severity"] < 100) if strong else (0 < region["severity"] < 40)
