@@ -29,7 +29,7 @@ from desra_core.planning.plan import load_settings
 from desra_core.workspace import Workspace
 
 FOLDS = 5
-# More blocks make the fit longer and hardly better; they are drawn evenly from the images.
+# Bounds memory (some 450 MB of features) and the time of the fit; blocks are drawn evenly from the images.
 MOST_BLOCKS = 2_000_000
 _LEAST_BLOCKS = 100  # of either kind
 _SEED = 0
