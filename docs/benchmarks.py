@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from desra_core.benchmarking.annotated import THRESHOLD
+from desra_core.benchmarking.annotated_results import THRESHOLD
 from desra_core.report.charts import line_chart, save, small_charts
 
 HERE = Path(__file__).parent

@@ -18,7 +18,7 @@ from scipy.stats import rankdata, spearmanr
 from sklearn.metrics import average_precision_score
 
 from desra_core.benchmarking import plan
-from desra_core.benchmarking.annotated import RANKED, mean_ranks, results_of
+from desra_core.benchmarking.annotated_results import RANKED, mean_ranks, results_of
 from desra_core.detection.detectors import load_detector
 from desra_core.errors import UsageError
 from desra_core.settings.models import Benchmarking
