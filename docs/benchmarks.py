@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from desra_core.benchmarking.annotated import THRESHOLD
+from desra_core.benchmarking.annotated_results import THRESHOLD
 from desra_core.benchmarking.injection import KINDS
 from desra_core.benchmarking.synthetic import BUDGETS
 from desra_core.report.charts import line_chart, save, small_charts

@@ -9,8 +9,9 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from desra_core.benchmarking import AnyBenchmark, annotated
-from desra_core.benchmarking.annotated import THRESHOLD, AnnotatedJob, AnnotatedResults, ImageRecord, MethodRow
+from desra_core.benchmarking import AnyBenchmark, annotated_results
+from desra_core.benchmarking.annotated import AnnotatedJob, ImageRecord, read_ground_truth
+from desra_core.benchmarking.annotated_results import THRESHOLD, AnnotatedResults, MethodRow
 from desra_core.benchmarking.benchmark import Benchmark, OperatingPoint, Tables
 from desra_core.benchmarking.synthetic import SyntheticSummary, curves, read_trials, summarise, synthetic_tables
 from desra_core.calibration import weights
@@ -159,8 +160,8 @@ def publish_results(benchmark: AnyBenchmark) -> PublishedBenchmark:
         results = summarise(read_trials(benchmark))
         tables, judged = synthetic_tables(benchmark, results, failures), results.images
     else:
-        results = annotated.results_of(benchmark)
-        tables, judged = annotated.annotated_tables(benchmark, results, failures), len(results.records)
+        results = annotated_results.results_of(benchmark)
+        tables, judged = annotated_results.annotated_tables(benchmark, results, failures), len(results.records)
     workspace = benchmark.workspace
     markdown = document_as_markdown(tables.title, tables.with_failures(failures))
     texts = {"md": markdown, "csv": tables.csv, "json": as_json(tables.document)}
@@ -291,7 +292,7 @@ def _drawing(benchmark: Benchmark[AnnotatedJob]) -> Callable[[ImageRecord], list
 
         @cache
         def truth() -> Mask:
-            return np.pad(annotated.read_ground_truth(job.ground_truth, shape, image.path), FRAME)
+            return np.pad(read_ground_truth(job.ground_truth, shape, image.path), FRAME)
 
         def against(point: OperatingPoint) -> RGB:
             mask = _read_mask(job.mask_path(benchmark.workspace, point), shape)

@@ -13,7 +13,7 @@ import pytest
 
 from desra_core import artifact_mask, variance_similarity
 from desra_core.benchmarking import plan
-from desra_core.benchmarking.annotated import ALL, results_of
+from desra_core.benchmarking.annotated_results import ALL, results_of
 from desra_core.detection.class_weights import load_weights
 from desra_core.detection.detectors import METHODS
 from desra_core.errors import UsageError

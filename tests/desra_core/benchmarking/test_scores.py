@@ -18,7 +18,7 @@ from scipy.stats import rankdata, spearmanr
 from sklearn.metrics import average_precision_score
 
 from desra_core.benchmarking import plan
-from desra_core.benchmarking.annotated import RANKED, mean_ranks, results_of
+from desra_core.benchmarking.annotated_results import RANKED, mean_ranks, results_of
 from desra_core.detection.detectors import load_detector
 from desra_core.errors import UsageError
 from desra_core.settings.models import Benchmarking
@@ -243,17 +243,28 @@ def test_ranks() -> None:
 
 def test_the_sensitivity_of_the_ranking(rated: tuple[Path, list[str]], tmp_path: Path) -> None:
     """At another overlap or dilation it is the ranking of a benchmark with that; at the own ones that of the table."""
-    folder = rated[0]
-    benchmark, _ = judge(folder, tmp_path / "out", methods="desra,ldl,ssim", kappa=0.45)
+    folder = tmp_path / "set"
+    shutil.copytree(rated[0], folder)
+    for name in rated[1][1:3]:  # the masks cover these regions in part
+        truth = np.zeros((200, 240), np.uint8)
+        for index in range(6):
+            truth[20 + 25 * index : 40 + 25 * index, 15 + 6 * index : 75] = 255
+        write(folder / "gt_mask" / f"{name}.png", truth)
+    benchmark, _ = judge(folder, tmp_path / "out", methods="desra,ldl,ssim", kappa=0.5)
     results = results_of(benchmark)
     ranks = {row.entry: row.rank for row in results.rows}
     overlap, dilation, threshold = results.sensitivity.values()
-    assert {entry: dict(points)[0.45] for entry, points in overlap.items()} == pytest.approx(ranks)
+    assert {entry: dict(points)[0.5] for entry, points in overlap.items()} == pytest.approx(ranks)
     assert {entry: dict(points)[0] for entry, points in dilation.items()} == pytest.approx(ranks)
-    for name, curves, value in (("kappa", overlap, 0.9), ("dilate", dilation, 16)):
-        other, _ = judge(folder, tmp_path / name, methods="desra,ldl,ssim", **({"kappa": 0.45} | {name: value}))
+    for name, curves, value in (("kappa", overlap, 0.6), ("dilate", dilation, 8)):
+        other, _ = judge(folder, tmp_path / name, methods="desra,ldl,ssim", **{name: value})
         expected = {row.entry: row.rank for row in results_of(other).rows}
+        assert expected != ranks
         assert {entry: dict(points)[value] for entry, points in curves.items()} == pytest.approx(expected)
+    other, _ = judge(folder, tmp_path / "own", methods="ldl", kappa=0.45, dilate=3)
+    overlap, dilation, _ = results_of(other).sensitivity.values()
+    assert 0.45 in dict(overlap["ldl, 0.005"])
+    assert 3 in dict(dilation["ldl, 0.005"])
     factors = [factor for factor, _ in threshold["ssim"]]
     assert len(factors) == 15
     assert factors[7] == 1

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from desra_core.benchmarking import AnyBenchmark, plan
-from desra_core.benchmarking.annotated import annotated_tables, read_records, results_of
+from desra_core.benchmarking.annotated import read_records
+from desra_core.benchmarking.annotated_results import annotated_tables, results_of
 from desra_core.report.pages import publish_results, render_benchmark, worst_records
 from tests.benchmark_sets import as_published, judge, make_plain, write
 from tests.browser import Page
