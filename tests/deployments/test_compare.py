@@ -77,7 +77,7 @@ def compare() -> Callable[..., tuple[Verdict, dict[str, Any]]]:
     return run
 
 
-def test_a_finetune_is_judged_by_images_that_it_has_not_seen(place, copied, compare, desra_here) -> None:
+def test_a_finetune_is_judged_by_images_that_it_has_not_seen(place, copied, compare, desra, desra_here) -> None:
     compare(copied, place.run.root)
     workspace = Workspace(copied)
     document = json.loads(workspace.verdict.read_bytes())
@@ -136,8 +136,14 @@ def test_a_finetune_is_judged_by_images_that_it_has_not_seen(place, copied, comp
         "regions": 1,
     }
     workspace.publish_table(workspace.human_manifest, pa.Table.from_pylist([row], HUMAN_MASKS))
-    again = desra_here("compare", "--workspace", copied, "--after", place.run.root)
+    again = desra("compare", "--workspace", copied, "--after", place.run.root)  # judges that image by the mask, too
     assert "people   1 image with a human mask\n" in again.stdout
+    (score, *_) = json.loads(desra_here("compare", "--workspace", copied, "--after", place.run.root, "--json").stdout)[
+        "scores"
+    ]
+    assert score["human_images"] == 1
+    assert score["iou_before"] == 1  # the mask that the detector marks, drawn by a person
+    assert score["delta_iou"] == pytest.approx(100 * (score["iou_after"] - 1))
 
 
 def test_an_image_that_cannot_be_judged_is_named_and_judged_later(
