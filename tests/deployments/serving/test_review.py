@@ -154,6 +154,19 @@ def test_the_page_shows_the_pixels_of_the_results_and_flips_them_in_place(
             browser.press("f")
 
 
+def test_what_is_not_shown_yet_cannot_be_answered(workspace: Workspace, browser: Page) -> None:
+    with reviewed(workspace) as address:
+        go(browser, address)
+        browser.evaluate("document.body.dataset.ready = ''; press('a')")
+        browser.evaluate("drawAll()")
+        assert answers(workspace) == []
+        browser.evaluate("press('a'); press('r')")  # the second comes before the next region
+        browser.wait_until("now.state === 1")
+        browser.wait_until(READY)
+        assert answers(workspace) == ["accept"]
+        assert browser.evaluate("document.querySelector('#said').textContent") == ""
+
+
 def read_name(page: Page) -> str:
     return str(page.evaluate("now.place.name"))
 
@@ -180,14 +193,19 @@ def test_strokes_of_brush_and_eraser_are_in_the_mask_pixel_for_pixel(workspace: 
     with reviewed(workspace) as address:
         go(browser, address)
         name = read_name(browser)
-        box = browser.evaluate("(b => [b.x, b.y])(large.getBoundingClientRect())")
+        # Browsers tell where a mouse is in whole pixels.
+        box = browser.evaluate("(b => [b.x, b.y, large.width / b.width])(large.getBoundingClientRect())")
         lines = {"b": [(100, 100), (180, 100), (180, 220)], "e": [(40, 160), (300, 160)]}
         expected = MASKS[name].copy()
         for key, line in lines.items():
             browser.press(key)
-            points = [browser.evaluate(f"pixelAt({{clientX: {box[0] + x}, clientY: {box[1] + y}}})") for x, y in line]
+            scale, left, top = browser.evaluate("(w => [w.scale, w.left, w.top])(windowOf(large))")
+            clicked = [(round(box[0] + x), round(box[1] + y)) for x, y in line]
+            points = [
+                (((x - box[0]) * box[2] - left) // scale, ((y - box[1]) * box[2] - top) // scale) for x, y in clicked
+            ]
             before = browser.evaluate("document.body.dataset.state")
-            browser.drag(*((box[0] + x, box[1] + y) for x, y in line))
+            browser.drag(*clicked)
             browser.wait_until(f"document.body.dataset.state !== {json.dumps(before)} && !stroke")
             near = np.zeros(SIZE, bool)
             rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]

@@ -59,7 +59,7 @@ def test_a_torn_line_is_no_answer_and_the_next_answer_takes_its_place(workspace:
     with open_answers(workspace, "ann") as file:
         first = file.append(rating())
     path = workspace.answers("ann")
-    path.write_bytes(path.read_bytes() + path.read_bytes()[:57])
+    path.write_bytes(path.read_bytes() + path.read_bytes()[:57] + b"9" * 5000)
     assert read_answers(workspace, "ann") == [first]
     with open_answers(workspace, "ann") as file:
         second = file.append(rating("no"))
