@@ -374,9 +374,10 @@ class Review:
         failed |= dict(
             zip(sorted(new - failed.keys() - {one.id for one in corrections}), map(str, errors), strict=True)
         )
+        human = read_human_masks(held, self.target.gan_sr_key)
         for one in corrections:
             # Both count until the mask is in place: a killed import leaves the one or the other.
-            before = reviewed.get(one.id, {}).get("checksums", [])[-1:]
+            before = [human[one.id].checksum] if one.id in human else []
             sums = [*before, checksum(one.png)]
             reviewed[one.id] = {"checksums": sums, "state": "", "mask_key": self.target.mask_key}
         held.publish(held.reviewed, as_json(reviewed), durable=True)

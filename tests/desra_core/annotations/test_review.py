@@ -184,6 +184,27 @@ def test_a_killed_import_is_completed_and_its_mask_is_known(workspace: Workspace
     assert len(human(workspace)) == 1
 
 
+def test_imports_that_fail_one_after_the_other_do_not_make_a_mask_somebody_elses(workspace: Workspace) -> None:
+    with reviewing(workspace) as review:
+        place = review.current()
+        assert place is not None
+        while review.current():
+            say(review, "accept")
+        review.bring()
+        review.draw(place.key, Stroke(((1, 1),), 1), review.state())
+        parked = workspace.imports.rename(workspace.imports.with_name("parked"))
+        workspace.imports.write_bytes(b"")  # no folder, so that nothing can be written below it
+        for _ in range(2):
+            assert "imports" in str(review.bring().why)
+        workspace.imports.unlink()
+        parked.rename(workspace.imports)
+        assert not human(workspace)[place.image.name][1, 1]
+        assert review.bring()[1:] == (0, None)
+        assert human(workspace)[place.image.name][1, 1]
+    with reviewing(workspace) as review:
+        assert review.left_out == 0
+
+
 def test_an_unsure_region_is_not_decided_and_is_asked_again_in_the_next_review(workspace: Workspace) -> None:
     with reviewing(workspace) as review:
         first = say(review, "unsure")
