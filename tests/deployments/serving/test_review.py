@@ -167,6 +167,48 @@ def test_what_is_not_shown_yet_cannot_be_answered(workspace: Workspace, browser:
         assert browser.evaluate("document.querySelector('#said').textContent") == ""
 
 
+@pytest.mark.parametrize("seconds", [None, 0.1])
+def test_a_picture_that_cannot_be_shown_cannot_be_answered(
+    tmp_path: Path, browser: Page, seconds: float | None
+) -> None:
+    workspace = maker_below(tmp_path)({"a": MASKS["b"], "b": MASKS["b"]})
+    with reviewed(workspace, seconds=seconds) as address:
+        first = json.loads(get(f"{address}state")[1])["place"]["name"]
+        picture = tmp_path / f"ws/gan_sr/{first}.png"
+        picture.write_bytes(picture.read_bytes()[:2000])
+        browser.visit(address, width=1400, height=900)
+        browser.wait_for("; N goes on without an answer")
+        assert f"{first}.png" in browser.text()
+        for key in "ay":
+            browser.press(key)
+        assert not browser.evaluate("busy || covered || timer || document.body.dataset.ready")
+        browser.press("n")
+        browser.wait_until("document.body.dataset.ready")
+        assert read_name(browser) != first
+        browser.wait_until("!now.seconds || covered")
+        press(browser, "a" if seconds is None else "y", "!busy")
+        assert answers(workspace) == ["accept" if seconds is None else "yes"]
+        browser.wait_until("lacking")
+        browser.press("n")  # nothing else is left, so it comes again
+        browser.wait_until("!busy && lacking")
+        assert read_name(browser) == first
+    assert len(answers(workspace)) == 1
+
+
+def test_a_picture_that_did_not_come_is_asked_for_again(workspace: Workspace, browser: Page) -> None:
+    with reviewed(workspace) as address:
+        go(browser, address)
+        browser.cut_off(True)
+        try:
+            browser.press("9")  # tiles that the browser has not stored yet
+            browser.wait_until("[...tiles.values()].some(tile => tile.error)")
+            browser.evaluate("drawAll()")
+            assert not browser.evaluate("document.body.dataset.ready")
+        finally:
+            browser.cut_off(False)
+        browser.wait_until(READY)
+
+
 def read_name(page: Page) -> str:
     return str(page.evaluate("now.place.name"))
 
