@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -447,6 +448,36 @@ def test_a_review_that_is_killed_at_any_moment_goes_on_where_it_was(workspace: W
             f"masks    2 human masks of reviews in {root}/human",
             f"next     desra evaluate --workspace {root}; desra finetune --workspace {root} --output RUN",
         ]
+
+
+def test_the_secret_of_the_address_is_not_on_the_command_line_of_the_browser(
+    workspace: Workspace, browser: Page, tmp_path: Path
+) -> None:
+    given = tmp_path / "given"
+    program = tmp_path / "program"
+    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {given}.part && mv {given}.part {given}\n')
+    program.chmod(0o700)
+    run = desra_command("review", "--workspace", workspace.root, "--rater", "ann")
+    environment = os.environ | {"BROWSER": str(program), "DISPLAY": ":0"}
+    with subprocess.Popen(run, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().split()[1]
+            deadline = time.monotonic() + 30
+            while not given.exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            leads = workspace.review / "ann.html"
+            assert given.read_text().split() == [leads.as_uri()]
+            assert leads.stat().st_mode & 0o777 == 0o600
+            browser.visit(leads.as_uri(), width=1400, height=900)
+            browser.wait_until(f"location.href === {json.dumps(address)}")
+            browser.wait_until("document.body?.dataset.ready")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+    assert not leads.exists()
 
 
 def test_a_port_that_is_taken_is_refused_in_a_line(workspace: Workspace, desra_here) -> None:
