@@ -400,7 +400,7 @@ def test_what_no_page_sends_is_refused_in_a_line(workspace: Workspace) -> None:
         assert get(f"{address}stroke", b" " * 3_000_000)[0] == 413
         for tile in (f"{place['id']}/gan_sr/0/9/9", f"{place['id']}/gan_sr/99/0/0", "x/gan_sr/0/0/0",
                      f"{place['id']}/secret/0/0/0",
-                     *(f"{place['id']}/mask/0/0/0?box={box}" for box in ("[1,2,3,4]", "x", "[1]", "5", "[1e999,1,1,1]")),
+                     *(f"{place['id']}/mask/0/0/0?box={box}" for box in ("[1,2,3,4]", "x", "[1]", "5", "[1e999,1,1,1]"))
                      ):  # fmt: skip
             code, text = get(f"{address}tiles/{tile}")
             assert (code, list(json.loads(text))) == (400, ["error"])
