@@ -165,6 +165,7 @@ class AnswerFile:
         self.answers = answers
         self._path = path
         self._file = file
+        self._latest = max((one.time for one in answers), default="")
         file.seek(0)
         data = file.read()  # at once: line by line, a file without a buffer is read byte by byte
         self.lines = data.count(b"\n")
@@ -176,8 +177,10 @@ class AnswerFile:
         Raises:
             TransientError: The disk is full or failed; nothing has changed.
         """
-        written = replace(answer, time=_now(), line=self.lines + 1)
+        # Never before those that are there: a clock may be set back, and answers count in the order of time.
+        written = replace(answer, time=max(_now(), self._latest), line=self.lines + 1)
         self._write(_document_of(written))
+        self._latest = written.time
         self.answers.append(written)
         return written
 
