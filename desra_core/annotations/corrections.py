@@ -2,12 +2,12 @@
 
 All masks of LabelMe files, of a COCO file or of a review are checked against the workspace before any is published.
 Publishing a human mask also updates the pseudo-GT. Each import leaves a table of the masks that it replaced, so that
-the latest import can be undone.
+the latest import can be undone; a review does where it has replaced a mask that no review had made.
 """
 
 import posixpath
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -211,7 +211,11 @@ def _corrections(
 
 
 def publish_corrections(
-    workspace: Workspace, corrections: Sequence[Correction], *, withdrawn: Iterable[str] = ()
+    workspace: Workspace,
+    corrections: Sequence[Correction],
+    *,
+    withdrawn: Iterable[str] = (),
+    reviewed: Collection[str] | None = None,
 ) -> ImportSummary:
     """Publish human masks at all names of their images. The workspace must be locked.
 
@@ -219,6 +223,8 @@ def publish_corrections(
         workspace: The workspace.
         corrections: The masks.
         withdrawn: Ids of images whose human mask goes.
+        reviewed: Of a review, the checksums of all masks that reviews have made. Their answers are their undo, so only
+            other masks that are replaced can be brought back by `undo_import`. None of an import.
 
     Raises:
         TransientError: The disk is full or failed. The same import, repeated, completes the work.
@@ -230,7 +236,13 @@ def publish_corrections(
     for name, image_id in _names_and_ids(manifest):
         if image_id in names:
             names[image_id].append(name)
-    _remember(workspace, names)
+    replaced = names
+    if reviewed is not None:
+        others = {name for name, row in _human_rows(workspace).items() if row["checksum"] not in reviewed}
+        replaced = {key: [name for name in each if name in others] for key, each in names.items()}
+    remembered = reviewed is None or any(replaced.values())
+    if remembered:
+        _remember(workspace, replaced)
     masks: dict[str, bytes | None] = {name: None for image_id in gone for name in names[image_id]}
     rows: dict[str, dict[str, Any]] = {}
     for one in corrections:
@@ -239,10 +251,11 @@ def publish_corrections(
         masks |= dict.fromkeys(names[one.id], one.png)
         rows |= {name: row | {"name": name} for name in names[one.id]}
     renewed = _replace_masks(workspace, target, masks, rows)
-    *earlier, unfinished = paths_in(workspace.imports, "*.parquet")
-    number = int(earlier[-1].stem) + 1 if earlier else 1
-    with storage_errors(unfinished):
-        unfinished.rename(unfinished.with_name(f"{number:06d}.parquet"))
+    if remembered:
+        *earlier, unfinished = paths_in(workspace.imports, "*.parquet")
+        number = int(earlier[-1].stem) + 1 if earlier else 1
+        with storage_errors(unfinished):
+            unfinished.rename(unfinished.with_name(f"{number:06d}.parquet"))
     marked = [one for one in corrections if one.pixels]
     return ImportSummary(
         images=len(corrections),

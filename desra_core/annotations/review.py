@@ -204,7 +204,7 @@ class Review:
         with self._lock:
             votes = self._votes()
             mine = sum(self.rater in votes.get(key, {}) for key in self._places)
-            left = sum(self._is_open(place, votes) for place in self._places.values())
+            left = sum(self._is_open(key, votes) for key in self._places)
             return {"answered": mine, "left": left, "all": len(self._places)}
 
     def agreement(self) -> RaterAgreement:
@@ -245,7 +245,7 @@ class Review:
         with self._lock:
             place = self._place(key, state)
             # What still needs this rater's answer is no check, though another answer is known.
-            check = None if self._is_open(place, self._votes()) else self._known.get(key)
+            check = None if self._is_open(key, self._votes()) else self._known.get(key)
             return self._write(self._about(place, answer, whole=answer == "clean" and check is None, check=check))
 
     def draw(self, key: Key, stroke: Stroke, state: int) -> Answer:
@@ -388,17 +388,16 @@ class Review:
         failed |= dict(
             zip(sorted(new - failed.keys() - {one.id for one in corrections}), map(str, errors), strict=True)
         )
-        human = read_human_masks(held, self.target.gan_sr_key)
         for one in corrections:
-            # Both count until the mask is in place: a killed import leaves the one or the other.
-            before = [human[one.id].checksum] if one.id in human else []
-            sums = [*before, checksum(one.png)]
-            reviewed[one.id] = {"checksums": sums, "state": "", "mask_key": self.target.mask_key}
+            # All count until the mask is in place: imports that were killed or have failed leave any of them.
+            noted = {*reviewed.get(one.id, {}).get("checksums", ()), checksum(one.png)}
+            reviewed[one.id] = {"checksums": sorted(noted), "state": "", "mask_key": self.target.mask_key}
         held.publish(held.reviewed, as_json(reviewed), durable=True)
         if corrections or gone:
-            publish_corrections(held, corrections, withdrawn=gone)
+            noted = {found for one in reviewed.values() for found in one["checksums"]}
+            publish_corrections(held, corrections, withdrawn=gone, reviewed=noted)
         for one in corrections:
-            reviewed[one.id]["state"] = states[one.id]
+            reviewed[one.id] |= {"checksums": [checksum(one.png)], "state": states[one.id]}
         held.publish(
             held.reviewed, as_json({key: value for key, value in reviewed.items() if key not in gone}), durable=True
         )
@@ -440,21 +439,21 @@ class Review:
         answered = [one for one in session if one.answer != "drawn"]
         asked = {one.key for one in self._file.answers if one.check is not None and one.kind == self.kind}
         if not first and self._known and len(answered) % CHECK_EVERY == CHECK_EVERY - 1:
-            known = (self._places[key] for key in self._known if key not in asked and key not in self._skipped)
-            first = list(islice((place for place in known if not self._is_open(place, votes)), 1))
+            known = (key for key in self._known if key not in asked and key not in self._skipped)
+            first = [self._places[key] for key in islice((key for key in known if not self._is_open(key, votes)), 1)]
         yield from first
         seen = {place.key for place in first}
         late = [key for key in self._skipped if key not in seen]
-        for place in self._places.values():
-            if place.key not in seen and place.key not in self._skipped and self._is_open(place, votes):
+        for key, place in self._places.items():
+            if key not in seen and key not in self._skipped and self._is_open(key, votes):
                 yield place
         for key in late:
-            if key in self._places and self._is_open(self._places[key], votes):
+            if key in self._places and self._is_open(key, votes):
                 yield self._places[key]
 
-    def _is_open(self, place: Place, votes: Votes) -> bool:
+    def _is_open(self, key: Key, votes: Votes) -> bool:
         """Check whether the answer of this rater about a place is still needed."""
-        given = votes.get(place.key, {})
+        given = votes.get(key, {})
         if self.rater in given:
             return False
         if self.kind == "rating":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,13 +30,13 @@ from desra_core.annotations.review import (
     draw_stroke,
 )
 from desra_core.errors import UsageError
-from desra_core.images.codec import encode_mask, read_image
+from desra_core.images.codec import decode_mask, encode_mask, read_image
 from desra_core.images.parts import Rectangle
 from desra_core.planning.plan import load_settings
 from desra_core.settings import Mining
-from desra_core.workspace import Workspace
+from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.answers import Stroke, open_answers, read_answers
-from desra_core.workspace.human_masks import read_human_masks
+from desra_core.workspace.human_masks import HUMAN_MASKS, read_human_masks
 from tests.conftest import held
 from tests.in_process import process
 
@@ -109,9 +110,8 @@ def test_an_image_gets_its_mask_once_all_its_regions_are_decided(workspace: Work
     found = human(workspace)
     assert np.array_equal(found["a"], expected)
     assert np.array_equal(found["set/b"], MASKS["set/b"])
-    with workspace.locked() as locked:  # the import of a review is an import
-        undo_import(locked)
-    assert len(human(workspace)) == 1
+    with workspace.locked() as locked, pytest.raises(UsageError, match="holds no import that could be taken back"):
+        undo_import(locked)  # its answers are the undo of a review
 
 
 def _left(review: Review) -> list:
@@ -186,21 +186,21 @@ def test_a_killed_import_is_completed_and_its_mask_is_known(workspace: Workspace
 
 def test_imports_that_fail_one_after_the_other_do_not_make_a_mask_somebody_elses(workspace: Workspace) -> None:
     with reviewing(workspace) as review:
-        place = review.current()
-        assert place is not None
+        places = {place.image.name: place for place in _left(review)}
         while review.current():
             say(review, "accept")
         review.bring()
-        review.draw(place.key, Stroke(((1, 1),), 1), review.state())
-        parked = workspace.imports.rename(workspace.imports.with_name("parked"))
-        workspace.imports.write_bytes(b"")  # no folder, so that nothing can be written below it
+        for place in places.values():
+            review.draw(place.key, Stroke(((1, 1),), 1), review.state())
+        folder = workspace.human_mask("set/b").parent
+        parked = folder.rename(folder.with_name("parked"))
+        folder.write_bytes(b"")  # no folder, so that the second mask cannot be written
         for _ in range(2):
-            assert "imports" in str(review.bring().why)
-        workspace.imports.unlink()
-        parked.rename(workspace.imports)
-        assert not human(workspace)[place.image.name][1, 1]
+            assert "human/set" in str(review.bring().why)
+        folder.unlink()
+        parked.rename(folder)
         assert review.bring()[1:] == (0, None)
-        assert human(workspace)[place.image.name][1, 1]
+        assert all(mask[1, 1] for mask in human(workspace).values())
     with reviewing(workspace) as review:
         assert review.left_out == 0
 
@@ -396,8 +396,41 @@ def test_masks_that_are_gone_do_not_count_as_imported(workspace: Workspace, tmp_
         assert review.imported().images == 1
         with workspace.locked() as locked:
             undo_import(locked)
-            undo_import(locked)
-        assert review.imported().images == 0
+        assert review.imported().images == 2
+        workspace.human_mask("a").unlink()
+        assert review.imported().images == 1
+
+
+def test_an_import_before_a_review_can_be_undone_after_it(workspace: Workspace, tmp_path: Path) -> None:
+    give(workspace, tmp_path / "out", "a")
+    with reviewing(workspace) as review:
+        while review.current():
+            say(review, "accept")
+        review.bring()
+    assert set(human(workspace)) == {"a", "set/b"}
+    with workspace.locked() as locked:
+        undo_import(locked)
+    assert set(human(workspace)) == {"set/b"}
+
+
+def test_a_mask_on_another_result_that_a_review_replaces_can_be_brought_back(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    give(workspace, tmp_path / "out", "a")
+    rows = read_table(workspace.human_manifest, HUMAN_MASKS)
+    rows = rows.set_column(2, "gan_sr_key", pa.array(["another"] * len(rows)))
+    workspace.publish_table(workspace.human_manifest, rows)
+    with reviewing(workspace) as review:
+        while review.current():
+            say(review, "accept")
+        review.bring()
+    assert human(workspace)["a"].any()
+    with workspace.locked() as locked:
+        undo_import(locked)
+    assert set(human(workspace)) == {"set/b"}
+    path = workspace.human_mask("a")
+    assert not decode_mask(path.read_bytes(), path).any()
+    assert read_table(workspace.human_manifest, HUMAN_MASKS)["gan_sr_key"].to_pylist() == ["another", None]
 
 
 def test_masks_that_people_gave_elsewhere_stay_and_are_not_asked_about(workspace: Workspace, tmp_path: Path) -> None:
