@@ -29,9 +29,7 @@ def train_detector(
     ] = None,
     false_alarms: Annotated[
         float,
-        typer.Option(
-            min=1e-5, max=0.5, help="Share of blocks of 8x8 px without an artifact that may be above the threshold."
-        ),
+        typer.Option(min=1e-5, max=0.5, help="Share of blocks without an artifact that may be above the threshold."),
     ] = 0.003,
     seed: Annotated[int, typer.Option(min=0, help="Seed of injected artifacts.")] = 0,
     as_json: AsJson = False,
@@ -56,9 +54,8 @@ def train_detector(
         reason = "is not given" if workspace is None else "is given beside --workspace"
         raise UsageError("DATASET", reason, "give DATASET, --workspace, or --mse-sr and --gan-sr")
     if dataset is None and len(pairs) == 1:
-        raise UsageError(
-            "--mse-sr" if mse_sr is None else "--gan-sr", "is not given", "give both results of each photo"
-        )
+        lacking = "--mse-sr" if mse_sr is None else "--gan-sr"
+        raise UsageError(lacking, "is not given", "give both results of each photo")
     if dataset is not None and dataset.suffix.lower() == ".csv":
         remedy = "give a folder of data sets, or a COCO file"
         raise UsageError(dataset, "is a CSV file, from which no detector is learned", remedy)

@@ -213,9 +213,8 @@ def export_workspace(
     source = workspace.dataset("gan_sr", "").parent if mined else settings.sources.main
     with _open_export(output, workspace) as folder:
         with ThreadPoolExecutor(_THREADS) as pool:
-            results = list(
-                pool.map(partial(_write, form=form, folder=folder, pictures=pictures, by_viewers=by_viewers), images)
-            )
+            write = partial(_write, form=form, folder=folder, pictures=pictures, by_viewers=by_viewers)
+            results = list(pool.map(write, images))
         written = [result for result in results if isinstance(result, _Written)]
         failures = [result for result in results if isinstance(result, ImageError)]
         if not written:

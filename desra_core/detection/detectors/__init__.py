@@ -1,7 +1,7 @@
 """Detectors of artifacts in a pair of results: DeSRA, and the detectors to compare it with, behind one protocol.
 
 Each module that `METHODS` names sets ``detector`` to a `Detector`, as does a user's file for ``--method FILE.py``. To
-add a detector, add such a module and its entry. `description` and `trained` read detectors from files that are not Python.
+add a detector, add such a module and its entry. `description` and `trained` read detectors from other files.
 `load_detector` and `detector_key` find a detector by its name, `score_pair` calls it, and `applied` gives the
 `AppliedDetector` by which runs use it.
 
