@@ -4,6 +4,7 @@ fsspec reads URLs, with a driver for each kind of storage that desra's extras in
 of bytes, local or at a URL, so that any process can read any member without its tar file's other content.
 """
 
+import errno
 import io
 import re
 import tarfile
@@ -142,7 +143,12 @@ class Remote(PosixPath):
         self._write(lambda system: system._put_file(str(file), self._address), _LONGEST_SECONDS)
 
     def download(self, file: Path) -> None:
-        """Copy the file to a local one (raises as `read_range`)."""
+        """Copy the file to a local one.
+
+        Raises:
+            OSError: The disk here is full.
+            TransientError: As `read_range`.
+        """
         try:
             self._asked(lambda system: system._get_file(self._address, str(file)), _LONGEST_SECONDS)
         except FileNotFoundError:
@@ -173,6 +179,7 @@ class Remote(PosixPath):
 
         Raises:
             FileNotFoundError: There is no such file.
+            OSError: The disk of this machine is full.
             UsageError: The driver is missing.
             TransientError: Access is refused, or the storage failed again and again.
         """
@@ -186,7 +193,8 @@ class Remote(PosixPath):
                 raise
             except Exception as raised:  # noqa: BLE001 - each driver has errors of its own
                 error = self._meant(raised)
-                if isinstance(error, FileNotFoundError):
+                full = done == "read" and getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+                if full or isinstance(error, FileNotFoundError):
                     raise error from None
                 why = described(error)
                 words = re.sub(r"\w+://\S+", "", why).lower()  # less the address, which may hold any word

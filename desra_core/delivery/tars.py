@@ -181,7 +181,8 @@ class Tars:
             return
         copy = self._beside(path, "before")
         try:
-            path.download(copy)
+            with storage_errors(copy):
+                path.download(copy)
             yield copy
         finally:
             copy.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ import pytest
 
 from desra_core import remote
 from desra_core.errors import AbsentError, DesraError, TransientError, UsageError
-from desra_core.files import content_key, read_bytes, write_output
+from desra_core.files import content_key, read_bytes, storage_errors, write_output
 from desra_core.images.codec import most_pixels
 from desra_core.images.scanning import image_files, paths_of
 from desra_core.remote import Remote, check_url, place_of
@@ -299,6 +299,13 @@ def test_large_files_are_sent_and_fetched(store: ObjectStore, tmp_path: Path) ->
         place_of("s3://none/a.tar").upload(tmp_path / "here")
     with pytest.raises(TransientError, match=r"^s3://photos/out/none\.tar: there is no such file; check its path"):
         place_of(f"s3://{BUCKET}/out/none.tar").download(tmp_path / "there")
+
+
+def test_a_full_disk_is_not_taken_for_a_failing_network(store: ObjectStore) -> None:
+    store.put({"a.tar": b"content"})
+    full = Path("/dev/full")
+    with pytest.raises(TransientError, match=r"^/dev/full: the disk is full; free some space"), storage_errors(full):
+        place_of(f"s3://{BUCKET}/a.tar").download(full)
 
 
 def test_a_worker_is_asked_whether_it_reads_the_same_photos(store: ObjectStore, tmp_path: Path) -> None:
