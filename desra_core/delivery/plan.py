@@ -124,7 +124,8 @@ class Deliveries:
         # Of an output at a URL, the sizes of its files by path.
         self._sizes = sizes_at(self._folder) if isinstance(self._folder, Remote) else None
         if is_tar(output := delivering.output):
-            sizes = sizes_at(output.parent) if isinstance(output, Remote) else None
+            start = f"{output.stem}-"  # the folder may be a whole bucket
+            sizes = sizes_at(output.parent, start) if isinstance(output, Remote) else None
             self._tars = Tars(workspace, self.place, output, sizes, self._sample_of)
 
     def work(self, number: int) -> list[tuple[ImageRef, Order]]:
@@ -318,9 +319,9 @@ def output_key(delivering: Delivering) -> str:
     return fingerprint("output", str(delivering.output.absolute()))
 
 
-def sizes_at(output: Remote) -> dict[str, int]:
-    """List the files at a URL with their bytes; none where the URL does not exist yet (raises as `listing`)."""
-    return {file.path: file.size for file in listing(output)} if output.exists() else {}
+def sizes_at(output: Remote, start: str = "") -> dict[str, int]:
+    """List files as `listing` does with their bytes; none where the URL does not exist yet (raises as `listing`)."""
+    return {file.path: file.size for file in listing(output, start=start)} if output.exists() else {}
 
 
 def corpus_of(delivering: Delivering) -> CorpusSettings:
