@@ -183,7 +183,7 @@ class Tars:
         return None
 
     def _scratch(self, path: Path) -> Path:
-        """Return a new hidden file beside a tar file, or of one at a URL in the workspace; delete what is left there."""
+        """Return a new hidden file beside a tar file, or of one at a URL in the workspace; delete older ones."""
         folder = self._folder.parent if isinstance(path, Remote) else path.parent
         sweep(folder, f"{path.name}.")
         return scratch_in(folder, f"{path.name}.")
