@@ -71,8 +71,8 @@ def run_deliver(delivering: Delivering, machine: Machine) -> int:
         end_leftover_server(workspace)
         prepared = prepare_corpus(corpus)
         pending, failed, broken = prepared.plan.pending, 0, ()
-        deliveries = None if pending else plan_deliveries(delivering, corpus)
-        if deliveries is None or deliveries.missing().images:
+        deliveries = plan_deliveries(delivering, corpus)  # refuses what is in the way before photos are mined
+        if pending or deliveries.missing().images:
             with contextlib.ExitStack() as stack:
                 plan = corpus, prepared
                 start_workers = partial(_start_workers, stack, corpus, machine, prepared) if pending else lambda: None
