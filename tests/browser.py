@@ -126,6 +126,11 @@ class Page:
             assert time.monotonic() < deadline, f"{condition} stays false:\n{self.text()}"
             time.sleep(0.02)
 
+    def cut_off(self, offline: bool) -> None:
+        """Take the network away, or give it back."""
+        self._call("Network.emulateNetworkConditions", offline=offline, latency=0, downloadThroughput=-1,
+                   uploadThroughput=-1)  # fmt: skip
+
     def screenshot(self) -> bytes:
         """What is in view, as PNG."""
         return base64.b64decode(self._call("Page.captureScreenshot")["data"])

@@ -14,6 +14,7 @@ import typer
 from deployments.commands.runs import existing_workspace
 from desra_core.errors import UsageError, printable
 from desra_core.evaluation.table import counted
+from desra_core.files import write_secret
 from desra_core.workspace.answers import open_answers
 from tasks.logs import say, say_each
 
@@ -71,11 +72,15 @@ def review(
         if made.unpictured:
             say(f"left out: {counted(made.unpictured, 'image')} whose pictures are not there")
         serving = review_server(made, port, (seconds or 5.0) if rate else None)
-        with contextlib.suppress(KeyboardInterrupt), serving as address:
+        leads = place.answers(rater).with_suffix(".html")
+        with contextlib.suppress(KeyboardInterrupt), serving as address, contextlib.ExitStack() as stack:
+            stack.callback(leads.unlink, missing_ok=True)
             typer.echo(f"review   {address}\nend      Ctrl-C")
             # Elsewhere, a browser for terminals would take this one.
             if browser and (sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()):
-                webbrowser.open(address)
+                # Every user of the machine sees the command line of a browser, so the secret is not in it.
+                write_secret(leads, f'<!DOCTYPE html><meta http-equiv="refresh" content="0; url={address}">')
+                webbrowser.open(leads.as_uri())
             threading.Event().wait()
         if not rate:
             made.bring()

@@ -1,7 +1,7 @@
 // The page of desra review. All canvases show one window of the image; the server keeps all answers.
 "use strict";
 
-const TILE = 512, CONTEXT = 1.4, SMALLEST = 192, KEPT = 600;
+const TILE = 512, CONTEXT = 1.4, SMALLEST = 192, KEPT = 600, RETRY = 3000;
 const TITLES = {gan_sr: "GAN-SR", mse_sr: "MSE-SR"};
 const find = (query) => document.querySelector(query);
 const large = find("#large canvas"), small = [...document.querySelectorAll("#small canvas")];
@@ -10,6 +10,7 @@ let now = null;  // the state that the server has sent last
 let view = {x: 0, y: 0, scale: 1};  // the centre of the window, in pixels of the image, and its scale in the large canvas
 let flipped = false, outlined = true, tool = "hand", radius = 8;
 let busy = false, covered = false, timer = 0;
+let lacking = null;  // why the GAN picture of the window cannot be shown
 let stroke = null, pointer = null, dragged = null, sending = Promise.resolve();
 const tiles = new Map();  // by address: {bitmap, error}; both missing while it is being loaded
 
@@ -42,6 +43,10 @@ async function load(address) {
   } catch {
     entry.error = "desra review does not answer any more";
   }
+  if (entry.error) setTimeout(() => {
+    if (tiles.get(address) === entry) tiles.delete(address);  // what has failed is asked for again
+    draw();
+  }, RETRY);
   draw();
 }
 
@@ -69,17 +74,16 @@ function each(canvas, place, kind, seen, use) {
 
 function paint(canvas, kind) {
   const context = canvas.getContext("2d"), place = now.place;
-  if (place.lacks[kind]) return {error: place.lacks[kind], whole: true};
+  if (place.lacks[kind]) return place.lacks[kind];
   context.imageSmoothingEnabled = windowOf(canvas).scale < 1;
-  let error = null, whole = true;
+  let error = null;
   each(canvas, place, kind, view, (tile, x, y, width, height) => {
     error ??= tile.error ?? null;
-    whole &&= Boolean(tile.bitmap || tile.error);
     if (!tile.bitmap) return;
     const left = Math.round(x), top = Math.round(y);
     context.drawImage(tile.bitmap, left, top, Math.round(x + width) - left, Math.round(y + height) - top);
   });
-  return {error, whole};
+  return error;
 }
 
 // Drawing
@@ -102,7 +106,11 @@ function drawAll() {
   document.body.dataset.ready = "";
   if (!now.place) return;
   const kind = flipped && !rating() ? "mse_sr" : "gan_sr";
-  const {error, whole} = paint(large, kind);
+  const wrong = paint(large, kind);
+  let whole = true;
+  lacking = null;
+  each(large, now.place, "gan_sr", view, (tile) => { whole &&= Boolean(tile.bitmap); lacking ??= tile.error ?? null; });
+  const error = lacking ? `${lacking}; N goes on without an answer` : wrong;
   find("#shown").textContent = TITLES[kind];
   find("#scale").textContent = `${Math.round(view.scale * 100)} %`;
   find("#tool").textContent = error ?? (tool === "hand" ? "" : `${tool}, ${2 * radius + 1} px`);
@@ -110,8 +118,7 @@ function drawAll() {
     if (outlined) paint(large, "outline");
     drawStroke();
     for (const canvas of small) {
-      const {error} = paint(canvas, canvas.dataset.kind);
-      canvas.parentElement.querySelector("i").textContent = error ?? "";
+      canvas.parentElement.querySelector("i").textContent = paint(canvas, canvas.dataset.kind) ?? "";
     }
   }
   if (whole) ready();
@@ -183,6 +190,7 @@ function show(state, said = "") {
     clearTimeout(timer);
     timer = 0;
     covered = flipped = false;
+    lacking = null;
     setTool("hand");
     stroke = null;
     find("#large").classList.remove("covered");
@@ -270,10 +278,11 @@ function press(key) {
   if (!now.place) return false;
   const answers = rating() ? RATINGS : ANSWERS;
   if (answers[key] || (key === "n" && !rating())) {
-    // Nobody can answer what is not shown yet.
-    if (busy || stroke || document.body.dataset.ready !== keyOf(now.place)) return true;
-    if (answers[key]) send("answer", {answer: answers[key]});
-    else send("next");
+    if (busy || stroke) return true;
+    // Nobody can answer what is not shown.
+    const shown = document.body.dataset.ready === keyOf(now.place);
+    if (shown && answers[key]) send("answer", {answer: answers[key]});
+    else if (key === "n" && (shown || lacking)) send("next");
     return true;
   }
   if (rating() || !LOOKS[key]) return false;

@@ -12,7 +12,7 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,8 +84,19 @@ class StaleError(UsageError):
 class _Image:
     """What the answers say about one image."""
 
-    strokes: list[Stroke] = field(default_factory=list)
+    drawn: list[tuple[str, Stroke]] = field(default_factory=list)  # rater and stroke
+    clean: set[str] = field(default_factory=set)  # the raters who say that all of it is right
     votes: dict[Box | None, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
+
+    @property
+    def strokes(self) -> list[Stroke]:
+        """The strokes that count, in their order."""
+        return [stroke for _, stroke in self.drawn]
+
+    def marked(self) -> set[str]:
+        """Name the raters who have accepted a region, or have drawn."""
+        accepted = (name for votes in self.votes.values() for name, answer in votes.items() if answer == "accept")
+        return {*accepted, *(name for name, _ in self.drawn)}
 
 
 def box_of(region: Mapping[str, Any]) -> Box:
@@ -180,10 +191,6 @@ class Review:
             next(found, None)
             return next(found, None)
 
-    def is_check(self, place: Place) -> bool:
-        """Check whether the answer about a place is known."""
-        return place.key in self._known
-
     def state(self) -> int:
         """Return the number of lines in the rater's file: it grows with each answer, and with each that is undone."""
         return self._file.lines
@@ -211,7 +218,8 @@ class Review:
         """Count the checks that the rater has answered, and how many of them as it was known."""
         with self._lock:
             mine = [one for one in self._file.answers if one.kind == self.kind and one.check is not None]
-        return len(mine), sum(one.answer == one.check for one in mine)
+        # Of a clean image, the region is rejected.
+        return len(mine), sum(("reject" if one.answer == "clean" else one.answer) == one.check for one in mine)
 
     # What the rater does
 
@@ -232,10 +240,9 @@ class Review:
             raise UsageError("answer", f"{answer!r} is none", f"give one of {', '.join(ANSWERS[self.kind])}")
         with self._lock:
             place = self._place(key, state)
-            known = self._known.get(key)
-            whole = answer == "clean"
-            given = self._about(place, answer, whole=whole, check=None if whole else known)
-            return self._write(given)
+            # What still needs this rater's answer is no check, though another answer is known.
+            check = None if self._is_open(place, self._votes()) else self._known.get(key)
+            return self._write(self._about(place, answer, whole=answer == "clean" and check is None, check=check))
 
     def draw(self, key: Key, stroke: Stroke, state: int) -> Answer:
         """Write a stroke on the image of a place (raises as `answer`)."""
@@ -374,9 +381,10 @@ class Review:
         failed |= dict(
             zip(sorted(new - failed.keys() - {one.id for one in corrections}), map(str, errors), strict=True)
         )
+        human = read_human_masks(held, self.target.gan_sr_key)
         for one in corrections:
             # Both count until the mask is in place: a killed import leaves the one or the other.
-            before = reviewed.get(one.id, {}).get("checksums", [])[-1:]
+            before = [human[one.id].checksum] if one.id in human else []
             sums = [*before, checksum(one.png)]
             reviewed[one.id] = {"checksums": sums, "state": "", "mask_key": self.target.mask_key}
         held.publish(held.reviewed, as_json(reviewed), durable=True)
@@ -425,7 +433,8 @@ class Review:
         answered = [one for one in session if one.answer != "drawn"]
         asked = {one.key for one in self._file.answers if one.check is not None and one.kind == self.kind}
         if not first and self._known and len(answered) % CHECK_EVERY == CHECK_EVERY - 1:
-            first = [self._places[key] for key in self._known if key not in asked and key not in self._skipped][:1]
+            known = (self._places[key] for key in self._known if key not in asked and key not in self._skipped)
+            first = list(islice((place for place in known if not self._is_open(place, votes)), 1))
         yield from first
         seen = {place.key for place in first}
         late = [key for key in self._skipped if key not in seen]
@@ -437,10 +446,9 @@ class Review:
                 yield self._places[key]
 
     def _is_open(self, place: Place, votes: Votes) -> bool:
-        """Check whether this rater is still to be asked about a place."""
-        key = place.key
-        given = votes.get(key, {})
-        if key in self._known or self.rater in given:
+        """Check whether the answer of this rater about a place is still needed."""
+        given = votes.get(place.key, {})
+        if self.rater in given:
             return False
         if self.kind == "rating":
             return self.passes is None or len(given) < self.passes
@@ -452,12 +460,8 @@ class Review:
         if checks not in answered:
             names = ", ".join(answered) or "nobody yet"
             raise UsageError("--checks", f"{checks} has answered nothing here", f"name a rater who has: {names}")
-        known = {
-            one.key: one.answer
-            for one in read_answers(self.workspace, checks)
-            if one.kind == self.kind and one.check is None and one.answer in ANSWERS[self.kind][:2]
-        }
-        found = {key: answer for key, answer in known.items() if key in self._places}
+        given = {key: votes.get(checks, "") for key, votes in self._votes().items() if key in self._places}
+        found = {key: answer for key, answer in given.items() if answer in ANSWERS[self.kind][:2]}
         if not found:
             reason = f"{checks} has answered no region that is asked about"
             raise UsageError("--checks", reason, "name a rater who has")
@@ -541,8 +545,10 @@ class Review:
         chosen = [one for one in each if (wanted is None or one.id in wanted) and one.id in self._image]
         for one in sorted(chosen, key=lambda one: one.time):
             image, about = self._image[one.id], found.setdefault(one.id, _Image())
+            if one.answer not in ("clean", "reject"):
+                about.clean.discard(one.rater)
             if one.stroke is not None:
-                about.strokes.append(one.stroke)
+                about.drawn.append((one.rater, one.stroke))
             elif one.box is not None:
                 place = self._places.get(one.key)
                 if place and place.region and place.region["area"] == one.area:
@@ -553,9 +559,13 @@ class Review:
             else:
                 about.votes[None][one.rater] = one.answer
                 if one.answer == "clean":
-                    about.strokes.clear()
+                    about.clean.add(one.rater)
+                    about.drawn = [drawn for drawn in about.drawn if drawn[0] != one.rater]
                     for region in image.regions:
                         about.votes[box_of(region)][one.rater] = "reject"
+        for about in found.values():
+            if len(about.clean) >= (self.passes or 1) and len(about.clean) > len(about.marked()):
+                about.drawn = []
         return found
 
     def _is_decided(self, image: MaskedImage, about: _Image, passes: int) -> bool:

@@ -157,13 +157,10 @@ class AnswerFile:
         self.answers = answers
         self._path = path
         self._file = file
-        self.lines = 0
-        self._end = 0
         file.seek(0)
-        for line in file:
-            if line.endswith(b"\n"):
-                self.lines += 1
-                self._end += len(line)
+        data = file.read()  # at once: line by line, a file without a buffer is read byte by byte
+        self.lines = data.count(b"\n")
+        self._end = data.rfind(b"\n") + 1
 
     def append(self, answer: Answer) -> Answer:
         """Write an answer with the time, and wait until it is on the disk; returns it as written.

@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -165,6 +166,48 @@ def test_what_is_not_shown_yet_cannot_be_answered(workspace: Workspace, browser:
         browser.wait_until(READY)
         assert answers(workspace) == ["accept"]
         assert browser.evaluate("document.querySelector('#said').textContent") == ""
+
+
+@pytest.mark.parametrize("seconds", [None, 0.1])
+def test_a_picture_that_cannot_be_shown_cannot_be_answered(
+    tmp_path: Path, browser: Page, seconds: float | None
+) -> None:
+    workspace = maker_below(tmp_path)({"a": MASKS["b"], "b": MASKS["b"]})
+    with reviewed(workspace, seconds=seconds) as address:
+        first = json.loads(get(f"{address}state")[1])["place"]["name"]
+        picture = tmp_path / f"ws/gan_sr/{first}.png"
+        picture.write_bytes(picture.read_bytes()[:2000])
+        browser.visit(address, width=1400, height=900)
+        browser.wait_for("; N goes on without an answer")
+        assert f"{first}.png" in browser.text()
+        for key in "ay":
+            browser.press(key)
+        assert not browser.evaluate("busy || covered || timer || document.body.dataset.ready")
+        browser.press("n")
+        browser.wait_until("document.body.dataset.ready")
+        assert read_name(browser) != first
+        browser.wait_until("!now.seconds || covered")
+        press(browser, "a" if seconds is None else "y", "!busy")
+        assert answers(workspace) == ["accept" if seconds is None else "yes"]
+        browser.wait_until("lacking")
+        browser.press("n")  # nothing else is left, so it comes again
+        browser.wait_until("!busy && lacking")
+        assert read_name(browser) == first
+    assert len(answers(workspace)) == 1
+
+
+def test_a_picture_that_did_not_come_is_asked_for_again(workspace: Workspace, browser: Page) -> None:
+    with reviewed(workspace) as address:
+        go(browser, address)
+        browser.cut_off(True)
+        try:
+            browser.press("9")  # tiles that the browser has not stored yet
+            browser.wait_until("[...tiles.values()].some(tile => tile.error)")
+            browser.evaluate("drawAll()")
+            assert not browser.evaluate("document.body.dataset.ready")
+        finally:
+            browser.cut_off(False)
+        browser.wait_until(READY)
 
 
 def read_name(page: Page) -> str:
@@ -405,6 +448,36 @@ def test_a_review_that_is_killed_at_any_moment_goes_on_where_it_was(workspace: W
             f"masks    2 human masks of reviews in {root}/human",
             f"next     desra evaluate --workspace {root}; desra finetune --workspace {root} --output RUN",
         ]
+
+
+def test_the_secret_of_the_address_is_not_on_the_command_line_of_the_browser(
+    workspace: Workspace, browser: Page, tmp_path: Path
+) -> None:
+    given = tmp_path / "given"
+    program = tmp_path / "program"
+    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {given}.part && mv {given}.part {given}\n')
+    program.chmod(0o700)
+    run = desra_command("review", "--workspace", workspace.root, "--rater", "ann")
+    environment = os.environ | {"BROWSER": str(program), "DISPLAY": ":0"}
+    with subprocess.Popen(run, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().split()[1]
+            deadline = time.monotonic() + 30
+            while not given.exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            leads = workspace.review / "ann.html"
+            assert given.read_text().split() == [leads.as_uri()]
+            assert leads.stat().st_mode & 0o777 == 0o600
+            browser.visit(leads.as_uri(), width=1400, height=900)
+            browser.wait_until(f"location.href === {json.dumps(address)}")
+            browser.wait_until("document.body?.dataset.ready")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+    assert not leads.exists()
 
 
 def test_a_port_that_is_taken_is_refused_in_a_line(workspace: Workspace, desra_here) -> None:

@@ -184,6 +184,27 @@ def test_a_killed_import_is_completed_and_its_mask_is_known(workspace: Workspace
     assert len(human(workspace)) == 1
 
 
+def test_imports_that_fail_one_after_the_other_do_not_make_a_mask_somebody_elses(workspace: Workspace) -> None:
+    with reviewing(workspace) as review:
+        place = review.current()
+        assert place is not None
+        while review.current():
+            say(review, "accept")
+        review.bring()
+        review.draw(place.key, Stroke(((1, 1),), 1), review.state())
+        parked = workspace.imports.rename(workspace.imports.with_name("parked"))
+        workspace.imports.write_bytes(b"")  # no folder, so that nothing can be written below it
+        for _ in range(2):
+            assert "imports" in str(review.bring().why)
+        workspace.imports.unlink()
+        parked.rename(workspace.imports)
+        assert not human(workspace)[place.image.name][1, 1]
+        assert review.bring()[1:] == (0, None)
+        assert human(workspace)[place.image.name][1, 1]
+    with reviewing(workspace) as review:
+        assert review.left_out == 0
+
+
 def test_an_unsure_region_is_not_decided_and_is_asked_again_in_the_next_review(workspace: Workspace) -> None:
     with reviewing(workspace) as review:
         first = say(review, "unsure")
@@ -218,6 +239,25 @@ def test_a_clean_image_rejects_all_its_regions_and_strokes(workspace: Workspace)
         assert review.undo(review.state()).answer == "clean"  # type: ignore[union-attr]
         assert review.current().image.name == "a"  # type: ignore[union-attr]
         assert review.mask(place.image)[1, 1]
+
+
+def test_a_clean_image_of_one_rater_leaves_the_strokes_of_others_until_more_say_so(workspace: Workspace) -> None:
+    with reviewing(workspace, "ann", passes=2) as ann, reviewing(workspace, "bob", passes=2) as bob:
+        place = next(place for place in _left(ann) if place.image.name == "a")
+        ann.draw(place.key, Stroke(((1, 1),), 0), ann.state())
+        while ann.current():
+            say(ann, "accept")
+        bob.draw(place.key, Stroke(((3, 3),), 0), bob.state())
+        bob.answer(place.key, "clean", bob.state())
+        mask = bob.mask(place.image)
+        assert mask[1, 1]
+        assert not mask[3, 3]  # bob's own
+        with reviewing(workspace, "cat", passes=2) as cat:
+            cat.answer(place.key, "clean", cat.state())
+            cat.bring()
+            assert not human(workspace)["a"].any()
+            cat.draw(place.key, Stroke(((5, 5),), 0), cat.state())  # so it is not clean to cat any more
+            assert cat.mask(place.image)[[1, 5], [1, 5]].all()
 
 
 def test_strokes_mend_the_mask_in_their_order(workspace: Workspace) -> None:
@@ -427,8 +467,7 @@ def test_checks_are_asked_now_and_then_and_decide_nothing(make_workspace) -> Non
     with reviewing(workspace, "ann", checks="expert", passes=1) as ann:
         asked = []
         while place := ann.current():
-            asked.append(ann.is_check(place))
-            say(ann, "accept")
+            asked.append(ann.answer(place.key, "accept", ann.state()).check)
         assert [index for index, check in enumerate(asked) if check] == [CHECK_EVERY - 1]
         assert ann.checked() == (1, 0)
         assert ann.agreement() == RaterAgreement(0, 0, None, None)
@@ -442,6 +481,52 @@ def test_checks_are_asked_now_and_then_and_decide_nothing(make_workspace) -> Non
         UsageError, match="--checks: ann has answered no region that is asked about; name a rater who has"
     ):
         reviewing(workspace, "dan", checks="ann", rating=True).__enter__()
+
+
+def test_a_check_that_is_answered_by_a_clean_image_decides_nothing_either(make_workspace) -> None:
+    corners = [(x, y) for x in range(5, 130, 40) for y in range(5, 100, 30)]
+    workspace = make_workspace({"many": boxes(*corners), "other": boxes((0, 0), (60, 60))})
+    with reviewing(workspace, "expert") as expert:
+        for place in [place for place in _left(expert) if place.image.name == "other"]:
+            expert.answer(place.key, "reject" if place.key[1] == (0, 0, 30, 20) else "accept", expert.state())
+        expert.bring()
+        before = human(workspace)["other"]
+    with reviewing(workspace, "ann", checks="expert") as ann:
+        while place := ann.current():
+            ann.answer(place.key, "clean" if place.image.name == "other" else "accept", ann.state())
+        (check,) = (one for one in read_answers(workspace, "ann") if one.answer == "clean")
+        assert check.box is not None
+        assert ann.checked() == (1, check.check == "reject")
+        assert ann.agreement().regions == 0
+        ann.bring()
+    assert np.array_equal(human(workspace)["other"], before)
+
+
+def test_known_answers_are_those_that_stand(workspace: Workspace) -> None:
+    with reviewing(workspace, "expert") as expert, open_answers(workspace, "older") as older:
+        place = next(place for place in _left(expert) if place.image.name == "a")
+        accepted = expert.answer(place.key, "accept", expert.state())
+        expert.answer(place.key, "clean", expert.state())
+        older.append(dataclasses.replace(accepted, rater="older", gan_sr_key="another"))
+        older.append(dataclasses.replace(accepted, rater="older", area=1))
+    with reviewing(workspace, checks="expert") as ann:
+        assert list(ann._known.values()) == ["reject"] * 3
+    with pytest.raises(UsageError, match="--checks: older has answered no region that is asked about"):
+        reviewing(workspace, "dan", checks="older").__enter__()
+
+
+def test_a_known_answer_is_one_of_two_passes(workspace: Workspace) -> None:
+    with reviewing(workspace, "expert", passes=2) as expert:
+        while expert.current():
+            say(expert, "accept")
+    with reviewing(workspace, "ann", passes=2, checks="expert") as ann:
+        assert ann.counts()["left"] == 4
+        while ann.current():
+            say(ann, "accept")
+        assert ann.agreement().regions == 4
+        assert ann.checked() == (0, 0)
+        ann.bring()
+    assert set(human(workspace)) == {"a", "set/b"}
 
 
 def test_a_workspace_without_regions_is_refused(make_workspace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -14,7 +15,16 @@ import pytest
 from desra_core.errors import LockedError, TransientError, UsageError
 from desra_core.housekeeping.verify import verify_documents
 from desra_core.workspace import Workspace
-from desra_core.workspace.answers import Answer, Noticed, Stroke, noticed, open_answers, raters, read_answers
+from desra_core.workspace.answers import (
+    Answer,
+    AnswerFile,
+    Noticed,
+    Stroke,
+    noticed,
+    open_answers,
+    raters,
+    read_answers,
+)
 
 BOX, OTHER = (1, 2, 30, 40), (5, 6, 7, 8)
 
@@ -40,6 +50,26 @@ def test_answers_are_read_as_they_were_written(workspace: Workspace) -> None:
     line = json.loads(workspace.answers("ann").read_text().splitlines()[0])
     assert (line["kind"], line["x"], line["height"], line["answer"]) == ("rating", 1, 40, "yes")
     assert line["time"].endswith("+00:00")
+
+
+def test_a_long_file_is_read_at_once(workspace: Workspace) -> None:
+    with open_answers(workspace, "ann") as file:
+        for _ in range(20):
+            file.append(rating())
+    calls = []
+
+    class Counted(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            calls.append(size)
+            return super().read(size) or b""
+
+    path = workspace.answers("ann")
+    with Counted(path, "r+b") as counted:
+        opened = AnswerFile(path, counted, read_answers(workspace, "ann"))
+        assert opened.lines == 20
+        assert len(calls) == 1
+        assert opened.append(rating("no")).line == 21
+    assert read_answers(workspace, "ann")[-1].answer == "no"
 
 
 def test_an_undone_answer_is_named_by_a_line_and_does_not_stand(workspace: Workspace) -> None:
