@@ -31,6 +31,7 @@ Scores = npt.NDArray[np.floating[Any]]
 # use the first detector unless the user names another.
 METHODS = {"desra": 1, "ldl": 1, "ssim": 1, "niqe": 1, "colour": 1, "flip": 1}
 DEFAULT = next(iter(METHODS))
+_DESCRIBED = 1  # the same version for detectors that TOML files describe
 # Suffixes of files that are detectors: code that sets `detector`, a description of one, and one that was trained.
 SUFFIXES = (".py", ".toml", ".json")
 _REMEDY = f"name one of {', '.join(METHODS)}, or a {', '.join(SUFFIXES)} file, as docs/how-to/detector.md shows"
@@ -99,7 +100,7 @@ def detector_key(method: str) -> str:
     if method in METHODS:
         return f"{method} {METHODS[method]}"
     keys = [content_key(path) for path in detector_files(method)]
-    return keys[0] if len(keys) == 1 else fingerprint(*keys)
+    return keys[0] if len(keys) == 1 else fingerprint(_DESCRIBED, *keys)
 
 
 def detector_files(method: str) -> list[Path]:
