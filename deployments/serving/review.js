@@ -349,17 +349,23 @@ large.addEventListener("wheel", (event) => {
 }, {passive: false});
 addEventListener("resize", () => { if (now?.place) { fitCanvas(large); } draw(); });
 
+let trouble = "";  // what has kept the page from being refreshed
 async function refresh() {
+  const said = find("#said");
   try {
     const answer = await fetch("state");
     const found = await answer.json();
     // Another tab or rater may have answered; a region that is being looked at stays.
+    if (!answer.ok) throw new Error(found.error);
+    if (said.textContent === trouble) said.textContent = "";
     if (!now) { fitCanvas(large); show(found); }
-    else if (!busy && !stroke && found.state === now.state) show({...found, place: now.place ?? found.place}, find("#said").textContent);
-    else if (!busy && !stroke) show(found, "another tab of this rater has answered: here is what comes next");
-  } catch {
-    find("#said").textContent = "desra review does not answer any more: start it again; every answer that was taken is kept";
+    else if (!busy && !stroke && found.state === now.state) show({...found, place: now.place ?? found.place}, said.textContent);
+    else if (!busy && !stroke && found.state > now.state) show(found, "another tab of this rater has answered: here is what comes next");
+  } catch (error) {
+    trouble = error instanceof TypeError || error instanceof SyntaxError ?
+      "desra review does not answer any more: start it again; every answer that was taken is kept" : error.message;
+    said.textContent = trouble;
   }
 }
 refresh();
-setInterval(() => { if (!busy && now) refresh(); }, 3000);
+setInterval(() => { if (!busy) refresh(); }, 3000);

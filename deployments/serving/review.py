@@ -44,6 +44,7 @@ _PICTURES = ("lr", "mse_sr", "gan_sr", "heat")
 _LACKS = {"lr": "none was given", "heat": "not kept: run again with --keep maps"}
 _RETRY_SECONDS = 2.0
 _MOST_BYTES = 2_000_000  # of what the page sends at once
+_CODES = {StaleError: 409, TransientError: 507, UsageError: 400}
 
 
 @contextlib.contextmanager
@@ -94,7 +95,10 @@ class _Importing:
 
     def _run(self) -> None:
         while not self._ended.is_set():
-            waiting = self._review.bring().waiting
+            try:
+                waiting = self._review.bring().waiting
+            except DesraError:  # the page says why, which asks for the same
+                waiting = 1
             self.wake.wait(_RETRY_SECONDS if waiting else None)
             self.wake.clear()
 
@@ -117,7 +121,8 @@ def review_app(review: Review, token: str, seconds: float | None, on_answer: Cal
 
     everything = Route("/{path:path}", refuse, methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
     guard = Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)
-    return Starlette(routes=[Mount(f"/{token}", routes=[*routes, everything]), everything], middleware=[guard])
+    mounted = [Mount(f"/{token}", routes=[*routes, everything]), everything]
+    return Starlette(routes=mounted, middleware=[guard], exception_handlers={DesraError: page.refused})
 
 
 def _file(name: str, kind: str) -> Callable[[Request], Response]:
@@ -149,18 +154,21 @@ class _Page:
         return await run_in_threadpool(self._act, request.path_params["action"], body)
 
     def _act(self, action: str, body: bytes) -> Response:
-        try:
+        with _reading():
             said = self._carry_out(action, json.loads(body))
-        except StaleError as error:
-            return _refused(error, 409, self._state())
-        except TransientError as error:
-            return _refused(error, 507)
-        except UsageError as error:
-            return _refused(error, 400)
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            return _refused(UsageError("request", "is not one of this page", "load the page again"), 400)
         self._on_answer()
         return JSONResponse(self._state() | said)
+
+    def refused(self, _: Request, error: Exception) -> Response:
+        """Say in a line why a request was refused; a page that is behind also gets what is next."""
+        assert isinstance(error, DesraError)
+        now = None
+        if isinstance(error, StaleError):
+            try:
+                now = self._state()
+            except DesraError as other:
+                error = other
+        return _refused(error, next((code for kind, code in _CODES.items() if isinstance(error, kind)), 404), now)
 
     def _carry_out(self, action: str, given: dict[str, Any]) -> dict[str, Any]:
         review, state = self._review, int(given["state"])
@@ -209,17 +217,12 @@ class _Page:
     def tile(self, request: Request) -> Response:
         """Draw a tile; pictures never change while a page is open, masks change with the query of their address."""
         given = request.path_params
-        try:
-            image = self._review.find_image(given["image"])
-            tile = Tile(given["level"], given["column"], given["row"])
-            if given["kind"] in _PICTURES:
-                data = self._pictures.tile(self._stored(image), given["kind"], tile)
-            else:
-                data = self._mask_tile(image, given["kind"], tile, request.query_params.get("box", ""))
-        except UsageError as error:
-            return _refused(error, 400)
-        except DesraError as error:
-            return _refused(error, 404)
+        image = self._review.find_image(given["image"])
+        tile = Tile(given["level"], given["column"], given["row"])
+        if given["kind"] in _PICTURES:
+            data = self._pictures.tile(self._stored(image), given["kind"], tile)
+        else:
+            data = self._mask_tile(image, given["kind"], tile, request.query_params.get("box", ""))
         return Response(data, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
 
     def _mask_tile(self, image: MaskedImage, kind: str, tile: Tile, box: str) -> bytes:
@@ -227,12 +230,23 @@ class _Page:
         if draw is None:
             raise UsageError("tile", f"of the kind {kind!r} does not exist", "load the page again")
         window = tile.window(image.shape)
-        place = self._review.place((image.id, _box(json.loads(box or "null"))))
+        with _reading():
+            key = image.id, _box(json.loads(box or "null"))
+        place = self._review.place(key)
         region, detected = self._review.region_masks(place, window)
         return draw(tile, self._review.mask(image)[window.slices], region, detected)
 
     def _stored(self, image: MaskedImage) -> StoredImage:
         return StoredImage(image.files, self._review.workspace.group(image.id), image.shape, self._measure)
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Turn what is no request of the page into an error of one line."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        raise UsageError("request", "is not one of this page", "load the page again") from None
 
 
 def _refused(error: DesraError, code: int, state: dict[str, Any] | None = None) -> Response:

@@ -35,7 +35,6 @@ from desra_core.workspace.manifest import picture_files
 CHECK_EVERY = 10
 # Masks that are imported at once: each takes a byte per pixel.
 _AT_ONCE = 16
-_LARGEST_RADIUS, _MOST_POINTS = 500, 20_000
 
 Key = tuple[str, Box | None]  # id of the image, and box of the region; None for the whole image
 Votes = dict[Key, dict[str, str]]  # by region: the latest answer of each rater
@@ -246,7 +245,7 @@ class Review:
 
     def draw(self, key: Key, stroke: Stroke, state: int) -> Answer:
         """Write a stroke on the image of a place (raises as `answer`)."""
-        if not (0 <= stroke.radius <= _LARGEST_RADIUS and 0 < len(stroke.points) <= _MOST_POINTS):
+        if not stroke.is_drawable():
             raise UsageError("stroke", "is too wide, too long, or empty", "draw a smaller one")
         with self._lock:
             place = self._place(key, state)

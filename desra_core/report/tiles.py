@@ -92,7 +92,8 @@ class TiledPictures:
             with self._lock:
                 self._kept[path] = pixels
                 while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > _BYTES:
-                    del self._decoding[self._kept.popitem(last=False)[0]]
+                    # Where a thread waited for the lock of a picture that went meanwhile, it is gone already.
+                    self._decoding.pop(self._kept.popitem(last=False)[0], None)
         return pixels
 
 

@@ -15,7 +15,7 @@ import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
@@ -32,6 +32,8 @@ ANSWERS: dict[Kind, tuple[str, ...]] = {
 }
 _RATER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SIDES = ("x", "y", "width", "height")
+_LARGEST_RADIUS, _MOST_POINTS = 500, 20_000
+_FARTHEST = 2**24  # from the origin, in pixels
 
 
 class Stroke(NamedTuple):
@@ -40,6 +42,10 @@ class Stroke(NamedTuple):
     points: tuple[tuple[int, int], ...]  # x and y, in pixels of the result
     radius: int
     erase: bool = False
+
+    def is_drawable(self) -> bool:
+        """Check whether it has points, not too many of them, and is not too wide."""
+        return 0 <= self.radius <= _LARGEST_RADIUS and 0 < len(self.points) <= _MOST_POINTS
 
 
 @dataclass(frozen=True)
@@ -103,9 +109,11 @@ def read_answers(workspace: Workspace, rater: str) -> list[Answer]:
             data = path.read_bytes()
     except FileNotFoundError:
         return []
-    standing: dict[int, Answer] = {}
+    # None in place of a damaged line that somebody has emptied: the numbers of the others stay, and it may be undone.
+    standing: dict[int, Answer | None] = {}
     for number, line in enumerate(data.split(b"\n")[:-1], start=1):
-        if not line:  # somebody has emptied a damaged line: the numbers of the others stay
+        if not line:
+            standing[number] = None
             continue
         try:
             document = json.loads(line)
@@ -116,7 +124,7 @@ def read_answers(workspace: Workspace, rater: str) -> list[Answer]:
         except (ValueError, KeyError, TypeError, RecursionError):
             remedy = "bring the file back from a copy, or empty this line"
             raise UsageError(path, f"is damaged in line {number}", remedy) from None
-    return list(standing.values())
+    return [answer for answer in standing.values() if answer]
 
 
 def noticed(workspace: Workspace, gan_sr_key: str | None) -> dict[tuple[str, Box], Noticed]:
@@ -157,6 +165,7 @@ class AnswerFile:
         self.answers = answers
         self._path = path
         self._file = file
+        self._latest = max((one.time for one in answers), default="")
         file.seek(0)
         data = file.read()  # at once: line by line, a file without a buffer is read byte by byte
         self.lines = data.count(b"\n")
@@ -168,8 +177,10 @@ class AnswerFile:
         Raises:
             TransientError: The disk is full or failed; nothing has changed.
         """
-        written = replace(answer, time=_now(), line=self.lines + 1)
+        # Never before those that are there: a clock may be set back, and answers count in the order of time.
+        written = replace(answer, time=max(_now(), self._latest), line=self.lines + 1)
         self._write(_document_of(written))
+        self._latest = written.time
         self.answers.append(written)
         return written
 
@@ -242,10 +253,26 @@ def _answer_of(document: dict[str, Any], line: int) -> Answer:
     sides = [document.pop(name) for name in _SIDES]
     stroke = document.pop("stroke", None)
     if stroke is not None:
-        points = tuple((int(x), int(y)) for x, y in stroke["points"])
-        stroke = Stroke(points, int(stroke["radius"]), bool(stroke["erase"]))
-    box = None if sides[0] is None else (int(sides[0]), int(sides[1]), int(sides[2]), int(sides[3]))
-    answer = Answer(**document, box=box, stroke=stroke, line=line)
+        points = tuple((_checked(x, int), _checked(y, int)) for x, y in stroke["points"])
+        stroke = Stroke(points, _checked(stroke["radius"], int), _checked(stroke["erase"], bool))
+        if not (stroke.is_drawable() and all(-_FARTHEST <= value <= _FARTHEST for point in points for value in point)):
+            raise ValueError(stroke)
+    x, y, width, height = (side if sides == [None] * 4 else _checked(side, int) for side in sides)
+    answer = Answer(**document, box=None if x is None else (x, y, width, height), stroke=stroke, line=line)
+    for text in (answer.time, answer.rater, answer.id, answer.name):
+        _checked(text, str)
+    for value, kind in ((answer.gan_sr_key, str), (answer.mask_key, str), (answer.check, str), (answer.area, int)):
+        if value is not None:
+            _checked(value, kind)
+    if datetime.fromisoformat(answer.time).utcoffset() != timedelta(0):
+        raise ValueError(answer.time)
     if answer.answer not in ANSWERS[answer.kind] or (answer.answer == "drawn") != (stroke is not None):
         raise ValueError(answer.answer)
     return answer
+
+
+def _checked(value: Any, kind: type) -> Any:
+    """Return a value of a JSON object that is of a kind (raises `TypeError`: it is not)."""
+    if type(value) is not kind:  # bool is an int otherwise
+        raise TypeError(value)
+    return value

@@ -399,10 +399,32 @@ def test_what_no_page_sends_is_refused_in_a_line(workspace: Workspace) -> None:
                 assert (code, json.loads(text)) == (400, {"error": line}), given
         assert get(f"{address}stroke", b" " * 3_000_000)[0] == 413
         for tile in (f"{place['id']}/gan_sr/0/9/9", f"{place['id']}/gan_sr/99/0/0", "x/gan_sr/0/0/0",
-                     f"{place['id']}/secret/0/0/0", f"{place['id']}/mask/0/0/0?box=[1,2,3,4]"):  # fmt: skip
-            assert get(f"{address}tiles/{tile}")[0] == 400
+                     f"{place['id']}/secret/0/0/0",
+                     *(f"{place['id']}/mask/0/0/0?box={box}" for box in ("[1,2,3,4]", "x", "[1]", "5", "[1e999,1,1,1]"))
+                     ):  # fmt: skip
+            code, text = get(f"{address}tiles/{tile}")
+            assert (code, list(json.loads(text))) == (400, ["error"])
         assert get(f"{address}tiles/{place['id']}/lr/0/0/0")[0] == 404
         assert read_answers(workspace, "ann") == []
+
+
+def test_a_damaged_file_of_one_rater_is_named_to_the_others(workspace: Workspace, browser: Page) -> None:
+    other = workspace.answers("bob")
+    with reviewed(workspace) as address:
+        go(browser, address)
+        other.write_text("{\n")
+        browser.wait_for(f"{other}: is damaged in line 1; bring the file back from a copy, or empty this line")
+        place = browser.evaluate("now.place")
+        given = {"state": 0, "key": [place["id"], place["box"]], "answer": "reject"}
+        asked = (f"tiles/{place['id']}/mask/0/0/0?box={json.dumps(place['box'], separators=(',', ':'))}", None)
+        for path, data in (("state", None), ("answer", json.dumps(given).encode()), asked):
+            code, text = get(f"{address}{path}", data)
+            assert code == 400
+            assert "bob.jsonl: is damaged in line 1; " in json.loads(text)["error"]
+        other.write_text("\n")
+        browser.wait_until("!document.querySelector('#said').textContent")
+        press(browser, "a")
+    assert answers(workspace) == ["accept"]
 
 
 @contextlib.contextmanager

@@ -138,6 +138,64 @@ def test_a_damaged_line_is_named(workspace: Workspace) -> None:
     assert verify_documents(workspace).damaged == ()
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"x": float("inf")}, {"x": 1.5}, {"x": None}, {"x": "1"}, {"time": 5}, {"time": "noon"},
+     {"time": "2026-01-01T00:00:00+02:00"}, {"time": "2026-01-01T00:00:00"}, {"id": ["a"]}, {"name": None},
+     {"rater": 1}, {"kind": []}, {"gan_sr_key": 1}, {"mask_key": []}, {"check": 1}, {"area": "large"}, {"answer": []},
+     {"stroke": {"points": [], "radius": 1, "erase": False}},
+     {"stroke": {"points": [[1, 1]] * 20_001, "radius": 1, "erase": False}},
+     {"stroke": {"points": [[1, 10**30]], "radius": 1, "erase": False}},
+     {"stroke": {"points": [[1, 1]], "radius": 501, "erase": False}},
+     {"stroke": {"points": [[1, 1]], "radius": True, "erase": False}},
+     {"stroke": {"points": [[1, 1]], "radius": 1, "erase": 0}}],
+    ids=lambda wrong: str(wrong)[:60],
+)  # fmt: skip
+def test_a_line_that_holds_no_answer_is_named(workspace: Workspace, wrong: dict[str, object]) -> None:
+    drawn = {"kind": "decision", "answer": "drawn", "stroke": Stroke(((1, 1),), 1), "box": None, "area": None}
+    with open_answers(workspace, "ann") as file:
+        file.append(rating(**(drawn if "stroke" in wrong else {})))
+    path = workspace.answers("ann")
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong) + "\n")
+    with pytest.raises(UsageError, match="is damaged in line 1"):
+        read_answers(workspace, "ann")
+
+
+@pytest.mark.parametrize("line", [b"null", b"[]", b"5", b'"undo"', b"{}"])
+def test_a_line_that_is_no_object_is_named(workspace: Workspace, line: bytes) -> None:
+    with open_answers(workspace, "ann") as file:
+        file.append(rating())
+    workspace.answers("ann").write_bytes(line + b"\n")
+    with pytest.raises(UsageError, match="is damaged in line 1"):
+        read_answers(workspace, "ann")
+
+
+def test_a_line_that_was_emptied_may_be_undone(workspace: Workspace) -> None:
+    with open_answers(workspace, "ann") as file:
+        file.append(rating())
+        file.append(rating("no"))
+        file.undo("rating")
+    path = workspace.answers("ann")
+    first, _, undo = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([first, b"", undo, b""]))
+    with open_answers(workspace, "ann") as file:
+        assert [one.line for one in file.answers] == [1]
+
+
+def test_answers_of_a_rater_stay_in_their_order_when_the_clock_is_set_back(workspace: Workspace) -> None:
+    with open_answers(workspace, "ann") as file:
+        file.append(rating())
+    path = workspace.answers("ann")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"time": "2999-01-01T00:00:00.000+00:00"}) + "\n")
+    with open_answers(workspace, "ann") as file:
+        for _ in range(2):
+            assert file.append(rating("no")).time >= file.answers[0].time
+        file.undo("rating")
+        file.append(rating("no"))
+    times = [one.time for one in read_answers(workspace, "ann")]
+    assert times == sorted(times)
+
+
 def test_an_answer_that_the_disk_does_not_take_changes_nothing(workspace: Workspace) -> None:
     with open_answers(workspace, "ann") as file:
         first = file.append(rating())
