@@ -21,7 +21,7 @@ const rating = () => now.seconds !== null;
 
 function tile(place, kind, level, column, row) {
   let address = `tiles/${place.id}/${kind}/${level}/${column}/${row}`;
-  if (kind === "mask" || kind === "outline") address += `?box=${JSON.stringify(place.box)}&state=${now.state}`;
+  if (kind === "mask" || kind === "outline") address += `?box=${JSON.stringify(place.box)}&answers=${now.answers}`;
   if (!tiles.has(address)) {
     tiles.set(address, {});
     load(address);
@@ -129,7 +129,7 @@ function drawStroke() {
   const at = ([x, y]) => [left + (x + 0.5) * scale, top + (y + 0.5) * scale];
   if (stroke) {
     context.strokeStyle = stroke.erase ? "#ffffff88" : "#ff40c888";
-    context.lineWidth = (2 * radius + 1) * scale;
+    context.lineWidth = (2 * stroke.radius + 1) * scale;
     context.lineCap = context.lineJoin = "round";
     context.beginPath();
     context.moveTo(...at(stroke.points[0]));
@@ -182,7 +182,7 @@ function regionView(place) {
 
 function show(state, said = "") {
   const changed = !now || keyOf(now.place) !== keyOf(state.place);
-  now = state;
+  now = {...now, ...state};  // the response to an answer does not have all of it
   document.body.classList.toggle("rate", rating());
   find("#rate").hidden = !rating();
   if (changed) {

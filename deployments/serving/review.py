@@ -142,7 +142,12 @@ class _Page:
         self._measure = detector_of(review.settings)
 
     def state(self, _: Request) -> Response:
-        return JSONResponse(self._state())
+        """Say what is asked, and how far the masks are imported and the raters agree."""
+        # Not in response to each answer, since this looks at all regions and masks.
+        agreed, imported = self._review.agreement(), self._review.imported()
+        about = {"agreement": agreed._asdict(),
+                 "imported": imported._asdict() | {"failed": sorted(self._review.failed.values())}}  # fmt: skip
+        return JSONResponse(self._state() | about)
 
     async def act(self, request: Request) -> Response:
         """Write an answer or a stroke, undo, or go on; the response says what is next."""
@@ -188,20 +193,18 @@ class _Page:
         return {}
 
     def _state(self) -> dict[str, Any]:
-        """Say what is asked, and how far the review is."""
+        """Say what is asked, and how far the rater is."""
         review = self._review
         shown, following = review.current(), review.following()
-        agreed, imported = review.agreement(), review.imported()
         return {
             "state": review.state(),
+            "answers": review.answers_key(),
             "rater": review.rater,
             "workspace": str(review.workspace.root),
             "seconds": self._seconds,
             "place": self._described(shown) if shown else None,
             "following": self._described(following) if following else None,
             "counts": review.counts(),
-            "agreement": agreed._asdict(),
-            "imported": imported._asdict() | {"failed": sorted(review.failed.values())},
         }
 
     def _described(self, place: Place) -> dict[str, Any]:

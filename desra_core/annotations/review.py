@@ -194,6 +194,11 @@ class Review:
         """Return the number of lines in the rater's file: it grows with each answer, and with each that is undone."""
         return self._file.lines
 
+    def answers_key(self) -> str:
+        """Return a key for the answers of all raters, which changes with each of them."""
+        with self._lock:
+            return fingerprint(self._file.lines, self._stamps())
+
     def counts(self) -> dict[str, int]:
         """Count the places: answered by this rater, left for this rater, and all of them."""
         with self._lock:
@@ -334,9 +339,12 @@ class Review:
         return self.imported()
 
     def imported(self) -> Imported:
-        """Say how far the masks are imported."""
+        """Say how far the masks are imported (raises `UsageError`: a list of masks is damaged)."""
         with self._lock:
-            return Imported(len(self._reviewed().keys() & self._image.keys()), len(self._changed), self._why)
+            reviewed, human = self._reviewed(), read_human_masks(self.workspace, self.target.gan_sr_key)
+            there = [key for key in reviewed.keys() & self._image.keys() & human.keys()
+                     if human[key].checksum in reviewed[key]["checksums"]]  # fmt: skip
+            return Imported(len(there), len(self._changed), self._why)
 
     def _bring(self, ids: Sequence[str]) -> None:
         with self._lock:

@@ -26,7 +26,7 @@ from deployments.serving.review import review_server
 from desra_core.annotations.review import Review
 from desra_core.images.codec import decode_mask, read_image
 from desra_core.workspace import Workspace
-from desra_core.workspace.answers import noticed, open_answers, read_answers
+from desra_core.workspace.answers import Stroke, noticed, open_answers, read_answers
 from tests.browser import Page, opened
 from tests.conftest import desra_command, refusal
 from tests.desra_core.annotations.conftest import maker_below
@@ -272,6 +272,21 @@ def test_strokes_of_brush_and_eraser_are_in_the_mask_pixel_for_pixel(workspace: 
         browser.wait_for("human masks: 2")
         assert np.array_equal(human(workspace, name), expected)
         assert browser.complaints == []
+
+
+def test_strokes_of_other_raters_appear(workspace: Workspace, browser: Page) -> None:
+    with reviewed(workspace) as address, open_answers(workspace, "bob") as file:
+        bob = Review(workspace, file, "bob")
+        go(browser, address)
+        before = canvas(browser, "mask")
+        place = bob.current()
+        assert place is not None
+        assert place.key[1] is not None
+        x, y = place.key[1][:2]
+        bob.draw(place.key, Stroke(((x - 20, y - 20),), 5), bob.state())
+        deadline = time.monotonic() + 30
+        while np.array_equal(canvas(browser, "mask"), before):
+            assert time.monotonic() < deadline
 
 
 def test_buttons_do_what_keys_do(workspace: Workspace, browser: Page) -> None:

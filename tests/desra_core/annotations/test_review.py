@@ -387,6 +387,19 @@ def test_a_mask_that_a_run_has_changed_meanwhile_is_not_imported(workspace: Work
     assert set(human(workspace)) == {"set/b"}
 
 
+def test_masks_that_are_gone_do_not_count_as_imported(workspace: Workspace, tmp_path: Path) -> None:
+    with reviewing(workspace) as review:
+        while review.current():
+            say(review, "accept")
+        assert review.bring().images == 2
+        give(workspace, tmp_path / "out", "a")  # in place of the review's
+        assert review.imported().images == 1
+        with workspace.locked() as locked:
+            undo_import(locked)
+            undo_import(locked)
+        assert review.imported().images == 0
+
+
 def test_masks_that_people_gave_elsewhere_stay_and_are_not_asked_about(workspace: Workspace, tmp_path: Path) -> None:
     with reviewing(workspace) as review:
         say_on(review, "set/b")
