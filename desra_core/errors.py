@@ -80,6 +80,11 @@ class TooLargeError(TransientError):
     """One image needs more memory than a worker has."""
 
 
+def too_large(subject: object) -> TooLargeError:
+    """Return the error about an image that memory has run out for."""
+    return TooLargeError(subject, "needs more memory than there is", "raise --memory, or use fewer --workers")
+
+
 def described(error: BaseException) -> str:
     """Return the type and message of an error in one line of at most 300 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")[:300]

@@ -8,6 +8,7 @@ within one machine; there the process that holds a lock shows other machines tha
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -144,9 +145,9 @@ def read_document(path: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def scratch_in(folder: Path) -> Path:
-    """Return a new path for an unfinished file; `is_unfinished` and `sweep` recognise the name."""
-    return folder / f".{uuid.uuid4().hex}{_SCRATCH}"
+def scratch_in(folder: Path, name: str = "") -> Path:
+    """Return a new path for an unfinished file, maybe of a name; `is_unfinished` and `sweep` recognise it."""
+    return folder / f".{name}{uuid.uuid4().hex}{_SCRATCH}"
 
 
 def is_unfinished(name: str) -> bool:
@@ -154,10 +155,22 @@ def is_unfinished(name: str) -> bool:
     return name.startswith(".") and name.endswith(_SCRATCH)
 
 
-def sweep(folder: Path) -> None:
-    """Delete the unfinished files of killed processes in a folder where no process writes."""
-    for scratch in folder.glob(f".*{_SCRATCH}"):
+def sweep(folder: Path, name: str = "") -> None:
+    """Delete the unfinished files of killed processes in a folder where no process writes, or none of that name."""
+    for scratch in folder.glob(f".{glob.escape(name)}{'[0-9a-f]' * 32 if name else '*'}{_SCRATCH}"):
         scratch.unlink(missing_ok=True)
+
+
+def sync_path(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk (raises `OSError`)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems cannot do it for folders
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def takes_name(path: Path) -> bool:

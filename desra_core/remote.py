@@ -4,6 +4,7 @@ fsspec reads URLs, with a driver for each kind of storage that desra's extras in
 of bytes, local or at a URL, so that any process can read any member without its tar file's other content.
 """
 
+import errno
 import io
 import re
 import tarfile
@@ -142,7 +143,12 @@ class Remote(PosixPath):
         self._write(lambda system: system._put_file(str(file), self._address), _LONGEST_SECONDS)
 
     def download(self, file: Path) -> None:
-        """Copy the file to a local one (raises as `read_range`)."""
+        """Copy the file to a local one.
+
+        Raises:
+            OSError: The disk here is full.
+            TransientError: As `read_range`.
+        """
         try:
             self._asked(lambda system: system._get_file(self._address, str(file)), _LONGEST_SECONDS)
         except FileNotFoundError:
@@ -173,6 +179,7 @@ class Remote(PosixPath):
 
         Raises:
             FileNotFoundError: There is no such file.
+            OSError: The disk of this machine is full.
             UsageError: The driver is missing.
             TransientError: Access is refused, or the storage failed again and again.
         """
@@ -186,7 +193,8 @@ class Remote(PosixPath):
                 raise
             except Exception as raised:  # noqa: BLE001 - each driver has errors of its own
                 error = self._meant(raised)
-                if isinstance(error, FileNotFoundError):
+                full = done == "read" and getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+                if full or isinstance(error, FileNotFoundError):
                     raise error from None
                 why = described(error)
                 words = re.sub(r"\w+://\S+", "", why).lower()  # less the address, which may hold any word
@@ -330,8 +338,13 @@ def threads_for(*places: Path) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(THREADS if at_url else None)
 
 
-def listing(place: Remote, *, single: bool = False) -> Iterator[Listed]:
+def listing(place: Remote, *, single: bool = False, start: str = "") -> Iterator[Listed]:
     """List all files below a URL, with relative paths, in no order; or the one file at it, with its name as path.
+
+    Args:
+        place: The URL.
+        single: List the one file at it.
+        start: List only the files in the folder itself whose names begin so, if any.
 
     Raises:
         UsageError: There is no such place, access is refused, or the driver is missing.
@@ -342,7 +355,7 @@ def listing(place: Remote, *, single: bool = False) -> Iterator[Listed]:
             info = place._asked(lambda system: system._info(place._address))
             yield Listed(place.name, info["size"] or 0, _version(info))
         else:
-            yield from _links(place) if place.scheme in ("http", "https") else _found(place)
+            yield from _links(place) if place.scheme in ("http", "https") else _found(place, start)
     except FileNotFoundError:
         raise UsageError(place, "does not exist", "check the address") from None
     except TransientError as error:
@@ -350,7 +363,7 @@ def listing(place: Remote, *, single: bool = False) -> Iterator[Listed]:
         raise kind(*error.failure) from None
 
 
-def _found(root: Remote) -> Iterator[Listed]:
+def _found(root: Remote, start: str) -> Iterator[Listed]:
     address = root._address
 
     def row(info: dict[str, Any]) -> tuple[str, int, int]:
@@ -359,15 +372,16 @@ def _found(root: Remote) -> Iterator[Listed]:
     async def rows(system: Any) -> list[tuple[str, int, int]]:
         if hasattr(system, "_iterdir"):  # of s3fs, page by page: else it holds 1.5 KB for each file
             bucket, _, key = address.partition("/")
-            pages = system._iterdir(bucket, delimiter="", prefix=key and f"{key}/")
-            return [row(info) async for info in pages]
-        infos = (await system._find(address, detail=True)).values()
-        return [row(info) for info in infos if info["type"] == "file"]
+            prefix = f"{key}/{start}" if key else start
+            pages = system._iterdir(bucket, delimiter="/" if start else "", prefix=prefix)
+            return [row(info) async for info in pages if info["type"] == "file"]
+        infos = await system._ls(address, detail=True) if start else await system._find(address, detail=True)
+        return [row(info) for info in (infos if start else infos.values()) if info["type"] == "file"]
 
     found = root._asked(rows, seconds=_LONGEST_SECONDS)
-    if not found:
+    if not found and not start:
         raise FileNotFoundError(address)
-    yield from (Listed(*file) for file in found if file[0] and not file[0].endswith("/"))
+    yield from (Listed(*file) for file in found if file[0].startswith(start) and file[0] and not file[0].endswith("/"))
 
 
 def _links(root: Remote) -> Iterator[Listed]:

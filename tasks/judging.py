@@ -185,7 +185,8 @@ def run_detectors(benchmark: AnyBenchmark, machine: Machine) -> None:
 
     folder, networks = benchmark.workspace.root, benchmark.runs_networks
     models = segmenter_files(benchmark.settings.segmenter)
-    models += [path for method in benchmark.methods for path in detector_files(method.spec)]
+    models += [path for method in benchmark.methods if not method.is_stored
+               for path in detector_files(method.spec)]  # fmt: skip
     results = each_image(
         "benchmark",
         judging,

@@ -29,7 +29,7 @@ def train_detector(
     ] = None,
     false_alarms: Annotated[
         float,
-        typer.Option(min=1e-5, max=0.5, help="Share of what has no artifact that may be marked: sets the threshold."),
+        typer.Option(min=1e-5, max=0.5, help="Share of blocks without an artifact that may be above the threshold."),
     ] = 0.003,
     seed: Annotated[int, typer.Option(min=0, help="Seed of injected artifacts.")] = 0,
     as_json: AsJson = False,
@@ -50,9 +50,15 @@ def train_detector(
 
     _check_json(output)
     pairs = {role: folder for role, folder in (("mse_sr", mse_sr), ("gan_sr", gan_sr)) if folder is not None}
-    if (dataset is not None) + (workspace is not None) + bool(pairs) != 1 or len(pairs) == 1:
-        reason = "is not given, or several of them"
-        raise UsageError("DATASET, --workspace, or --mse-sr and --gan-sr", reason, "give exactly one of these")
+    if (workspace is None) == (dataset is None and not pairs):
+        reason = "is not given" if workspace is None else "is given beside --workspace"
+        raise UsageError("DATASET", reason, "give DATASET, --workspace, or --mse-sr and --gan-sr")
+    if dataset is None and len(pairs) == 1:
+        lacking = "--mse-sr" if mse_sr is None else "--gan-sr"
+        raise UsageError(lacking, "is not given", "give both results of each photo")
+    if dataset is not None and dataset.suffix.lower() == ".csv":
+        remedy = "give a folder of data sets, or a COCO file"
+        raise UsageError(dataset, "is a CSV file, from which no detector is learned", remedy)
     progress = NowAndThen("measuring blocks: {} of {} images")
     if workspace is not None:
         learned = learn_from_workspace(Workspace(whole_path(workspace)), progress)
@@ -119,7 +125,7 @@ def calibrate_severity(
     else:
         typer.echo(
             f"{counted(fitted.ratings, 'rating')} of {counted(fitted.regions, 'region')} in "
-            f"{counted(fitted.images, 'image')}; {fitted.noticed:.0%} noticed something\n"
+            f"{counted(fitted.images, 'image')}; {fitted.noticed:.0%} say yes\n"
             f"on images left out of the fit: mean squared error {fitted.brier:.3f}, by the mean share "
             f"{fitted.brier_of_mean:.3f}; rank correlation {fitted.rank_correlation:.2f}\n"
             f"model    {output}\npage     {page}\n"

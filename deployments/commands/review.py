@@ -101,7 +101,7 @@ def _show_end(made: "Review", *, rate: bool) -> None:
         typer.echo(f"checks   {right} of {asked} answered as known")
     root = shlex.quote(str(made.workspace.root))
     if rate:
-        typer.echo(f"next     desra evaluate --workspace {root}")
+        typer.echo(f"next     desra calibrate severity --workspace {root} --output severity.json")
         return
     typer.echo(f"masks    {counted(imported.images, 'human mask')} of reviews in {made.workspace.human}")
     say_each("failed", [printable(error) for error in made.failed.values()])

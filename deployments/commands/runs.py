@@ -20,6 +20,7 @@ from deployments.serving.connection import CONSOLE, UNREACHED, wait_for_task_run
 from deployments.serving.server import ServerLostError, check_temporary, end_leftover_server, prefect_server
 from desra_core.annotations.export import count_human_masks
 from desra_core.delivery.plan import corpus_of, plan_deliveries, table_path
+from desra_core.detection.mask import severity_text
 from desra_core.errors import DesraError, UsageError, printable
 from desra_core.evaluation.table import counted
 from desra_core.images.scanning import kinds_in_words
@@ -70,8 +71,8 @@ def run_deliver(delivering: Delivering, machine: Machine) -> int:
         end_leftover_server(workspace)
         prepared = prepare_corpus(corpus)
         pending, failed, broken = prepared.plan.pending, 0, ()
-        deliveries = None if pending else plan_deliveries(delivering, corpus)
-        if deliveries is None or deliveries.missing().images:
+        deliveries = plan_deliveries(delivering, corpus)  # refuses what is in the way before photos are mined
+        if pending or deliveries.missing().images:
             with contextlib.ExitStack() as stack:
                 plan = corpus, prepared
                 start_workers = partial(_start_workers, stack, corpus, machine, prepared) if pending else lambda: None
@@ -292,5 +293,7 @@ def _show_regions(workspace: Workspace, settings: CorpusSettings) -> None:
     typer.echo(f"{counted(regions.num_rows, 'artifact region')} in {images}{whole}, found with {weighting}")
     for region in worst_regions(workspace, _SHOWN_REGIONS).to_pylist():
         place = f"{region['width']}x{region['height']} px at ({region['x']}, {region['y']})"
-        line = f"  {settings.severity_name} {region['severity']:8.1f}  {printable(region['image'])}  {place}"
+        by_viewers = settings.severity_model is not None
+        worth = severity_text(region["severity"], by_viewers=by_viewers, width=3 if by_viewers else 8)
+        line = f"  {worth}  {printable(region['image'])}  {place}"
         typer.echo(line + (f"  {region['class_name']}" if region["class_name"] else ""))

@@ -32,7 +32,7 @@ import pyarrow.compute as pc
 
 from desra_core.annotations.labelme import labelme_document, labelme_shape
 from desra_core.detection.class_weights import class_name
-from desra_core.detection.mask import Components, assemble_pseudo_gt
+from desra_core.detection.mask import Components, assemble_pseudo_gt, severity_text
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.coco_masks import CATEGORY
 from desra_core.evaluation.table import as_csv, counted
@@ -204,7 +204,7 @@ def export_workspace(
         ImageError: None of the images can be read, or the disk is full; nothing has changed.
     """
     settings, target = load_settings(workspace)
-    mined = settings.verb == "mine"
+    mined, by_viewers = settings.verb == "mine", settings.severity_model is not None
     chosen = select_images(workspace, target, everything=everything, worst=worst)
     images = with_pictures(workspace, chosen, mined=mined)
     if not images:
@@ -213,7 +213,8 @@ def export_workspace(
     source = workspace.dataset("gan_sr", "").parent if mined else settings.sources.main
     with _open_export(output, workspace) as folder:
         with ThreadPoolExecutor(_THREADS) as pool:
-            results = list(pool.map(partial(_write, form=form, folder=folder, pictures=pictures), images))
+            write = partial(_write, form=form, folder=folder, pictures=pictures, by_viewers=by_viewers)
+            results = list(pool.map(write, images))
         written = [result for result in results if isinstance(result, _Written)]
         failures = [result for result in results if isinstance(result, ImageError)]
         if not written:
@@ -333,7 +334,9 @@ def with_pictures(workspace: Workspace, chosen: Sequence[MaskedImage], *, mined:
     return [image for image in images if not mined or image.files["gan_sr"].exists()]
 
 
-def _write(image: MaskedImage, *, form: Form, folder: ExportFolder, pictures: bool) -> _Written | ImageError:
+def _write(
+    image: MaskedImage, *, form: Form, folder: ExportFolder, pictures: bool, by_viewers: bool
+) -> _Written | ImageError:
     """Write the files of an image; return the error of an image that cannot be read."""
     annotations: list[dict[str, Any]] = []
     try:
@@ -345,7 +348,8 @@ def _write(image: MaskedImage, *, form: Form, folder: ExportFolder, pictures: bo
             for x, y, crop, region in image.annotations():
                 description = "drawn by a person"
                 if region:
-                    numbers = f"severity {region['severity']:.1f}, mean similarity {region['mean_similarity']:.3f}"
+                    worth = severity_text(region["severity"], by_viewers=by_viewers)
+                    numbers = f"{worth}, mean similarity {region['mean_similarity']:.3f}"
                     description = ", ".join(filter(None, (class_name(region["dominant_class"]), numbers)))
                 shapes.append(labelme_shape(x, y, crop, description))
             document = labelme_document(image.name, image.shape, shapes)

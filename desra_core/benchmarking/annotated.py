@@ -226,7 +226,7 @@ def plan_annotated(settings: Benchmarking) -> Benchmark[AnnotatedJob]:
         if severity:
             raise UsageError("--severity", f"is given beside the shares in {settings.dataset}", "leave one out")
         severity = SeverityLabels(read_ratings(settings.severity), settings.severity, settings.prominent)
-        severity.check_images({example.title for example in data_set.examples})
+        severity.check_images({example.title for example in data_set.examples} | data_set.lacking)
     return plan_jobs(settings, data_set, partial(_job, settings, severity), tuple(settings.references))
 
 

@@ -16,7 +16,15 @@ import numpy.typing as npt
 
 from desra_core.benchmarking.data_sets import DataSet, Example, heat_map_role, heat_map_tags, reference_role
 from desra_core.detection.class_weights import load_weights
-from desra_core.detection.detectors import NEEDED_INPUTS, Detector, DetectorInputs, applied, detector_key, load_detector
+from desra_core.detection.detectors import (
+    NEEDED_INPUTS,
+    SUFFIXES,
+    Detector,
+    DetectorInputs,
+    applied,
+    detector_key,
+    load_detector,
+)
 from desra_core.errors import ImageError, TransientError, UsageError, printable
 from desra_core.evaluation.mask_files import is_lossy
 from desra_core.evaluation.table import Section, counted
@@ -280,7 +288,7 @@ def load_methods(specs: Iterable[str], *, weights_key: str | None) -> list[Metho
     found: list[Method] = []
     for spec in specs:
         detector = load_detector(spec)
-        name = Path(spec).stem if spec.endswith(".py") else spec
+        name = Path(spec).stem if spec.endswith(SUFFIXES) else spec
         key, inputs, own_threshold = detector_key(spec), tuple(detector.inputs), float(detector.threshold)
         weighs_classes = applied(spec).weighs_classes
         if weighs_classes:

@@ -70,6 +70,7 @@ class DataSet:
     examples: list[Example] = field(default_factory=list)
     failures: list[ImageError] = field(default_factory=list)
     unjudged: list[Path] = field(default_factory=list)
+    lacking: set[str] = field(default_factory=set)  # titles of images among the failures
     ratings: Ratings = field(default_factory=dict)  # of the regions of masks in a CSV file
 
 
@@ -273,6 +274,7 @@ def _read_part(
             place = folders.get(lacking[0]) or folders[_EVERY]
             reason = f"has no image of its name in {place}"
             data_set.failures.append(ImageError(subject, reason, remedy))
+            data_set.lacking.add(f"{part}/{name}" if part else name)
         else:
             data_set.examples.append(Example(part, name, own, coco_masks.get(name)))
 

@@ -10,7 +10,7 @@ import contextlib
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,7 +100,11 @@ class Pictures(NamedTuple):
 
 
 class Deliveries:
-    """The pictures of a corpus in an output folder, shard by shard: of all images that have a current mask."""
+    """The pictures of a corpus in an output folder, shard by shard: of all images that have a current mask.
+
+    Raises:
+        UsageError: A tar file is in the way, or photos have names that trust maps have.
+    """
 
     def __init__(self, workspace: Workspace, delivering: Delivering, target: Target, limit: int | None) -> None:
         self.workspace = workspace
@@ -124,8 +128,11 @@ class Deliveries:
         # Of an output at a URL, the sizes of its files by path.
         self._sizes = sizes_at(self._folder) if isinstance(self._folder, Remote) else None
         if is_tar(output := delivering.output):
-            sizes = sizes_at(output.parent) if isinstance(output, Remote) else None
+            start = f"{output.stem}-"  # the folder may be a whole bucket
+            sizes = sizes_at(output.parent, start) if isinstance(output, Remote) else None
             self._tars = Tars(workspace, self.place, output, sizes, self._sample_of)
+            for number in rows["shard"].unique().to_pylist():  # what is in the way is so before photos are mined, too
+                self._tars.packed(number)
 
     def work(self, number: int) -> list[tuple[ImageRef, Order]]:
         """List the images of a shard that lack a picture or a map."""
@@ -137,15 +144,15 @@ class Deliveries:
         for image in image_refs(self._rows.filter(pc.equal(self._rows["shard"], number))):
             record, human = records[image.id], self._human.get(image.id)
             key = delivery_key(self.settings, self.target, image.id, record, human)
-            if not all(self._is_there(written.get(path), key, held) for path in paths_of(self.settings, image)):
+            if not all(self._is_there(written.get(path), key, held) for path in paths_of(self.settings, image.names)):
                 work.append((image, Order(record, human, key, {})))
-        paths = [path for image, _ in work for path in paths_of(self.settings, image)]
+        paths = [path for image, _ in work for path in paths_of(self.settings, image.names)]
         ours: dict[str, tuple[str, ...]] = dict.fromkeys(paths, ())
         elsewhere = self._written.filter(pc.is_in(self._written["path"], pa.array(paths, pa.string()))).to_pylist()
         for row in (*elsewhere, *(written[path] for path in paths if path in written)):
             ours[row["path"]] += tuple(one for one in (row["checksum"], row["begun"]) if one)
         return [
-            (image, order._replace(ours={path: ours[path] for path in paths_of(self.settings, image)}))
+            (image, order._replace(ours={path: ours[path] for path in paths_of(self.settings, image.names)}))
             for image, order in work
         ]
 
@@ -208,8 +215,13 @@ class Deliveries:
         return Pictures(table.num_rows, pc.sum(pc.greater(table["repaired"], 0)).as_py() or 0)
 
     def _own(self, number: int) -> pa.Table:
-        """Read what was delivered of a shard, without images that are in another one since their photo has changed."""
+        """Read what was delivered of a shard under the current names and formats, for its tar file.
+
+        Images that are in another shard since their photo has changed are left out.
+        """
         table = self.table(number)
+        current = paths_of(self.settings, table["image"].unique().to_pylist())
+        table = table.filter(pc.is_in(table["path"], pa.array(current, pa.string())))
         own = self._rows.filter(pc.equal(self._rows["shard"], number))["name"].combine_chunks()
         others = table["image"].filter(pc.invert(pc.is_in(table["image"], own))).combine_chunks()
         if len(others):  # those that no run asks for any more stay
@@ -293,10 +305,10 @@ def map_path(name: str) -> str:
     return f"{_MAPS}/{name}.png"
 
 
-def paths_of(delivering: Delivering, image: ImageRef) -> list[str]:
-    """List the paths of the files of an image in the output folder: its pictures, and its maps where wanted."""
-    pictures = [picture_path(delivering, name) for name in image.names]
-    return pictures + (list(map(map_path, image.names)) if delivering.trust_map else [])
+def paths_of(delivering: Delivering, names: Sequence[str]) -> list[str]:
+    """List the paths of the files of an image with some names in the output folder: pictures, and maps where wanted."""
+    pictures = [picture_path(delivering, name) for name in names]
+    return pictures + (list(map(map_path, names)) if delivering.trust_map else [])
 
 
 def pictures_folder(delivering: Delivering) -> Path:
@@ -318,9 +330,9 @@ def output_key(delivering: Delivering) -> str:
     return fingerprint("output", str(delivering.output.absolute()))
 
 
-def sizes_at(output: Remote) -> dict[str, int]:
-    """List the files at a URL with their bytes; none where the URL does not exist yet (raises as `listing`)."""
-    return {file.path: file.size for file in listing(output)} if output.exists() else {}
+def sizes_at(output: Remote, start: str = "") -> dict[str, int]:
+    """List files as `listing` does with their bytes; none where the URL does not exist yet (raises as `listing`)."""
+    return {file.path: file.size for file in listing(output, start=start)} if output.exists() else {}
 
 
 def corpus_of(delivering: Delivering) -> CorpusSettings:

@@ -18,7 +18,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from desra_core.errors import TransientError, UsageError
-from desra_core.files import as_json, checksum, file_checksum, read_bytes, read_document, storage_errors
+from desra_core.files import (
+    as_json,
+    checksum,
+    file_checksum,
+    read_bytes,
+    read_document,
+    scratch_in,
+    storage_errors,
+    sweep,
+    sync_path,
+)
 from desra_core.remote import TAR, Remote
 from desra_core.workspace import Workspace
 
@@ -116,7 +126,7 @@ class Tars:
 
     def _write(self, path: Path, number: int, before: Packed | None, made: Packed) -> None:
         """Write a tar file beside its place, note what it holds, and move or send it there."""
-        scratch = self._beside(path, "unfinished")
+        scratch = self._scratch(path)
         with storage_errors(path), contextlib.ExitStack() as stack:
             stack.callback(scratch.unlink, missing_ok=True)
             old = None
@@ -126,7 +136,7 @@ class Tars:
                     raise _in_the_way(path)
                 old = stack.enter_context(tarfile.open(file))
             scratch.parent.mkdir(parents=True, exist_ok=True)
-            with scratch.open("wb") as sink:
+            with scratch.open("xb") as sink:
                 with tarfile.open(fileobj=sink, mode="w") as tar:
                     for relative, member in made.members.items():
                         about = tarfile.TarInfo(member)
@@ -142,6 +152,7 @@ class Tars:
                 self._sizes[path.name] = scratch.stat().st_size
             else:
                 scratch.replace(path)
+                sync_path(path.parent)  # after a power cut, the note and the tar file must not be of two states
         self._note(number, made)
 
     def _content(self, relative: str, made: Packed, before: Packed | None, old: tarfile.TarFile | None) -> bytes:
@@ -159,7 +170,10 @@ class Tars:
 
     def _note(self, number: int, *versions: Packed) -> None:
         note = {"versions": [version._asdict() for version in versions]}
-        self._workspace.publish(self._workspace.packed(self._place, number), as_json(note), durable=True)
+        path = self._workspace.packed(self._place, number)
+        self._workspace.publish(path, as_json(note), durable=True)
+        with storage_errors(path):
+            sync_path(path.parent)
 
     def _size(self, path: Path) -> int | None:
         if isinstance(path, Remote):
@@ -168,10 +182,11 @@ class Tars:
             return path.stat().st_size
         return None
 
-    def _beside(self, path: Path, word: str) -> Path:
-        """Return a hidden file for a tar file on its way: beside its place, or of one at a URL in the workspace."""
+    def _scratch(self, path: Path) -> Path:
+        """Return a new hidden file beside a tar file, or of one at a URL in the workspace; delete older ones."""
         folder = self._folder.parent if isinstance(path, Remote) else path.parent
-        return folder / f".{path.name}.{word}"
+        sweep(folder, f"{path.name}.")
+        return scratch_in(folder, f"{path.name}.")
 
     @contextlib.contextmanager
     def _at_hand(self, path: Path) -> Iterator[Path]:
@@ -179,9 +194,10 @@ class Tars:
         if not isinstance(path, Remote):
             yield path
             return
-        copy = self._beside(path, "before")
+        copy = self._scratch(path)
         try:
-            path.download(copy)
+            with storage_errors(copy):
+                path.download(copy)
             yield copy
         finally:
             copy.unlink(missing_ok=True)

@@ -205,7 +205,8 @@ class Region(NamedTuple):
         area: Number of pixels.
         dominant_class: The most frequent ADE20K class, 0..149; None without labels.
         mean_similarity: The mean similarity, without class weights.
-        severity: The area times (threshold - mean adjusted similarity).
+        severity: The area times (threshold - mean adjusted similarity), or the percentage of viewers who notice the
+            region (`desra_core.detection.severity`).
     """
 
     x: int
@@ -216,6 +217,14 @@ class Region(NamedTuple):
     dominant_class: int | None
     mean_similarity: float
     severity: float
+
+
+def severity_text(severity: float, *, by_viewers: bool, width: int = 0) -> str:
+    """Write a severity: ``severity 12.3``, or ``noticed by 73 %`` where a severity model has set it.
+
+    Shorter numbers are padded to ``width`` characters.
+    """
+    return f"noticed by {severity:{width}.0f} %" if by_viewers else f"severity {severity:{width}.1f}"
 
 
 class Components:

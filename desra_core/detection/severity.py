@@ -15,18 +15,17 @@ import numpy.typing as npt
 
 from desra_core.detection.blocks import BLOCK, MAPS, VERSION, block_maps
 from desra_core.detection.class_weights import load_weights
+from desra_core.detection.learned import Form
 from desra_core.detection.mask import Components, Region
-from desra_core.errors import UsageError
-from desra_core.files import content_key, parse_json, read_input
+from desra_core.files import content_key
 from desra_core.images.codec import Mask, Pixels
 from desra_core.images.parts import Rectangle
 
-KIND = "desra-severity"
 # Logarithms of area and share of the image; means over the blocks of the region; the lowest similarity; the texture of
 # the MSE result around the region; and the published weight of the region's class, 1 without labels.
 REGION_FEATURES = ("area", "share", *MAPS, "lowest_similarity", "texture_around", "class_weight")
+FORM = Form("desra-severity", "severity model", [VERSION, *REGION_FEATURES], "desra calibrate severity")
 _AROUND = 6  # blocks
-_REMEDY = "name a file that desra calibrate severity has written"
 
 Features = npt.NDArray[np.float64]
 
@@ -101,8 +100,7 @@ def _block_share(inside: Mask, shape: tuple[int, ...]) -> npt.NDArray[np.float32
 
 def as_document(model: SeverityModel, origin: dict[str, Any]) -> dict[str, Any]:
     """Return the content of a model's file; ``origin`` tells what it was fitted to."""
-    numbers = {name: np.asarray(value).tolist() for name, value in model._asdict().items()}
-    return {"kind": KIND, "features": [VERSION, *REGION_FEATURES], "origin": origin, "model": numbers}
+    return FORM.document(origin, model={name: np.asarray(value).tolist() for name, value in model._asdict().items()})
 
 
 def load_severity_model(path: Path) -> SeverityModel:
@@ -112,20 +110,14 @@ def load_severity_model(path: Path) -> SeverityModel:
 
 @lru_cache(maxsize=4)
 def _kept(path: Path, _key: str) -> SeverityModel:
-    try:
-        document = parse_json(read_input(path))
-        if not isinstance(document, dict) or document.get("kind") != KIND:
-            raise UsageError(path, "is no severity model", _REMEDY)
-        if document["features"] != [VERSION, *REGION_FEATURES]:
-            raise UsageError(path, "was fitted by another version of desra", "fit it again")
-        numbers = document["model"]
-        mean, scale, coefficients = (np.array(numbers[name], np.float64) for name in SeverityModel._fields[:3])
-        model = SeverityModel(mean, scale, coefficients, float(numbers["intercept"]))
-    except OSError as error:
-        raise UsageError(path, f"cannot be read ({error.strerror})", "mend the file or its name") from None
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise UsageError(path, f"is damaged ({error})", _REMEDY) from None
+    return FORM.read(path, _built)
+
+
+def _built(document: dict[str, Any]) -> SeverityModel:
+    numbers = document["model"]
+    mean, scale, coefficients = (np.array(numbers[name], np.float64) for name in SeverityModel._fields[:3])
+    model = SeverityModel(mean, scale, coefficients, float(numbers["intercept"]))
     sized = {column.shape for column in (mean, scale, coefficients)} == {(len(REGION_FEATURES),)}
-    if not (sized and all(np.isfinite(value).all() for value in model) and (model.scale > 0).all()):
-        raise UsageError(path, "is damaged: its numbers are no model", _REMEDY)
+    if not (sized and all(np.isfinite(value).all() for value in model) and (scale > 0).all()):
+        raise ValueError("its numbers are no model")
     return model

@@ -25,7 +25,16 @@ from pathlib import Path
 from typing import Any
 
 from desra_core.errors import TransientError, UsageError
-from desra_core.files import as_json, checksum, content_key, parse_json, paths_in, read_document, storage_errors
+from desra_core.files import (
+    as_json,
+    checksum,
+    content_key,
+    parse_json,
+    paths_in,
+    read_document,
+    storage_errors,
+    sync_path,
+)
 from desra_core.workspace import Workspace
 
 Event = dict[str, Any]
@@ -205,15 +214,15 @@ def _switch(workspace: Workspace, past: list[Event], steps: list[_Step]) -> Path
             new_link.symlink_to(names[-1])  # before the renames, because a link needs space on the disk and they do not
             for name in names:
                 os.rename(scratch / name, models / name)
-            _sync(models)
-            _sync(workspace.root)
+            sync_path(models)
+            sync_path(workspace.root)
             os.replace(new_link, models / "current")
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
             with contextlib.suppress(OSError):
                 new_link.unlink()
     with contextlib.suppress(OSError):  # the switch is done, and an error would make people repeat it
-        _sync(models)
+        sync_path(models)
     return models / names[-1]
 
 
@@ -227,13 +236,4 @@ def _write_entry(folder: Path, source: Path, record: dict[str, Any], events: lis
     (folder / "history.json").write_bytes(past)
     (folder / "model.json").write_bytes(as_json(record | {"history": checksum(past)}))
     for path in (*folder.iterdir(), folder):
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_path(path)

@@ -91,6 +91,7 @@ def find_garbage(workspace: Workspace, *, vanished: bool = False) -> Garbage:
     others = [
         *_unfinished(workspace),
         *_histograms(workspace, target),
+        *_unpacked(workspace),
         *_old_finetunes(workspace, settings),
         *_shrunk_tables(workspace, found),
     ]
@@ -167,6 +168,14 @@ def _histograms(workspace: Workspace, target: Target) -> Iterator[Item]:
             yield item(workspace, entry.path, UNKNOWN)
         elif entry.name != current:
             yield item(workspace, entry.path, "calibration", "counts under other settings")
+
+
+def _unpacked(workspace: Workspace) -> Iterator[Item]:
+    """List the pictures that no tar file has got; a delivery that goes on after all makes them anew."""
+    reason = "pictures that a cut-off delivery has not put into tar files"
+    for entry in entries(workspace.deliveries):
+        if (folder := workspace.unpacked(entry.name)).is_dir() and not entry.is_symlink() and not folder.is_symlink():
+            yield item(workspace, folder, "deliveries", reason)
 
 
 def _stale_records(workspace: Workspace, manifest: pa.Table) -> pa.Table:

@@ -20,7 +20,7 @@ from desra_core.benchmarking.injection import cases
 from desra_core.benchmarking.trial import injected_sheets
 from desra_core.detection.blocks import BLOCK, block_features
 from desra_core.detection.detectors import DetectorInputs
-from desra_core.detection.detectors.trained import Trees
+from desra_core.detection.detectors.trained import MOST_LOG_ODDS, Trees
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.mask_files import FRAME, on_valid_region, read_mask
 from desra_core.files import read_bytes
@@ -29,7 +29,8 @@ from desra_core.planning.plan import load_settings
 from desra_core.workspace import Workspace
 
 FOLDS = 5
-# Bounds memory (some 450 MB of features) and the time of the fit; blocks are drawn evenly from the images.
+# Bounds the time of the fit, and its memory: 450 MB of features, of which it makes about four copies. Blocks are drawn
+# evenly from the images.
 MOST_BLOCKS = 2_000_000
 _LEAST_BLOCKS = 100  # of either kind
 _SEED = 0
@@ -182,7 +183,7 @@ def fit_detector(scenes: Sequence[Blocks], *, false_alarms: float) -> FittedDete
         UsageError: There are fewer than two scenes with marked blocks, or too few blocks of either kind.
     """
     from sklearn.metrics import average_precision_score
-    from sklearn.model_selection import GroupKFold
+    from sklearn.model_selection import StratifiedGroupKFold
 
     marked = np.concatenate([scene.marked for scene in scenes]) if scenes else np.zeros(0, np.bool_)
     with_artifacts = sum(bool(scene.marked.any()) for scene in scenes)
@@ -195,13 +196,15 @@ def fit_detector(scenes: Sequence[Blocks], *, false_alarms: float) -> FittedDete
     features = np.concatenate([scene.features for scene in scenes])
     groups = np.repeat(np.arange(len(scenes)), [len(scene.marked) for scene in scenes])
     unseen = np.empty(len(marked))
-    for known, left_out in GroupKFold(min(FOLDS, len(scenes))).split(features, marked, groups):
+    # Scenes with artifacts are spread over the folds, so that each fit has seen some.
+    folds = StratifiedGroupKFold(min(FOLDS, with_artifacts))
+    for known, left_out in folds.split(features, marked, groups):
         unseen[left_out] = _fit(features[known], marked[known]).log_odds(features[left_out])
     limit = np.quantile(unseen[~marked], 1 - false_alarms, method="higher")
-    threshold = float(np.exp(limit))
+    limit = np.clip(limit, -MOST_LOG_ODDS, MOST_LOG_ODDS - 1)  # so that a score can be above it
     return FittedDetector(
         trees=_fit(features, marked),
-        threshold=threshold,
+        threshold=float(np.exp(limit)),
         recall=float((unseen[marked] > limit).mean()),
         precision_recall=float(average_precision_score(marked, unseen)),
         images=len(scenes),

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from desra_core.errors import UsageError, described
+from desra_core.files import read_input
 from desra_core.third_party import require
 
 
@@ -72,7 +73,8 @@ def read_onnx(path: Path) -> Callable[..., Any]:
                "ENABLE_CPU_PINNING": False}  # fmt: skip
     try:
         core = Core()
-        compiled = core.compile_model(core.read_model(path), "CPU", options)
+        # From bytes, so that no other file is read: a key of the file alone would not cover its weights.
+        compiled = core.compile_model(core.read_model(read_input(path)), "CPU", options)
     except Exception as error:  # noqa: BLE001 the file may hold anything
         raise UsageError(path, f"is no network in ONNX ({described(error)})", "export it again") from None
     running = threading.Lock()  # one request is for one thread

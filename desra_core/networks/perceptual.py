@@ -6,6 +6,7 @@ weights of AlexNet and VGG16 come from files of the user; nothing is downloaded.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ _LEAST = 31
 # Larger images are cut into windows of this side, because the features of a pair take about 200 bytes per pixel.
 _WINDOW = 1024
 _ALEXNET = "give the AlexNet weights of torchvision, alexnet-owt-7be5be79.pth"
+_BUILDING = threading.Lock()
 _VGG16 = "give the VGG16 weights of torchvision, vgg16-397923af.pth"
 
 
@@ -80,9 +82,13 @@ def load_dists(path: Path) -> nn.Module:
     from DISTS_pytorch import DISTS_pt
 
     # The package would download VGG16: let it take one without trained weights instead.
-    untrained = DISTS_pt.models.vgg16(weights=None)
-    DISTS_pt.models = SimpleNamespace(vgg16=lambda **_: untrained)
-    model = DISTS_pt.DISTS(load_weights=False)
+    with _BUILDING:
+        own = DISTS_pt.models
+        DISTS_pt.models = SimpleNamespace(vgg16=lambda **_: own.vgg16(weights=None))
+        try:
+            model = DISTS_pt.DISTS(load_weights=False)
+        finally:
+            DISTS_pt.models = own
     # The package calls features.5.weight stage2.5.weight
     stages = [name for name in model.state_dict() if name.startswith("stage") and not name.endswith("filter")]
     _fill(model, {name: "features." + name.partition(".")[2] for name in stages}, path, "VGG16", _VGG16)

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from desra_core.detection.agreement import measure_agreement
 from desra_core.detection.detectors import DEFAULT, DetectorInputs, applied
-from desra_core.errors import ImageError
+from desra_core.errors import ImageError, UsageError, too_large
 from desra_core.files import read_bytes
 from desra_core.images.codec import Pixels, decode, encode_mask, encode_png
 from desra_core.images.encoding import encode_picture
@@ -121,6 +121,8 @@ def measure(
                         _crop_measured(path, pixels, models, threads, _WARM_UP, made)
                     made = _crop_measured(path, pixels, models, threads, _CROP, made)
                 measured = _sum(measured, made)
+            except MemoryError:
+                failures.append(too_large(path))
             except ImageError as error:
                 failures.append(error)
             on_measured(done, len(chosen))
@@ -164,13 +166,16 @@ def estimate(
 def _crop_measured(
     path: Path, pixels: Pixels, models: tuple[Model, Model], threads: int, side: int, made: Measured
 ) -> Measured:
-    """Mine the middle of a photo, ``(H, W, C)``, in memory (raises `ImageError`)."""
+    """Mine the middle of a photo, ``(H, W, C)``, in memory (raises `ImageError`, `MemoryError`)."""
     top, left = (max(0, (length - side) // 2) for length in pixels.shape[:2])
     crop: Pixels = np.ascontiguousarray(pixels[top : top + side, left : left + side])  # type: ignore[assignment]
     results, clock = [], _Clock()
     inference = []
     for model in models:
-        results.append(super_resolve(model, crop).pixels)
+        try:
+            results.append(super_resolve(model, crop).pixels)
+        except UsageError as error:  # weights that overflow on this photo, maybe on no other
+            raise ImageError(path, f"cannot be upscaled: {error.subject} {error.reason}", error.remedy) from None
         inference.append(clock())
     mse_sr, gan_sr = results
     measure_agreement(mse_sr, gan_sr, crop)

@@ -380,7 +380,7 @@ def write_reliability(fitted: FittedSeverity, output: Path) -> Path:
         notes=[],
         sections=[Section(bullets=[
             f"{counted(fitted.ratings, 'rating')} of {counted(fitted.regions, 'region')} in "
-            f"{counted(fitted.images, 'image')}; {fitted.noticed:.0%} noticed something",
+            f"{counted(fitted.images, 'image')}; {fitted.noticed:.0%} say yes",
             f"mean squared error {fitted.brier:.3f}; by the mean share alone {fitted.brier_of_mean:.3f}",
             f"rank correlation of predicted and observed shares of regions: {fitted.rank_correlation:.2f}",
         ]), Section("Reliability", table=[

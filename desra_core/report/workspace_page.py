@@ -197,7 +197,7 @@ def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[s
         "finetuning": finetuning,
         "weighted": settings.segmenter != "none" and settings.weights != "none",
         "measure": measure,
-        "severity_name": settings.severity_name,
+        "by_viewers": settings.severity_model is not None,
         "classes": classes,
         "gallery": gallery,
         "left_out": left_out,

@@ -227,11 +227,6 @@ class CorpusSettings(Frozen):
         return window
 
     @property
-    def severity_name(self) -> str:
-        """What the severity of a region says."""
-        return "severity" if self.severity_model is None else "noticed by %"
-
-    @property
     def labels(self) -> Path | None:
         """The folder of label files, if labels come from one."""
         return place_of(self.segmenter.removeprefix("labels:")) if self.segmenter.startswith("labels:") else None

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from desra_core.detection.class_weights import Weights
 from desra_core.detection.detectors import AppliedDetector, Scores
 from desra_core.detection.mask import score_mask
-from desra_core.errors import ImageError, LostError, TooLargeError, TransientError, UsageError
+from desra_core.errors import ImageError, LostError, TransientError, UsageError, too_large
 from desra_core.files import digest, read_bytes
 from desra_core.images.codec import Labels, Mask, Photo, Pixels, check_size, decode, decode_labels
 from desra_core.networks.checkpoints import BICUBIC, load_pair
@@ -96,8 +96,7 @@ def run_stage(stage: Stage, image: ImageRef, record: Record, workspace: Workspac
     except TransientError:
         raise
     except MemoryError:
-        remedy = "raise --memory, or use fewer --workers"
-        raise TooLargeError(image.path, "needs more memory than there is", remedy) from None
+        raise too_large(image.path) from None
     except ImageError as error:
         for image_name in image.names:
             workspace.withdraw(image_name)

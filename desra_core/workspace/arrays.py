@@ -30,8 +30,8 @@ _CHECKSUM = re.compile(rb'"checksum": "([0-9a-f]{16})"')
 def write_array(workspace: Workspace, image_id: str, name: str, array: npt.NDArray[Any], *, key: str) -> None:
     """Store an ``(H, W)`` or ``(H, W, C)`` array under its cache key, over any older one (raises `TransientError`)."""
     group = workspace.group(image_id)
-    # Before the fence, because zarr makes folders that are missing. Its name sorts behind those of fences, which are taken
-    # away in this order: who finds it gone knows from the fence that the run has ended.
+    # Before the fence, because zarr makes folders that are missing. Its name sorts behind those of fences, which are
+    # taken away in this order: who finds it gone knows from the fence that the run has ended.
     made = workspace.tmp / f"made-{uuid.uuid4().hex}"
     with workspace.writing(group / name):
         try:

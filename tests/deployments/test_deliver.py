@@ -457,6 +457,18 @@ def test_pictures_are_packed_into_tar_files(desra, make_photos, models, tmp_path
     assert (output / "all-000000.tar").read_bytes() == b"mine"
 
 
+def test_a_tar_file_of_somebody_else_is_refused_before_photos_are_mined(
+    desra_here, make_photos, models, tmp_path
+) -> None:
+    make_photos(tmp_path / "photos", 1)
+    (tmp_path / "all-000000.tar").write_bytes(b"mine")
+    run = desra_here("deliver", tmp_path / "photos", "--gan-model", models[1], "--workspace", tmp_path / "ws",
+                     "--output", tmp_path / "all.tar")  # fmt: skip
+    assert (run.returncode, "all-000000.tar: is in the way" in run.stderr) == (2, True), run.stderr
+    assert "starting Prefect" not in run.stderr
+    assert not list(tmp_path.glob("ws/masks/*"))
+
+
 @pytest.mark.slow
 def test_tar_files_that_are_photos_are_no_place_for_pictures(desra_here, make_photos, models, tmp_path) -> None:
     make_photos(tmp_path / "photos", 1)
@@ -504,7 +516,7 @@ def test_tar_files_in_object_storage_and_killed(make_photos, models, prefect_env
         assert found == tars
         again = subprocess.run(command(target), env=environment, capture_output=True, text=True)
         assert (again.returncode, "starting Prefect" in again.stderr) == (0, False), again.stderr
-        # Another name for each picture: the tar file is fetched and written anew. A new photo is in another shard.
+        # Another name for each picture: the tar file is written anew, without those before. A new photo: another shard.
         assert cv2.imwrite(str(tmp_path / "photos/new.png"), photo(9, bright=True))
         more = subprocess.run([*command(target), "--suffix", "_x4"], env=environment, capture_output=True, text=True)
         assert more.returncode == 0, more.stderr
@@ -513,5 +525,5 @@ def test_tar_files_in_object_storage_and_killed(make_photos, models, prefect_env
             (tmp_path / key).write_bytes(stored()[f"out/{key}"])
         new = members(tmp_path)
         assert new.pop("new_x4.png")
-        assert new == old | {name.replace(".png", "_x4.png"): content for name, content in old.items()}
+        assert new == {name.replace(".png", "_x4.png"): content for name, content in old.items()}
         assert not list(tmp_path.glob("ws/deliveries/*/.*")), "no copy is left"

@@ -79,8 +79,8 @@ def test_regions_are_ranked_and_dropped_by_what_viewers_notice(results, rated, t
     workspace = tmp_path / "ws"
     command = ("detect", *results, "--workspace", workspace)
     told = succeed(desra(*command, "--severity-model", model))
-    assert re.search(r"noticed by % +\d\d\.\d ", told)
-    assert "noticed by % <b>" in (workspace / "report.html").read_text()
+    assert re.search(r"noticed by +\d\d % ", told)
+    assert re.search(r"noticed by <b>\d\d %</b>", (workspace / "report.html").read_text())
     for region in regions_of(workspace):
         strong = region["x"] < 100
         assert (60 < region["severity"] < 100) if strong else (0 < region["severity"] < 40)

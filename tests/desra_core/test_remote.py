@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 
 from desra_core import remote
+from desra_core.delivery.plan import sizes_at
 from desra_core.errors import AbsentError, DesraError, TransientError, UsageError
-from desra_core.files import content_key, read_bytes, write_output
+from desra_core.files import content_key, read_bytes, storage_errors, write_output
 from desra_core.images.codec import most_pixels
 from desra_core.images.scanning import image_files, paths_of
 from desra_core.remote import Remote, check_url, place_of
@@ -299,6 +300,24 @@ def test_large_files_are_sent_and_fetched(store: ObjectStore, tmp_path: Path) ->
         place_of("s3://none/a.tar").upload(tmp_path / "here")
     with pytest.raises(TransientError, match=r"^s3://photos/out/none\.tar: there is no such file; check its path"):
         place_of(f"s3://{BUCKET}/out/none.tar").download(tmp_path / "there")
+
+
+def test_tar_files_are_found_without_a_listing_of_all_that_lies_beside_them(store: ObjectStore) -> None:
+    other = ("x/all-000001.tar", "all-000000/deep", "all.parquet", "small-000000.tar")
+    for folder in ("", "p/"):
+        store.put({f"{folder}{name}": b"abc" for name in ("all-000000.tar", "all-000002.tar", *other)})
+        place = place_of(f"s3://{BUCKET}/{folder}")
+        assert sizes_at(place, "all-") == {"all-000000.tar": 3, "all-000002.tar": 3}
+        assert sizes_at(place, "none-") == {}
+    assert sizes_at(place) == dict.fromkeys(("all-000000.tar", "all-000002.tar", *other), 3)
+    assert sizes_at(place_of(f"s3://{BUCKET}/none"), "all-") == {}
+
+
+def test_a_full_disk_is_not_taken_for_a_failing_network(store: ObjectStore) -> None:
+    store.put({"a.tar": b"content"})
+    full = Path("/dev/full")
+    with pytest.raises(TransientError, match=r"^/dev/full: the disk is full; free some space"), storage_errors(full):
+        place_of(f"s3://{BUCKET}/a.tar").download(full)
 
 
 def test_a_worker_is_asked_whether_it_reads_the_same_photos(store: ObjectStore, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Detectors of artifacts in a pair of results: DeSRA, and the detectors to compare it with, behind one protocol.
 
 Each module that `METHODS` names sets ``detector`` to a `Detector`, as does a user's file for ``--method FILE.py``. To
-add a detector, add such a module and its entry. `description` and `trained` read detectors from files without code.
+add a detector, add such a module and its entry. `description` and `trained` read detectors from other files.
 `load_detector` and `detector_key` find a detector by its name, `score_pair` calls it, and `applied` gives the
 `AppliedDetector` by which runs use it.
 
@@ -31,6 +31,7 @@ Scores = npt.NDArray[np.floating[Any]]
 # use the first detector unless the user names another.
 METHODS = {"desra": 1, "ldl": 1, "ssim": 1, "niqe": 1, "colour": 1, "flip": 1}
 DEFAULT = next(iter(METHODS))
+_DESCRIBED = 1  # the same version for detectors that TOML files describe
 # Suffixes of files that are detectors: code that sets `detector`, a description of one, and one that was trained.
 SUFFIXES = (".py", ".toml", ".json")
 _REMEDY = f"name one of {', '.join(METHODS)}, or a {', '.join(SUFFIXES)} file, as docs/how-to/detector.md shows"
@@ -99,7 +100,7 @@ def detector_key(method: str) -> str:
     if method in METHODS:
         return f"{method} {METHODS[method]}"
     keys = [content_key(path) for path in detector_files(method)]
-    return keys[0] if len(keys) == 1 else fingerprint(*keys)
+    return keys[0] if len(keys) == 1 else fingerprint(_DESCRIBED, *keys)
 
 
 def detector_files(method: str) -> list[Path]:

@@ -10,11 +10,11 @@ import tomllib
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 from desra_core.errors import UsageError, described
 from desra_core.files import content_key, read_input
@@ -53,9 +53,16 @@ class Description(BaseModel):
     # The other members are for networks.
     input: Literal["gan_sr", "pair"] = "gan_sr"  # one argument, or the MSE and the GAN result as two
     side: int = Field(512, ge=16, le=4096)  # of the patches, which overlap by a quarter
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (0.0, 0.0, 0.0)
+    std: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (1.0, 1.0, 1.0)
     channel: int = Field(0, ge=0)  # which channel of the output has the scores
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        others = self.model_fields_set - {"kind", "file", "threshold"}
+        if self.kind != "network" and others:
+            raise ValueError(f"{min(others)} is for networks")
+        return self
 
     @field_validator("std")
     @classmethod
@@ -79,7 +86,8 @@ def read_description(path: Path) -> Description:
         raise UsageError(path, f"is no TOML file ({error})", _FORMAT) from None
     except ValidationError as error:
         wrong = error.errors()[0]
-        reason = f"has a wrong {'.'.join(map(str, wrong['loc']))} ({wrong['msg']})"
+        place = ".".join(map(str, wrong["loc"]))
+        reason = f"has a wrong {place} ({wrong['msg']})" if place else f"describes no detector ({wrong['msg']})"
         raise UsageError(path, reason, _FORMAT) from None
     return description.model_copy(update={"file": path.absolute().parent / description.file})
 

@@ -12,16 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.detection.blocks import BLOCK, FEATURES, VERSION, block_features
+from desra_core.detection.learned import Form
 from desra_core.detection.mask import WINDOW
 from desra_core.detection.similarity import compiled
-from desra_core.errors import UsageError
-from desra_core.files import content_key, parse_json, read_input
+from desra_core.files import content_key
 from desra_core.images.codec import Labels, Pixels
 
-KIND = "desra-detector"
-_REMEDY = "name a file that desra train-detector has written"
+FORM = Form("desra-detector", "detector", [VERSION, *FEATURES], "desra train-detector")
 # Larger log-odds would overflow as odds in float32.
-_MOST = 60.0
+MOST_LOG_ODDS = 60.0
 
 
 class Trees(NamedTuple):
@@ -81,13 +80,13 @@ def odds_of(trees: Trees, features: npt.NDArray[np.float32]) -> npt.NDArray[np.f
     odds = trees.log_odds(features.reshape(rows * columns, -1)).reshape(rows, columns)
     size = columns * BLOCK, rows * BLOCK
     smooth = cv2.resize(odds.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
-    return np.asarray(np.exp(np.clip(smooth, -_MOST, _MOST)))
+    return np.asarray(np.exp(np.clip(smooth, -MOST_LOG_ODDS, MOST_LOG_ODDS)))
 
 
 def as_document(trees: Trees, threshold: float, origin: dict[str, Any]) -> dict[str, Any]:
     """Return the content of a detector's file; ``origin`` tells what it was learned from."""
     columns = {name: np.asarray(values).tolist() for name, values in trees._asdict().items()}
-    return {"kind": KIND, "features": VERSION, "threshold": threshold, "origin": origin, "trees": columns}
+    return FORM.document(origin, threshold=threshold, trees=columns)
 
 
 def load_trained(path: Path) -> TrainedDetector:
@@ -97,23 +96,19 @@ def load_trained(path: Path) -> TrainedDetector:
 
 @lru_cache(maxsize=4)
 def _kept(path: Path, _key: str) -> TrainedDetector:
-    try:
-        document = parse_json(read_input(path))
-        if not isinstance(document, dict) or document.get("kind") != KIND:
-            raise UsageError(path, "is no detector", _REMEDY)
-        if document["features"] != VERSION:
-            raise UsageError(path, "was trained by another version of desra", "train it again")
-        columns, threshold = document["trees"], float(document["threshold"])
-        whole = {name: np.array(columns[name], np.int64).reshape(-1) for name in ("feature", "left", "right", "roots")}
-        parts = {name: np.array(columns[name], np.float64).reshape(-1) for name in ("threshold", "value")}
-        arrays: Any = whole | parts
-        trees = Trees(**arrays, baseline=float(columns["baseline"]))
-    except OSError as error:
-        raise UsageError(path, f"cannot be read ({error.strerror})", "mend the file or its name") from None
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise UsageError(path, f"is damaged ({error})", _REMEDY) from None
-    if not (trees.is_sound() and math.isfinite(threshold) and threshold > 0):
-        raise UsageError(path, "is damaged: its trees lead nowhere", _REMEDY)
+    return FORM.read(path, _built)
+
+
+def _built(document: dict[str, Any]) -> TrainedDetector:
+    columns, threshold = document["trees"], float(document["threshold"])
+    whole = {name: np.array(columns[name], np.int64).reshape(-1) for name in ("feature", "left", "right", "roots")}
+    parts = {name: np.array(columns[name], np.float64).reshape(-1) for name in ("threshold", "value")}
+    arrays: Any = whole | parts
+    trees = Trees(**arrays, baseline=float(columns["baseline"]))
+    if not trees.is_sound():
+        raise ValueError("its trees lead nowhere")
+    if not 0 < threshold < math.inf:
+        raise ValueError(f"its threshold is {threshold}")
     return TrainedDetector(trees, threshold)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shutil
@@ -13,6 +14,9 @@ import pytest
 from deployments.commands.runs import Workspace
 from desra_core.benchmarking import plan
 from desra_core.benchmarking.injection import KINDS
+from desra_core.detection.detectors.trained import Trees, as_document
+from desra_core.files import write_json
+from desra_core.images.codec import read_image
 from desra_core.settings.models import Benchmarking
 from tests.benchmark_sets import FAST, judge, make_plain, write
 from tests.conftest import refusal
@@ -160,3 +164,25 @@ def test_the_folder_of_something_else_is_left_alone(plain, tmp_path, desra_here)
     before = everything(tmp_path)
     assert "is a workspace of images" in refusal(desra_here("benchmark", plain[0], "--output", tmp_path / "ws"))
     assert everything(tmp_path) == before
+
+
+def test_heat_maps_and_a_learned_detector_are_judged_by_the_command(plain, tmp_path, desra) -> None:
+    root, names = plain
+    folder = tmp_path / "set"
+    for name in names:
+        for role, tag in (("mse_sr", "RF"), ("gan_sr", "SR")):
+            write(folder / f"{name}@{tag}@.png", read_image(root / role / f"{name}.png"))
+        truth = read_image(root / "gt_mask" / f"{name}.png")
+        np.save(tmp_path / "map.npy", (truth[:, :, 0] > 0).astype(np.float32))
+        (folder / f"{name}@SR@.npy.gz").write_bytes(gzip.compress((tmp_path / "map.npy").read_bytes()))
+    shutil.copytree(root / "gt_mask", folder / "GT-Mask")
+    trees = Trees(*map(np.array, ([0], [0.0], [0], [0], [0.5], [0])), baseline=0.0)
+    write_json(tmp_path / "mine.json", as_document(trees, 1.0, {}))
+    run = desra(
+        "benchmark", folder, "--output", tmp_path / "out", "--methods", tmp_path / "mine.json", "--min-area", 100
+    )
+    assert run.returncode == 0, run.stderr
+    rows = json.loads((tmp_path / "out/benchmark.json").read_text())["table"]
+    assert [row["method"] for row in rows] == ["mine", "heat map SR"]
+    assert all(row["images"] > 0 for row in rows)
+    assert json.loads((tmp_path / "mine.json").read_text())["kind"] == "desra-detector"

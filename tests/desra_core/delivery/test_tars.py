@@ -136,6 +136,42 @@ def test_a_picture_that_was_changed_before_it_was_packed_is_made_anew(workspace:
     assert not list((workspace.root.parent / "out").iterdir())
 
 
+def test_after_a_power_cut_the_note_knows_the_tar_file(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each move is on its disk before the next: the note of both, the tar file, and the note of the new one alone."""
+    steps, moved, synced = list[str](), Path.replace, os.fsync
+
+    def replace(path: Path, target: Path) -> Path:
+        steps.append(target.name)
+        return moved(path, target)
+
+    def fsync(descriptor: int) -> None:
+        synced(descriptor)
+        if (place := Path(os.readlink(f"/proc/self/fd/{descriptor}"))).is_dir():
+            steps.append(f"{place.name}/")
+
+    rows = staged(workspace, a=b"a")
+    tars(workspace).pack(0, rows)
+    rows += staged(workspace, b=b"b")
+    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(os, "fsync", fsync)
+    tars(workspace).pack(0, rows)
+    note = ["00000000.json", "k" * 32 + "/"]
+    assert steps == [*note, "all-000000.tar", "out/", *note]
+
+
+def test_no_file_beside_a_tar_file_is_touched(workspace: Workspace) -> None:
+    folder = workspace.root.parent / "out"
+    folder.mkdir()
+    (folder / "mine").write_bytes(b"mine")
+    (folder / ".all-000000.tar.unfinished").symlink_to(folder / "mine")
+    left = folder / f".all-000000.tar.{'0' * 32}.unfinished"
+    left.write_bytes(b"of a killed run")
+    tars(workspace).pack(0, staged(workspace, a=b"a"))
+    assert (folder / "mine").read_bytes() == b"mine"
+    assert (folder / ".all-000000.tar.unfinished").is_symlink()
+    assert not left.exists()
+
+
 def killed_at(step: int, work: Callable[[], None]) -> bool:
     """Do some work in another process that dies at its n-th step of files; returns whether it did not come to that."""
     pid = os.fork()

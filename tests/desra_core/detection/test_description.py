@@ -87,6 +87,17 @@ def test_dists_is_the_package_s_own_on_each_patch(tmp_path) -> None:
     assert np.abs(detector(gan_sr, gan_sr, None, None)).max() < 1e-5
 
 
+def test_each_has_the_weights_of_its_own_file(tmp_path) -> None:
+    models = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        weights_of(torchvision.models.vgg16(weights=None), tmp_path / f"{seed}.pth")
+        models.append(load_dists(tmp_path / f"{seed}.pth"))
+    for seed, model in enumerate(models, 1):
+        state = torch.load(tmp_path / f"{seed}.pth")
+        assert torch.equal(model.stage5[1].weight, state["features.24.weight"])
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:torchvision.models")
 def test_lpips_maps_are_the_package_s_own(tmp_path) -> None:
     torch.manual_seed(0)
@@ -168,6 +179,25 @@ def test_its_key_holds_both_files(tmp_path) -> None:
     assert len(keys) == 3
 
 
+def test_an_onnx_file_with_its_weights_elsewhere_is_refused(tmp_path) -> None:
+    """Its key would not change with the weights."""
+    helper, tensor = onnx.helper, np.ones(3, np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["gan_sr", "w"], ["m"]), helper.make_node("ReduceMean", ["m"], ["out"], axes=[1])],
+        "g",
+        [helper.make_tensor_value_info("gan_sr", onnx.TensorProto.FLOAT, [1, 3, 32, 32])],
+        [helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, [1, 1, 32, 32])],
+        [onnx.numpy_helper.from_array(tensor.reshape(3, 1, 1), "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    method = described(tmp_path, 'kind = "network"\nfile = "net.onnx"\nthreshold = 0.5\nside = 32\n')
+    onnx.save(model, str(tmp_path / "net.onnx"))
+    load_detector(method)
+    onnx.save(model, str(tmp_path / "net.onnx"), save_as_external_data=True, location="net.data", size_threshold=0)
+    with pytest.raises(UsageError, match=r"net.onnx: is no network in ONNX"):
+        load_detector(method)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -176,6 +206,8 @@ def test_its_key_holds_both_files(tmp_path) -> None:
         ('kind = "dists"\nfile = "a"\nthreshold = nan\n', r"has a wrong threshold"),
         ('kind = "dists"\nfile = "a"\nthreshold = 1\nsize = 3\n', r"has a wrong size \(Extra inputs"),
         ('kind = "network"\nfile = "a"\nthreshold = 1\nstd = [1, 0, 1]\n', r"has a wrong std .*divides by 0"),
+        ('kind = "network"\nfile = "a"\nthreshold = 1\nmean = [1, nan, 1]\n', r"has a wrong mean.1 .*finite"),
+        ('kind = "lpips"\nfile = "a"\nthreshold = 1\nside = 64\n', r"describes no detector .*side is for networks"),
         ("kind =", "is no TOML file"),
         ("\xff", "is no TOML file"),
     ],

@@ -346,6 +346,18 @@ def test_histograms_that_the_next_calibration_needs_stay(corpus: Corpus) -> None
     assert workspace.calibration(counted[1][1]).exists()
 
 
+def test_pictures_of_a_delivery_that_was_given_up_are_deleted(corpus: Corpus) -> None:
+    workspace = corpus.run()
+    left, table = workspace.unpacked("0" * 32) / "sub/a.png", workspace.delivered("0" * 32, 0)
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"picture")
+    table.write_bytes(b"stays")
+    assert swept(workspace) == {
+        f"deliveries/{'0' * 32}/unpacked": "pictures that a cut-off delivery has not put into tar files"
+    }
+    assert list(table.parent.iterdir()) == [table]
+
+
 def test_folders_that_are_links_are_left(corpus: Corpus, tmp_path: Path) -> None:
     """A user may have them on another disk."""
     workspace = corpus.run(keep="maps")

@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score
 
 from desra_core.detection.blocks import FEATURES
 from desra_core.detection.detectors import DetectorInputs, detector_files, load_detector, score_pair
-from desra_core.detection.detectors.trained import Trees, as_document, load_trained, odds_of
+from desra_core.detection.detectors.trained import FORM, Trees, as_document, load_trained, odds_of
 from desra_core.errors import UsageError
 from desra_core.files import as_json, write_json
 from desra_core.learning import detector
@@ -47,12 +47,12 @@ def test_numbers_are_of_scenes_left_out(scenes) -> None:
     fitted = fit_detector(scenes, false_alarms=0.05)
     assert (fitted.images, fitted.blocks, fitted.marked) == (6, 9000, sum(int(one.marked.sum()) for one in scenes))
     # By hand: with six scenes and five folds, each fold leaves out one scene or two.
-    from sklearn.model_selection import GroupKFold
+    from sklearn.model_selection import StratifiedGroupKFold
 
     features, marked = map(np.concatenate, zip(*scenes, strict=True))
     groups = np.repeat(range(6), 1500)
     odds = np.empty(9000)
-    for known, unseen in GroupKFold(5).split(features, marked, groups):
+    for known, unseen in StratifiedGroupKFold(5).split(features, marked, groups):
         assert not set(groups[known]) & set(groups[unseen])
         model = HistGradientBoostingClassifier(**detector._FIT).fit(features[known], marked[known])
         odds[unseen] = model.decision_function(features[unseen])
@@ -60,6 +60,19 @@ def test_numbers_are_of_scenes_left_out(scenes) -> None:
     assert 0.049 < (odds[~marked] > limit).mean() <= 0.05
     assert fitted.recall == pytest.approx((odds[marked] > limit).mean())
     assert fitted.precision_recall == pytest.approx(average_precision_score(marked, odds))
+
+
+def test_each_fit_sees_artifacts_though_few_scenes_have_some(scenes) -> None:
+    clean = [Blocks(scene(seed).features - np.float32(6), np.zeros(1500, np.bool_)) for seed in range(20, 28)]
+    for order in ([*scenes[:2], *clean], [scenes[0], *clean, scenes[1]], [*clean, *scenes[:2]]):
+        assert fit_detector(order, false_alarms=0.01).recall > 0.3
+
+
+def test_a_detector_without_doubts_can_be_read(scenes, tmp_path) -> None:
+    sure = [Blocks(one.features, one.features[:, 3] > 1) for one in scenes]
+    fitted = fit_detector(sure, false_alarms=0.01)
+    write_json(tmp_path / "a.json", as_document(fitted.trees, fitted.threshold, {}))
+    assert 0 < load_trained(tmp_path / "a.json").threshold < np.exp(60)
 
 
 def test_marks_of_blocks() -> None:
@@ -144,7 +157,7 @@ SOUND = {"feature": [0, 0, 0], "threshold": [0.5, 0, 0], "left": [1, 0, 0], "rig
 )
 def test_hostile_trees_are_refused(tmp_path, change) -> None:
     path = tmp_path / "a.json"
-    document = {"kind": "desra-detector", "features": 1, "threshold": 2.0, "origin": {}, "trees": SOUND}
+    document = FORM.document({}, threshold=2.0, trees=SOUND)
     path.write_bytes(as_json(document))
     assert load_trained(path).trees.log_odds(np.zeros((1, len(FEATURES)), np.float32))[0] == 1.1
     path.write_bytes(as_json(document | {"trees": SOUND | change}))
@@ -158,10 +171,10 @@ def test_hostile_trees_are_refused(tmp_path, change) -> None:
         (b"{}", "is no detector"),
         (b"[1]", "is no detector"),
         (b"not json", "is damaged"),
-        (as_json({"kind": "desra-detector", "features": 0}), "was trained by another version of desra"),
-        (as_json({"kind": "desra-detector", "features": 1}), "is damaged"),
-        (as_json({"kind": "desra-detector", "features": 1, "threshold": 0, "trees": SOUND}), "is damaged"),
-        (as_json({"kind": "desra-detector", "features": 1}).replace(b"desra-", b"desra_"), "is damaged"),
+        (as_json(FORM.document({}) | {"features": [0]}), "was learned by another version of desra"),
+        (as_json(FORM.document({})), "is damaged"),
+        (as_json(FORM.document({}, threshold=0, trees=SOUND)), r"is damaged \(its threshold is 0"),
+        (as_json(FORM.document({}, threshold=1, trees=SOUND)).replace(b"desra-", b"desra_"), "is damaged"),
     ],
 )
 def test_other_files_are_no_detector(tmp_path, data, message) -> None:

@@ -166,7 +166,7 @@ def test_damaged_models_are_refused(tmp_path: Path, change) -> None:
     [
         ({}, "is no severity model"),
         ({"kind": "desra-detector"}, "is no severity model"),
-        (sound() | {"features": [0]}, "was fitted by another version of desra"),
+        (sound() | {"features": [0]}, "was learned by another version of desra"),
     ],
 )
 def test_other_files_are_no_model(tmp_path, document, message) -> None:

@@ -117,6 +117,31 @@ def test_a_photo_of_the_sample_that_is_damaged_is_named(tmp_path: Path) -> None:
     assert estimate(measured, census.photos, None, 1).decoding == pytest.approx(2 * measured.decoding)
 
 
+@pytest.mark.parametrize("memory", [False, True])
+def test_photos_of_the_sample_that_cannot_be_upscaled_are_named(tmp_path: Path, memory: bool) -> None:
+    """A network that overflows on bright photos or finds no memory for them, and another photo that it takes."""
+    for name, level in (("bright", 255), ("dark", 20)):
+        Image.new("L", (40, 40), level).save(tmp_path / f"{name}.png")
+
+    def fails_on_bright(_: Any, given: tuple[Any, ...], values: Any) -> Any:
+        if given[0].mean() < 0.5:
+            return values
+        if memory:
+            raise MemoryError
+        return values * float("inf")
+
+    pair = load_model(MODELS / "mse.pth"), load_model(MODELS / "gan.pth")
+    hook = pair[1].network.register_forward_hook(fails_on_bright)
+    try:
+        measured, failures = measure(tmp_path, take_census(tmp_path).photos, pair, 1)
+    finally:
+        hook.remove()
+    assert (measured.photos, measured.crops, len(failures)) == (1, 1, 1)
+    assert failures[0].subject == str(tmp_path / "bright.png")
+    reason = "needs more memory than there is" if memory else "gives values that are not finite"
+    assert reason in failures[0].reason
+
+
 def test_a_sample_is_spread_over_the_sizes(tmp_path: Path) -> None:
     for index in range(40):
         Image.new("L", (20 + index, 20)).save(tmp_path / f"{index:02d}.png")
