@@ -40,8 +40,6 @@ _HEADERS = [
     ("X-Content-Type-Options", "nosniff"),
 ]  # fmt: skip
 _PICTURES = ("lr", "mse_sr", "gan_sr", "heat")
-# Why a picture that an image may lack is not there.
-_LACKS = {"lr": "none was given", "heat": "not kept: run again with --keep maps"}
 _RETRY_SECONDS = 2.0
 _MOST_BYTES = 2_000_000  # of what the page sends at once
 _CODES = {StaleError: 409, TransientError: 507, UsageError: 400}
@@ -210,8 +208,8 @@ class _Page:
     def _described(self, place: Place) -> dict[str, Any]:
         image, region = place.image, place.region
         about = {"id": image.id, "name": printable(image.name), "height": image.shape[0], "width": image.shape[1]}
-        there = {"lr": "lr" in image.files, "heat": (self._review.workspace.group(image.id) / "similarity").exists()}
-        about["lacks"] = {kind: _LACKS[kind] for kind, is_there in there.items() if not is_there}
+        stored = self._stored(image)
+        about["lacks"] = {kind: str(lacking) for kind in ("lr", "heat") if (lacking := stored.lacks(kind))}
         if self._seconds is not None or region is None:  # numbers would tell what the detector thinks
             return about | {"box": place.key[1]}
         numbers = {name: region[name] for name in ("area", "severity", "mean_similarity")}

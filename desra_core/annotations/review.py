@@ -240,8 +240,9 @@ class Review:
             UsageError: There is no such place or answer.
             TransientError: The answer cannot be written.
         """
-        if answer not in ANSWERS[self.kind] or answer == "drawn":
-            raise UsageError("answer", f"{answer!r} is none", f"give one of {', '.join(ANSWERS[self.kind])}")
+        offered = [one for one in ANSWERS[self.kind] if one != "drawn"]
+        if answer not in offered:
+            raise UsageError("answer", f"{answer!r} is none", f"give one of {', '.join(offered)}")
         with self._lock:
             place = self._place(key, state)
             # What still needs this rater's answer is no check, though another answer is known.

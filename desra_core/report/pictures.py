@@ -63,11 +63,22 @@ class StoredImage:
     shape: tuple[int, int]  # (H, W) of the results; 0 where it is unknown, because the image has failed since
     measure: AppliedDetector = applied()  # noqa: RUF009 frozen; the detector of the run
 
+    def lacks(self, kind: str) -> ImageError | None:
+        """Say why there is no picture of a kind, or no heat map (``heat``); None where it is there."""
+        if kind == "heat":
+            return self._lacks_array("similarity", self.measure.value_name)
+        if kind in self.files:
+            return None
+        return ImageError("LR photo" if kind == "lr" else kind, "none of this name", "add it to its folder")
+
+    def _lacks_array(self, array: str, name: str) -> ImageError | None:
+        return None if (self.group / array).exists() else ImageError(name, "is not kept", "run again with --keep maps")
+
     def picture(self, kind: str) -> Pixels:
         """Read a whole picture, in sRGB; all but the LR photo must have the size of the results."""
-        path = self.files.get(kind)
-        if path is None:
-            raise ImageError("LR photo" if kind == "lr" else kind, "none of this name", "add it to its folder")
+        if lacking := self.lacks(kind):
+            raise lacking
+        path = self.files[kind]
         pixels = decode(read_bytes(path), path, max_pixels=MAX_PIXELS).pixels
         if kind != "lr":
             self._check_size(pixels, path)
@@ -95,8 +106,8 @@ class StoredImage:
     ) -> npt.NDArray[Any]:
         """Read a window into ``values``, except the frame; a value that is not above ``lowest`` is damage."""
         path, (height, width) = self.group / array, self.shape
-        if not path.exists():
-            raise ImageError(name, "is not kept", "run again with --keep maps")
+        if lacking := self._lacks_array(array, name):
+            raise lacking
         try:
             stored = StoredArray(path)
             frame = (height - stored.shape[0]) // 2

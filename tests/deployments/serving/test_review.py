@@ -115,6 +115,8 @@ def test_regions_are_answered_by_keys_and_become_human_masks(workspace: Workspac
     with reviewed(workspace) as address:
         go(browser, address)
         assert "ann: 0 answered, 3 left, of 3" in browser.text()
+        for lacking in ("LR photo: none of this name; add it to its folder", "is not kept; run again with --keep maps"):
+            assert lacking in browser.text()
         order = []
         for key in "ara":
             order.append(json.loads(browser.evaluate("document.body.dataset.ready")))
@@ -289,6 +291,16 @@ def test_strokes_of_other_raters_appear(workspace: Workspace, browser: Page) -> 
             assert time.monotonic() < deadline
 
 
+def test_a_stroke_stays_as_wide_as_it_began(workspace: Workspace, browser: Page) -> None:
+    with reviewed(workspace) as address:
+        go(browser, address)
+        browser.press("b")
+        wide = "(stroke = {points: [[9, 9]], erase: false, radius: 3}, drawStroke(), large.getContext('2d').lineWidth)"
+        scale = browser.evaluate("windowOf(large).scale")
+        assert browser.evaluate(f"(pointer = null, radius = 20, {wide})") == 7 * scale
+        browser.evaluate("stroke = null")
+
+
 def test_buttons_do_what_keys_do(workspace: Workspace, browser: Page) -> None:
     with reviewed(workspace, everything=True) as address:
         go(browser, address)
@@ -399,8 +411,11 @@ def test_what_no_page_sends_is_refused_in_a_line(workspace: Workspace) -> None:
             "region: is not in this review; load the page again": [
                 ("answer", {"state": 0, "key": ["x", None], "answer": "accept"}),
             ],
-            "answer: 'yes' is none; give one of accept, reject, unsure, clean, drawn": [
+            "answer: 'yes' is none; give one of accept, reject, unsure, clean": [
                 ("answer", {"state": 0, "key": key, "answer": "yes"}),
+            ],
+            "answer: 'drawn' is none; give one of accept, reject, unsure, clean": [
+                ("answer", {"state": 0, "key": key, "answer": "drawn"}),
             ],
             "stroke: is too wide, too long, or empty; draw a smaller one": [
                 ("stroke", stroke | {"points": []}), ("stroke", stroke | {"radius": 10**9}),
