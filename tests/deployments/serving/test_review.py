@@ -457,6 +457,17 @@ def test_a_damaged_file_of_one_rater_is_named_to_the_others(workspace: Workspace
     assert answers(workspace) == ["accept"]
 
 
+def test_masks_follow_once_the_list_of_masks_can_be_read(workspace: Workspace, browser: Page) -> None:
+    with reviewed(workspace) as address:
+        go(browser, address)
+        workspace.review.joinpath("masks.json").write_text("{ damaged")
+        for _ in range(3):
+            press(browser, "a", "!busy && (!now.place || document.body.dataset.ready)")
+        browser.wait_for("masks.json: is damaged; bring it back from a copy, or delete it")
+        workspace.reviewed.unlink()
+        browser.wait_for("human masks: 2")
+
+
 @contextlib.contextmanager
 def command(workspace: Workspace, *given: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     run = desra_command("review", "--workspace", workspace.root, "--rater", "ann", "--no-browser", *given)
