@@ -28,7 +28,15 @@ from desra_core.networks.checkpoints import (
     save_torch,
 )
 from desra_core.networks.perceptual import load_lpips
-from desra_core.planning.plan import check_kind, check_models, load_settings, reference_key, result_version, target_of
+from desra_core.planning.plan import (
+    check_kind,
+    check_models,
+    load_settings,
+    reference_key,
+    result_key,
+    result_version,
+    target_of,
+)
 from desra_core.settings import CorpusSettings, Mining, detector_of
 from desra_core.settings.models import Comparing, Cycling, Finetuning
 from desra_core.training.plan import RunFolder, check_networks
@@ -149,11 +157,12 @@ def plan_comparison(settings: Comparing) -> Comparison:
     workspace.publish(workspace.compared(settings.after), noted_now, durable=True)
     # The order by content hash gives a fair sample of the held-out images, and the same sample in every run.
     marked, clean = pools.held_out_judges(settings.held_out), pools.clean("held_out", settings.clean)
-    mined = getattr(corpus, "gan_model", None)
-    # Masks that were drawn on the results of another model than the old one are no ground truth of these.
-    is_mined = not mined or content_key(mined) == content_key(before)
-    drawn = read_human_masks(workspace, target.gan_sr_key) if is_mined else {}
     engine: Engine = corpus.engine if isinstance(corpus, Mining) else "float32"
+    # Masks that were drawn on the results of another model than the old one are no ground truth of these. Which model
+    # made results in files is not known.
+    drawn_on = target.gan_sr_key
+    is_old = drawn_on is None or drawn_on == result_key(before, engine)
+    drawn = read_human_masks(workspace, drawn_on) if is_old else {}
     return Comparison(
         candidates=candidates,
         before=before,

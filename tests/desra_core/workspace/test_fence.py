@@ -100,10 +100,10 @@ def fill(workspace: Workspace) -> None:
 
 
 def content(workspace: Workspace) -> dict[str, bytes]:
-    """Read all files of results."""
-    files = (path for path in workspace.root.rglob("*") if path.is_file())
-    paths = {str(path.relative_to(workspace.root)): path for path in files}
-    return {name: path.read_bytes() for name, path in paths.items() if not name.startswith(("tmp/", "lock"))}
+    """Read all files of results; unfinished ones may vanish meanwhile."""
+    places = [place for place in workspace.root.iterdir() if place.name != "tmp" and not place.name.startswith("lock")]
+    files = [path for place in places for path in (place, *place.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(workspace.root)): path.read_bytes() for path in files}
 
 
 def killed_run(workspace: Workspace) -> Workspace:
