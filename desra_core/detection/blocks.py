@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from desra_core.detection.mask import WINDOW
 from desra_core.detection.similarity import variance_similarity
-from desra_core.images.codec import LUMINANCE, Pixels, grey_levels
+from desra_core.images.codec import LUMINANCE, Pixels, rgb_levels
 from desra_core.images.parts import row_strips
 
 BLOCK = 8
@@ -93,7 +93,7 @@ def _reflected(image: Pixels, strip: slice, rows: int, columns: int) -> npt.NDAr
     height, width = image.shape[:2]
     top, end = strip.start * BLOCK - _HALO, min(strip.stop, rows) * BLOCK + _HALO
     taken = image[max(0, top) : min(end, height)]
-    levels = np.broadcast_to(grey_levels(taken), (*taken.shape[:2], 3))
+    levels = rgb_levels(taken)
     spare = columns * BLOCK - width
     margins = [(max(0, -top), max(0, end - height)), (_HALO, _HALO + spare), (0, 0)]
     return np.pad(levels, margins, mode="symmetric")

@@ -251,6 +251,11 @@ def grey_levels(samples: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return samples / 257.0 if samples.dtype == np.uint16 else samples.astype(np.float64)
 
 
+def rgb_levels(samples: Pixels) -> npt.NDArray[np.float64]:
+    """Convert pixels of any depth, gray or RGB, to ``(H, W, 3)`` float64 in 0..255."""
+    return np.broadcast_to(grey_levels(samples), (*samples.shape[:2], 3))
+
+
 def luminance(levels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Compute the luminance ``(H, W)`` of gray or RGB levels ``(H, W, 1 or 3)``."""
     return levels[:, :, 0] if levels.shape[2] == 1 else levels @ np.array(LUMINANCE)

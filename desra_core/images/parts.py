@@ -46,6 +46,20 @@ def row_strips(shape: tuple[int, ...], pixels: int = 2**20) -> Iterator[slice]:
     return (slice(row, row + step) for row in range(0, shape[0], step))
 
 
+def strips_with_halo(shape: tuple[int, ...], halo: int, pixels: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Yield the ranges of `row_strips` with the rows that a filter of radius ``halo`` reads for them.
+
+    Yields:
+        The rows of a strip, the rows to read, and which of those are the strip.
+
+        >>> list(strips_with_halo((4, 10), 1, 20))[1]
+        (slice(2, 4, None), slice(1, 5, None), slice(1, 3, None))
+    """
+    for rows in row_strips(shape, pixels):
+        first = max(0, rows.start - halo)
+        yield rows, slice(first, rows.stop + halo), slice(rows.start - first, rows.stop - first)
+
+
 def grid(height: int, width: int, size: int) -> Iterator[Rectangle]:
     """Yield tiles of ``size`` x ``size`` that cover an image exactly once, row by row; the last ones are smaller.
 

@@ -196,11 +196,12 @@ def told_by(photo: Photo, record: Record) -> Record:
     return replace(record, icc_profile=profile is not None, colour_profile=profile, further_pages=pages)
 
 
-def read_gan_sr(image: ImageRef, workspace: Workspace, key: str | None, max_pixels: int) -> Pixels:
-    """Read the GAN result: a file, or the array inferred under the key (raises `desra_core.errors.ImageError`)."""
-    if image.gan_sr is not None:
-        return read_result(image.gan_sr, max_pixels).pixels
-    stored: Pixels = read_array(workspace, image.id, "gan_sr", key=key)
+def read_sr(role: str, image: ImageRef, workspace: Workspace, job: StageJob) -> Pixels:
+    """Read a result, ``mse_sr`` or ``gan_sr``: a file, or the array that was inferred (raises `ImageError`)."""
+    file: File | None = getattr(image, role)
+    if file is not None:
+        return read_result(file, job.max_pixels).pixels
+    stored: Pixels = read_array(workspace, image.id, role, key=getattr(job.target, f"{role}_key"))
     return stored
 
 

@@ -10,7 +10,7 @@ from desra_core.detection.mask import Components, assemble_pseudo_gt, find_regio
 from desra_core.files import checksum
 from desra_core.images.codec import Mask, Pixels, check_size, encode_mask, encode_png
 from desra_core.networks.super_resolution import resize_alpha
-from desra_core.stages import StageJob, read_labels, read_photo, read_result
+from desra_core.stages import StageJob, read_labels, read_photo, read_sr
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import drop_array, read_array
 from desra_core.workspace.human_masks import HumanMask, find_human_mask
@@ -88,20 +88,12 @@ def _found(
     if path := job.settings.severity_model:
         from desra_core.detection.severity import load_severity_model
 
-        found = load_severity_model(path).rated(found, *_pair(image, workspace, job), mask)
+        mse_sr, gan_sr = (read_sr(role, image, workspace, job) for role in ("mse_sr", "gan_sr"))
+        found = load_severity_model(path).rated(found, mse_sr, gan_sr, mask)
         kept = np.array([region.severity >= job.settings.min_noticed for region in found])
         mask, found = Components(mask).chosen(kept), list(itertools.compress(found, kept))
         dropped = int(np.count_nonzero(~kept))
     return mask, [region._asdict() for region in found], dropped
-
-
-def _pair(image: ImageRef, workspace: Workspace, job: StageJob) -> tuple[Pixels, Pixels]:
-    """Read both results of an image: files, or the arrays that were inferred (raises `ImageError`)."""
-    if image.mse_sr is not None and image.gan_sr is not None:
-        return read_result(image.mse_sr, job.max_pixels).pixels, read_result(image.gan_sr, job.max_pixels).pixels
-    keys = {"mse_sr": job.target.mse_sr_key, "gan_sr": job.target.gan_sr_key}
-    mse_sr, gan_sr = (read_array(workspace, image.id, role, key=key) for role, key in keys.items())
-    return mse_sr, gan_sr
 
 
 def _publish_pictures(
@@ -117,13 +109,12 @@ def _publish_pictures(
     assert image.lr is not None
     lr, alpha, *_ = read_photo(image.lr, job.max_pixels)
     sr_alpha = None if alpha is None else resize_alpha(alpha, mask.shape[0] // alpha.shape[0])
-    keys = {"mse_sr": job.target.mse_sr_key, "gan_sr": job.target.gan_sr_key}
 
     def result(role: str) -> Pixels:
-        return read_array(workspace, image.id, role, key=keys[role])
+        return read_sr(role, image, workspace, job)
 
     checksums = workspace.publish_picture("lr", image.names, encode_png(lr, alpha))
-    for role in keys:
+    for role in ("mse_sr", "gan_sr"):
         checksums |= workspace.publish_picture(role, image.names, encode_png(result(role), sr_alpha))
     pseudo_gt = assemble_pseudo_gt(result("mse_sr"), result("gan_sr"), mask)
     return checksums | workspace.publish_pseudo_gt(image.names, mask, pseudo_gt, sr_alpha)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
 from desra_core.errors import LockedError, UsageError
-from desra_core.files import locked, paths_in, reading_errors, storage_errors, this_machine
+from desra_core.files import locked, paths_in, reading_errors, storage_errors, sync_path, this_machine
 from desra_core.workspace import Workspace
 
 Kind = Literal["decision", "rating"]
@@ -230,9 +230,7 @@ def open_answers(workspace: Workspace, rater: str) -> Iterator[AnswerFile]:
         answers = read_answers(workspace, rater)
         with storage_errors(path):
             file = stack.enter_context(open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0))
-            folder = os.open(path.parent, os.O_RDONLY)
-            os.fsync(folder)  # so that a power cut leaves a new file in its folder
-            os.close(folder)
+            sync_path(path.parent)  # so that a power cut leaves a new file in its folder
         yield AnswerFile(path, file, answers)
 
 

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.images.codec import Labels, Pixels, grey_levels
-from desra_core.images.parts import row_strips
+from desra_core.images.codec import Labels, Pixels, rgb_levels
+from desra_core.images.parts import strips_with_halo
 
 _SIDE = 11
 _HALO = _SIDE // 2
@@ -32,10 +32,8 @@ class Colour:
         from skimage.color import deltaE_ciede2000
 
         scores = np.empty(gan_sr.shape[:2], np.float32)
-        for rows in row_strips(scores.shape, _STRIP):
-            first = max(0, rows.start - _HALO)
-            colours = [_mean_lab(image[first : rows.stop + _HALO]) for image in (mse_sr, gan_sr)]
-            kept = slice(rows.start - first, rows.start - first + scores[rows].shape[0])
+        for rows, source, kept in strips_with_halo(scores.shape, _HALO, _STRIP):
+            colours = [_mean_lab(image[source]) for image in (mse_sr, gan_sr)]
             scores[rows] = deltaE_ciede2000(*(colour[kept] for colour in colours))  # type: ignore[no-untyped-call]
         return scores
 
@@ -43,8 +41,7 @@ class Colour:
 def _mean_lab(pixels: Pixels) -> npt.NDArray[np.float64]:
     from skimage.color import rgb2lab
 
-    unit = np.broadcast_to(grey_levels(pixels) / 255, (*pixels.shape[:2], 3))
-    return np.asarray(cv2.blur(rgb2lab(unit), (_SIDE, _SIDE), borderType=cv2.BORDER_REFLECT_101))
+    return np.asarray(cv2.blur(rgb2lab(rgb_levels(pixels) / 255), (_SIDE, _SIDE), borderType=cv2.BORDER_REFLECT_101))
 
 
 detector = Colour()

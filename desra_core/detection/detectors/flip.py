@@ -5,8 +5,8 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.images.codec import Labels, Pixels, grey_levels
-from desra_core.images.parts import row_strips
+from desra_core.images.codec import Labels, Pixels, rgb_levels
+from desra_core.images.parts import strips_with_halo
 
 _STRIP = 2**18
 # Wider than FLIP's filters, so that strips have the scores of the whole image.
@@ -28,18 +28,11 @@ class Flip:
         import flip_evaluator
 
         scores = np.empty(gan_sr.shape[:2], np.float32)
-        for rows in row_strips(scores.shape, _STRIP):
-            first = max(0, rows.start - _HALO)
-            strips = [_unit(image[first : rows.stop + _HALO]) for image in (mse_sr, gan_sr)]
+        for rows, source, kept in strips_with_halo(scores.shape, _HALO, _STRIP):
+            strips = [np.asarray(rgb_levels(image[source]) / 255, np.float32, order="C") for image in (mse_sr, gan_sr)]
             errors, *_ = flip_evaluator.evaluate(*strips, "LDR", applyMagma=False, computeMeanError=False)
-            kept = slice(rows.start - first, rows.start - first + scores[rows].shape[0])
             scores[rows] = errors[kept, :, 0]
         return scores
-
-
-def _unit(pixels: Pixels) -> npt.NDArray[np.float32]:
-    shape = (*pixels.shape[:2], 3)
-    return np.ascontiguousarray(np.broadcast_to(grey_levels(pixels) / 255, shape), np.float32)
 
 
 detector = Flip()
